@@ -1,0 +1,33 @@
+"""The protocols: one folder each, found by load(). A folder here with PROTOCOL in its __init__ is a protocol."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from proxy.core.gate import Gate
+from proxy.core.stream import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """One protocol: its name, its closed set of verbs, and what answers a user's connection."""
+
+    name: str
+    verbs: frozenset[str]
+    default_port: int
+    serve: Callable[[Stream, Gate], Awaitable[None]]
+
+
+@cache
+def load() -> Mapping[str, Protocol]:
+    """Import every folder here and return its PROTOCOL by name."""
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        if module.ispkg:
+            protocol: Protocol = importlib.import_module(f"{__name__}.{module.name}").PROTOCOL
+            found[protocol.name] = protocol
+    return found

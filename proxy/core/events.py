@@ -1,0 +1,130 @@
+"""What crosses the waist: frozen values, the same in every protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["read", "write", "define", "delete", "execute", "transfer", "admin", "session", "unknown"]
+KINDS: tuple[Kind, ...] = ("read", "write", "define", "delete", "execute", "transfer", "admin", "session", "unknown")
+
+# A cell mask is given one non-NULL cell (the bytes between its length and the next) and returns its new
+# bytes, or None for NULL. A constant in place of a function saves the call: bytes, or NULL_CELL.
+CellMask = Callable[[bytes], bytes | None] | bytes
+RemarkFields = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Something that a person or an agent asked for; it leaves only inside a Permit.
+
+    verb is one of the protocol's VERBS. text is what a human approves. objects name what is touched
+    ("schema.table", "namespace/pod", "project.dataset.table"). facts are what a rule may ask, by the keys
+    that the protocol documents. exact is False where the text is a reconstruction. parts are the single
+    statements of a text that holds several: each is decided, the strictest verdict stands. prepares marks a
+    command that runs nothing yet (PostgreSQL Parse): a Hold of it is put off to the command that runs it.
+    rest_bytes is how much of this message's body follows wire later, in Parts of the permit.
+    """
+
+    protocol: str
+    verb: str
+    kind: Kind
+    text: str
+    wire: bytes = b""
+    objects: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    exact: bool = True
+    parts: tuple[Command, ...] = ()
+    prepares: bool = False
+    rest_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Plumbing that nobody decides on. Each protocol lists its frames; whatever is not listed is a Command.
+
+    by_gate: the gate made it (the replacement of a refused message, say), so it is not taped as the user's.
+    """
+
+    wire: bytes
+    by_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a result, described so that a mask can be chosen without knowing the protocol.
+
+    origins: the ``schema.table.column`` that the values come from; () = certainly from no table column;
+    None = cannot be told. kind: how a masked value can be written: "text" takes any UTF-8 text (after
+    prefix), "json" takes any JSON document, "other" takes only constant. constant: an image of the column's
+    type in the column's format that holds no data; None where only NULL will do. type_name is for display.
+    """
+
+    name: str
+    origins: tuple[str, ...] | None
+    kind: Literal["text", "json", "other"] = "text"
+    constant: bytes | None = None
+    prefix: bytes = b""
+    type_name: str = "text"
+    binary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Whole rows in wire form. rewrite gives the same rows with the cells of each masked column replaced.
+
+    rewrite takes one entry a column: None = leave alone, bytes = this constant, a function otherwise.
+    NULL stays NULL without a call.
+    """
+
+    columns: tuple[Column, ...]
+    wire: bytes
+    rewrite: Callable[[Sequence[CellMask | None]], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """An error, notice or notification: text beside the rows that may quote data. rewrite re-encodes it.
+
+    fields go by role: "message", "detail", "hint", "where", "payload", "value" hold free text; all others
+    are names and codes and carry no data.
+    """
+
+    fields: RemarkFields
+    wire: bytes
+    rewrite: Callable[[RemarkFields], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Bytes of the target for the user that hold no maskable unit, or whose masks leave them alone."""
+
+    stream: Literal["out", "err"]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a command ended, decoded for the people who replay the tape; taped, never sent.
+
+    rows are the first rows as the user saw them (after the masks), in display text; None is NULL.
+    """
+
+    tag: str
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str | None, ...], ...] = ()
+    row_count: int = 0
+    size_bytes: int = 0
+    error: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """The user's terminal has a new size, in character cells."""
+
+    columns: int
+    rows: int
+
+
+Event = Rows | Remark | Output | Frame | Resize

@@ -1,0 +1,121 @@
+"""The Gate: the few services that a protocol may use. Each is a typing.Protocol; app.py puts the real ones in.
+
+A fake of any of them passes the conformance suite too. Everything here may be called from one event loop
+only. Methods that are not async never block for longer than a memory look-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from proxy.core.events import CellMask, Column, Command, RemarkFields
+from proxy.core.parties import Credential, Identity, Target
+from proxy.core.verdict import Deny, Hold, Mask, Verdict
+from recorder.tape import Recorder
+
+Policy = Callable[[Identity, Target, Command], Awaitable[Verdict]]
+Outcome = Literal["approved", "denied", "expired", "withdrawn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How a held command ended. by is the approver's subject, '' where nobody decided."""
+
+    outcome: Outcome
+    by: str = ""
+    reason: str = ""
+
+
+class Pending(Protocol):
+    """A held command that waits for a human."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def hold(self) -> Hold: ...
+
+    async def wait(self) -> Decision:
+        """Return once it is decided, expired (its own timeout) or withdrawn. Cancelling wait() withdraws."""
+
+    def withdraw(self) -> None:
+        """Take the request back: its user cancelled or left. Does nothing once it is decided."""
+
+
+class Approvals(Protocol):
+    """Opens approvals and persists them; any one of the hold's approvers may decide, never the requester."""
+
+    async def open(self, session: str, identity: Identity, target: Target, command: Command, hold: Hold) -> Pending: ...
+
+
+class Identities(Protocol):
+    """Proof -> Identity."""
+
+    async def password(self, user: str, secret: str) -> Identity:
+        """Check a token or JWT that came as a password. Raises LoginRefused; never tells which part was wrong."""
+
+    def scram_verifier(self, user: str) -> str | None:
+        """Return PostgreSQL's SCRAM-SHA-256$... verifier of a locally defined user, None if there is none."""
+
+    async def local(self, user: str) -> Identity:
+        """The identity of a locally defined user whose SCRAM proof was verified."""
+
+    def valid(self, identity: Identity) -> bool:
+        """Tell whether the identity still holds: neither expired nor revoked. Called before every command."""
+
+
+class Credentials(Protocol):
+    """(Identity, Target) -> Credential. Raises TargetPeerError with a text that names no secret."""
+
+    async def get(self, identity: Identity, target: Target) -> Credential: ...
+
+
+class Targets(Protocol):
+    """The configured targets, as of the last good load."""
+
+    def find(self, name: str) -> Target | None: ...
+
+
+class Plan(Protocol):
+    """The masks of one result: one entry a column, None = leave alone. rules: name of the rule per masked column."""
+
+    @property
+    def cells(self) -> Sequence[CellMask | None]: ...
+    @property
+    def rules(self) -> Mapping[int, str]: ...
+
+
+class Masker(Protocol):
+    """Turns the masks of a permit into functions on cells and remarks. All of it is pure."""
+
+    def plan(self, masks: tuple[Mask, ...], command: Command, columns: tuple[Column, ...]) -> Plan | None:
+        """Choose a cell mask for each column; None if all columns stay as they are."""
+
+    def remark(self, masks: tuple[Mask, ...], fields: RemarkFields) -> RemarkFields:
+        """Mask the free-text fields of an error, notice or notification."""
+
+    def guard(self, masks: tuple[Mask, ...], command: Command) -> Deny | None:
+        """Refuse what would carry masked values past the masks (CREATE TABLE AS, INSERT .. SELECT, ...)."""
+
+
+# Reads a protocol's text into statements: protocols/postgres documents what it wants of it.
+Reader = Callable[[str], Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What serve() is given. clock is seconds since the epoch; node names this gateway in tapes."""
+
+    targets: Targets
+    identities: Identities
+    policy: Policy
+    credentials: Credentials
+    approvals: Approvals
+    masker: Masker
+    reader: Reader
+    recorder: Recorder
+    settings: Mapping[str, Any]
+    clock: Callable[[], float]

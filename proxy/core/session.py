@@ -1,0 +1,356 @@
+"""The waist: every command of every protocol passes Session.decide, everything that comes back Session.reveal.
+
+decide: tape the command -> policy -> masks' guard -> hold for a human if need be -> tape the verdict -> Permit,
+or Refused. A Permit is not yet durable: TargetWriter.flush() commits the tape before it writes a byte, so that
+a pipeline of commands costs one commit, and no caller can forget it (promise 2).
+reveal: mask -> tape -> hand back; UserWriter.flush() waits until the tape has it before the user gets it.
+
+Deliberately left out: any knowledge of a protocol, of SQL, of files. What fails here fails closed: a policy
+that raises is a Deny, a masker that raises ends the session, a tape that fails ends the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal, assert_never
+
+import msgpack
+
+from proxy.core.errors import Refused, TapeError
+from proxy.core.events import Command, Event, Frame, Output, Remark, Resize, Result, Rows
+from proxy.core.gate import Gate, Pending, Plan
+from proxy.core.parties import Identity, Target
+from proxy.core.stream import Stream
+from proxy.core.verdict import Allow, Deny, Hold, Mask, Verdict
+from recorder.tape import GATE, OUT, USER, Kind, Tape
+
+OnHold = Callable[[Pending], Awaitable[None]]
+CloseStatus = Literal["closed", "failed"]
+
+# More text than a human reads before approving; the full bytes are on the tape as WIRE records.
+TEXT_LIMIT: Final = 256 * 1024
+
+_pack = msgpack.Packer(use_bin_type=True).pack
+_SEAL: Final = object()
+
+
+class Permit:
+    """Leave for one command to go to the target, made by Session.decide alone; it is spent by sending it."""
+
+    __slots__ = ("_plan", "_plan_for", "_rest", "_session", "command", "masks", "number", "rule", "spent")
+
+    def __init__(self, seal: object, session: Session, command: Command, allow: Allow, number: int) -> None:
+        if seal is not _SEAL:
+            raise TypeError("a Permit is made by Session.decide only")
+        self._session = session
+        self._rest = command.rest_bytes
+        self._plan: Plan | None = None
+        self._plan_for: object = None
+        self.command = command
+        self.masks: tuple[Mask, ...] = allow.masks
+        self.rule = allow.rule
+        self.number = number  # of the COMMAND record on the tape
+        self.spent = False
+
+    def part(self, data: bytes) -> Part:
+        """Return the next piece of this command's body; more than the command announced is our own bug."""
+        assert len(data) <= self._rest, "a part beyond the announced length"
+        self._rest -= len(data)
+        return Part(self, data)
+
+
+class Part:
+    """A later piece of a permitted command's body."""
+
+    __slots__ = ("permit", "wire")
+
+    def __init__(self, permit: Permit, wire: bytes) -> None:
+        self.permit = permit
+        self.wire = wire
+
+
+class Session:
+    """One user on one target: its tape, its decisions, its masks."""
+
+    def __init__(self, gate: Gate, identity: Identity, target: Target, tape: Tape) -> None:
+        self.gate = gate
+        self.identity = identity
+        self.target = target
+        self.tape = tape
+        self._pending: Pending | None = None
+        self._seen_masks: dict[Mask, None] = {}
+        self._closed = False
+
+    @property
+    def id(self) -> str:
+        """The tape's id (ULID), which is the session's."""
+        return self.tape.sid
+
+    # -- towards the target ---------------------------------------------------------------------------
+
+    async def decide(self, command: Command, on_hold: OnHold) -> Permit:
+        """Return leave for the command, or raise Refused. Everything about it is on the tape when this returns.
+
+        on_hold is awaited at once when the command is held, so that the protocol can tell its user.
+        Raises Refused, TapeError.
+        """
+        number = self._tape_command(command)
+        verdict = await self._judge(command)
+        approval: str | None = None
+        withdrawn = False
+        if isinstance(verdict, Hold):
+            if command.prepares:
+                verdict = Allow(verdict.rule, verdict.masks)
+            else:
+                verdict, approval, withdrawn = await self._hold(command, verdict, number, on_hold)
+        self._tape_verdict(number, verdict, approval)
+        if isinstance(verdict, Deny):
+            raise Refused(verdict, approval, withdrawn)
+        for mask in verdict.masks:
+            self._seen_masks[mask] = None
+        return Permit(_SEAL, self, command, verdict, number)
+
+    def withdraw(self) -> bool:
+        """Take back the command that is held now, if any; its decide() raises Refused(withdrawn)."""
+        if self._pending is None:
+            return False
+        self._pending.withdraw()
+        return True
+
+    @property
+    def held(self) -> bool:
+        """Whether a command waits for a human at this moment."""
+        return self._pending is not None
+
+    def _tape_command(self, command: Command) -> int:
+        if command.wire:
+            self.tape.append(USER, Kind.WIRE, command.wire)
+        entry = {"verb": command.verb, "kind": command.kind, "text": command.text[:TEXT_LIMIT]}
+        if command.objects:
+            entry["objects"] = command.objects  # type: ignore[assignment]  # msgpack takes tuples
+        if not command.exact:
+            entry["exact"] = False  # type: ignore[assignment]
+        if "values" in command.facts:
+            entry["values"] = command.facts["values"]
+        return self.tape.append(USER, Kind.COMMAND, _pack(entry))
+
+    async def _judge(self, command: Command) -> Allow | Hold | Deny:
+        if not self.gate.identities.valid(self.identity):
+            return Deny("identity", "the login has expired or was revoked")
+        try:
+            verdict: Verdict = await self.gate.policy(self.identity, self.target, command)
+            if not isinstance(verdict, Deny) and verdict.masks:
+                guard = self.gate.masker.guard(verdict.masks, command)
+                if guard is not None:
+                    return guard
+            return verdict
+        except Exception as error:  # fails closed: a policy or guard that raises allows nothing
+            self._mark("policy-error", type(error).__name__)
+            return Deny("policy-error", "the policy could not be evaluated; ask the operator to look at the log")
+
+    async def _hold(self, command: Command, hold: Hold, number: int, on_hold: OnHold) -> tuple[Allow | Deny, str, bool]:
+        pending = await self.gate.approvals.open(self.id, self.identity, self.target, command, hold)
+        self._pending = pending
+        self._tape_approval(number, pending.id, "pending", rule=hold.rule, approvers=list(hold.approvers))
+        try:
+            await self.tape.commit()
+            await on_hold(pending)
+            decision = await pending.wait()
+        except asyncio.CancelledError:
+            pending.withdraw()
+            self._tape_approval(number, pending.id, "withdrawn")
+            raise
+        finally:
+            self._pending = None
+        self._tape_approval(number, pending.id, decision.outcome, by=decision.by, reason=decision.reason)
+        if decision.outcome != "approved":
+            return (
+                Deny(hold.rule, _outcome_text(decision.outcome, decision.by, decision.reason)),
+                pending.id,
+                (decision.outcome == "withdrawn"),
+            )
+        # The rules of this moment count: what was denied while it waited stays denied.
+        again = await self._judge(command)
+        if isinstance(again, Deny):
+            return again, pending.id, False
+        return Allow(hold.rule, again.masks), pending.id, False
+
+    def _tape_verdict(self, number: int, verdict: Allow | Deny, approval: str | None) -> None:
+        entry: dict[str, object] = {"command": number, "rule": verdict.rule}
+        if isinstance(verdict, Deny):
+            entry["verdict"] = "deny"
+            entry["reason"] = verdict.reason
+        else:
+            entry["verdict"] = "allow"
+            if verdict.masks:
+                entry["masks"] = [mask.rule for mask in verdict.masks]
+        if approval is not None:
+            entry["approval"] = approval
+        self.tape.append(GATE, Kind.VERDICT, _pack(entry))
+
+    def _tape_approval(self, number: int, approval: str, state: str, **more: object) -> None:
+        self.tape.append(GATE, Kind.APPROVAL, _pack({"command": number, "id": approval, "state": state, **more}))
+
+    # -- towards the user -----------------------------------------------------------------------------
+
+    def reveal(self, permit: Permit | None, event: Event) -> bytes:
+        """Mask the event, tape what is left, and return the bytes for the user. permit: whose answer this is.
+
+        None stands for what no command asked for (notices, notifications): all masks that this session has
+        met so far apply to it. The caller is UserWriter, which waits for the tape.
+        """
+        match event:
+            case Output():
+                data = event.data
+            case Frame():
+                data = event.wire
+            case Rows():
+                data = self._mask_rows(permit, event)
+            case Remark():
+                data = self._mask_remark(permit, event)
+            case Resize():
+                self.tape.append(GATE, Kind.RESIZE, _pack([event.columns, event.rows]))
+                return b""
+            case _:
+                assert_never(event)
+        if data:
+            self.tape.append(OUT, Kind.WIRE, data)
+        return data
+
+    def cells(self, permit: Permit, rows_columns: tuple[object, ...]) -> Plan | None:
+        """Return the plan that reveal used last for these columns of the permit; for decoded Results."""
+        return permit._plan if permit._plan_for is rows_columns else None
+
+    def _mask_rows(self, permit: Permit | None, rows: Rows) -> bytes:
+        if permit is None or not permit.masks:
+            if self._seen_masks and permit is None:
+                raise TapeError("rows without a command")  # our own bug, and the only safe way out
+            return rows.wire
+        if permit._plan_for is not rows.columns:
+            permit._plan = self.gate.masker.plan(permit.masks, permit.command, rows.columns)
+            permit._plan_for = rows.columns
+            if permit._plan is not None:
+                fields = [[rows.columns[i].name, i, rule] for i, rule in permit._plan.rules.items()]
+                self.tape.append(GATE, Kind.MASKMAP, _pack({"command": permit.number, "fields": fields}))
+        if permit._plan is None:
+            return rows.wire
+        return rows.rewrite(permit._plan.cells)
+
+    def _mask_remark(self, permit: Permit | None, remark: Remark) -> bytes:
+        masks = tuple(self._seen_masks) if permit is None else permit.masks
+        if not masks:
+            return remark.wire
+        fields = self.gate.masker.remark(masks, remark.fields)
+        return remark.wire if fields == remark.fields else remark.rewrite(fields)
+
+    # -- beside the stream ----------------------------------------------------------------------------
+
+    def result(self, permit: Permit, result: Result) -> None:
+        """Tape how a command ended, for replay."""
+        entry: dict[str, object] = {"command": permit.number, "tag": result.tag}
+        if result.columns:
+            entry["columns"] = result.columns
+            entry["rows"] = result.rows
+        entry["count"] = result.row_count
+        entry["bytes"] = result.size_bytes
+        if result.error is not None:
+            entry["error"] = dict(result.error)
+        self.tape.append(GATE, Kind.RESULT, _pack(entry))
+
+    def intent(self, text: str) -> None:
+        """Tape why the user says it does this."""
+        self.tape.append(USER, Kind.INTENT, _pack({"text": text[:TEXT_LIMIT]}))
+
+    def _mark(self, label: str, text: str = "") -> None:
+        self.tape.append(GATE, Kind.MARK, _pack({"label": label, "text": text}))
+
+    async def close(self, status: CloseStatus, reason: str = "") -> None:
+        """Withdraw what is held and seal the tape. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self.withdraw()
+        await self.tape.close(status, reason)
+
+
+def _outcome_text(outcome: str, by: str, reason: str) -> str:
+    match outcome:
+        case "denied":
+            return f"denied by {by}" + (f": {reason}" if reason else "")
+        case "expired":
+            return "nobody approved it in time"
+        case _:
+            return "the request was withdrawn"
+
+
+class TargetWriter:
+    """The only way to a target's stream. Takes permits, their parts, and frames: bytes are a type error.
+
+    send() queues; flush() commits the tape, then writes. Nothing is written whose record is not where the
+    target's recording mode wants it.
+    """
+
+    def __init__(self, stream: Stream, session: Session) -> None:
+        self._stream = stream
+        self._session = session
+        self._queue: list[bytes] = []
+        self._gating = False
+
+    def send(self, cargo: Permit | Part | Frame) -> None:
+        """Queue the bytes of a permit of this session (once), of its part, or of a frame."""
+        match cargo:
+            case Permit():
+                if cargo._session is not self._session or cargo.spent:
+                    raise TypeError("a permit of another session, or a spent one")
+                cargo.spent = True
+                self._gating = True
+                self._queue.append(cargo.command.wire)
+            case Part():
+                if cargo.permit._session is not self._session or not cargo.permit.spent:
+                    raise TypeError("a part of another session, or ahead of its permit")
+                self._session.tape.append(USER, Kind.WIRE, cargo.wire)
+                self._queue.append(cargo.wire)
+            case Frame():
+                self._session.tape.append(GATE if cargo.by_gate else USER, Kind.WIRE, cargo.wire)
+                self._queue.append(cargo.wire)
+            case _:
+                raise TypeError("only a Permit, a Part or a Frame goes to a target")
+
+    async def flush(self) -> None:
+        """Commit the tape, then write what is queued. Raises TapeError (nothing was written), TargetPeerError."""
+        if not self._queue:
+            return
+        data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
+        self._queue.clear()
+        if self._gating:
+            self._gating = False
+            await self._session.tape.commit()
+        else:
+            await self._session.tape.written()
+        await self._stream.write(data)
+
+
+class UserWriter:
+    """The only way to a user's stream once a session is open: masks, tapes, then writes."""
+
+    def __init__(self, stream: Stream, session: Session) -> None:
+        self._stream = stream
+        self._session = session
+        self._queue: list[bytes] = []
+
+    def send(self, permit: Permit | None, event: Event) -> bytes:
+        """Reveal the event and queue its bytes; returns them (the user's own view) for decoding Results."""
+        data = self._session.reveal(permit, event)
+        if data:
+            self._queue.append(data)
+        return data
+
+    async def flush(self) -> None:
+        """Wait until the tape has what is queued, then write it. Raises TapeError, UserPeerError."""
+        if not self._queue:
+            return
+        data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
+        self._queue.clear()
+        await self._session.tape.written()
+        await self._stream.write(data)

@@ -1,0 +1,375 @@
+"""A byte stream to a user or a target: five methods, with sockets behind them, or memory in tests.
+
+A socket stream has two phases. In the first, read(n) takes at most n bytes out of the kernel, so that bytes
+behind a request for TLS stay where the TLS layer will find them (warpgate #1421) and clear text stuffed there
+is never read as if it had come encrypted (CVE-2021-23222). start() ends that phase for good: in TLS, or clear.
+After it a transport of the event loop moves the bytes, with 64 KiB of buffer each way (a larger one shows in
+drivers: postgres note 1.11) and TLS records of at most 8 KiB (libpq's asynchronous API deadlocks on larger
+ones: postgres note 1.4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from typing import Any, Final, Protocol, cast
+
+from proxy.core.errors import PeerError, TargetPeerError, UserPeerError
+
+HIGH_WATER_BYTES: Final = 64 * 1024  # postgres note 1.11
+TLS_RECORD_BYTES: Final = 8192  # postgres note 1.4
+TLS_HANDSHAKE_SECONDS: Final = 15.0
+CLOSE_SECONDS: Final = 5.0
+KEEPALIVE_IDLE_SECONDS: Final = 60  # NATs drop silent connections after 350 s (AWS) or 600 s (GCP)
+USER_TIMEOUT_MS: Final = 120_000
+
+
+class Stream(Protocol):
+    """What serve() and dial() are given."""
+
+    async def peek(self, size: int) -> bytes:
+        """Return up to size bytes that the next read will return again; b'' at the end. First phase only."""
+
+    async def read(self, size: int) -> bytes:
+        """Return 1 to size bytes, or b'' at the end of the stream. Raises PeerError."""
+
+    async def write(self, data: bytes) -> None:
+        """Write all of data; returns when no more than HIGH_WATER_BYTES are waiting. Raises PeerError."""
+
+    async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None) -> None:
+        """End the first phase, with TLS (server_name: as a client that checks it) or without. Raises PeerError."""
+
+    async def close(self) -> None:
+        """Write what is queued, close, and wait a bounded time. Never raises."""
+
+    def info(self, key: str) -> Any:
+        """Tell "peer" (host:port), "tls" (bool), "alpn", "version", "certificate" (DER of the other side), or None."""
+
+
+async def read_exactly(stream: Stream, size: int) -> bytes:
+    """Read size bytes, however they come. Raises EOFError (args: the bytes that came) at the end of the stream."""
+    parts = bytearray()
+    while len(parts) < size:
+        data = await stream.read(size - len(parts))
+        if not data:
+            raise EOFError(bytes(parts))
+        parts += data
+    return bytes(parts)
+
+
+class _Transport(asyncio.Protocol):
+    """Second phase of a SocketStream: bounded queues between the loop's transport and read()/write()."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.transport: asyncio.Transport | None = None
+        self.chunks: list[bytes] = []
+        self.size = 0
+        self.eof = False
+        self.error: BaseException | None = None
+        self.reader: asyncio.Future[None] | None = None
+        self.writers: list[asyncio.Future[None]] = []
+        self.write_paused = False
+        self.read_paused = False
+        self.lost = loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        self.chunks.append(data)
+        self.size += len(data)
+        if self.size >= HIGH_WATER_BYTES and not self.read_paused and self.transport is not None:
+            self.read_paused = True
+            self.transport.pause_reading()
+        self._wake_reader()
+
+    def eof_received(self) -> bool:
+        self.eof = True
+        self._wake_reader()
+        # Half-open is kept in the clear only (TLS transports cannot); a session ends on either side's end anyway.
+        return self.transport is not None and self.transport.get_extra_info("ssl_object") is None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.eof = True
+        self.error = exc
+        self._wake_reader()
+        self.write_paused = False
+        for writer in self.writers:
+            if not writer.done():
+                writer.set_result(None)
+        self.writers.clear()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        for writer in self.writers:
+            if not writer.done():
+                writer.set_result(None)
+        self.writers.clear()
+
+    def _wake_reader(self) -> None:
+        reader = self.reader
+        if reader is not None:
+            self.reader = None
+            if not reader.done():
+                reader.set_result(None)
+
+    async def read(self, size: int) -> bytes:
+        while not self.chunks:
+            if self.error is not None:
+                raise ConnectionError("the connection was lost") from self.error
+            if self.eof:
+                return b""
+            self.reader = self.loop.create_future()
+            await self.reader
+        if len(self.chunks) == 1:
+            data = self.chunks[0]
+            self.chunks.clear()
+        else:
+            data = b"".join(self.chunks)
+            self.chunks.clear()
+        if len(data) > size:
+            self.chunks.append(data[size:])
+            data = data[:size]
+        self.size -= len(data)
+        if self.read_paused and self.size < HIGH_WATER_BYTES and not self.eof and self.transport is not None:
+            self.read_paused = False
+            self.transport.resume_reading()
+        return data
+
+    async def write(self, data: bytes, record: int) -> None:
+        transport = self.transport
+        assert transport is not None
+        if self.lost.done() or transport.is_closing():
+            raise ConnectionError("the connection is closed")
+        if record:
+            # One write a TLS record; wait between them as the buffer fills, so that it stays small.
+            for start in range(0, len(data), record):
+                transport.write(data[start : start + record])
+                if self.write_paused:
+                    await self._drain()
+        else:
+            transport.write(data)
+            if self.write_paused:
+                await self._drain()
+
+    async def _drain(self) -> None:
+        while self.write_paused:
+            writer = self.loop.create_future()
+            self.writers.append(writer)
+            await writer
+        if self.lost.done():
+            raise ConnectionError("the connection was lost") from self.error
+
+
+class SocketStream:
+    """A Stream on a connected TCP or Unix socket; side says whose fault a failure is."""
+
+    def __init__(self, sock: socket.socket, side: str, server_side: bool) -> None:
+        sock.setblocking(False)
+        _tune(sock)
+        self._loop = asyncio.get_running_loop()
+        self._sock: socket.socket | None = sock
+        self._error: type[PeerError] = UserPeerError if side == "user" else TargetPeerError
+        self._side = side
+        self._server_side = server_side
+        self._peer = _peer_name(sock)
+        self._transport: _Transport | None = None
+        self._tls = False
+        self._peeked = b""
+
+    async def peek(self, size: int) -> bytes:
+        assert self._sock is not None, "peek is for the first phase"
+        # The loop has no peek; a zero-byte wait is made of a duplicate descriptor, which the loop may watch.
+        while True:
+            try:
+                return self._sock.recv(size, socket.MSG_PEEK)
+            except (BlockingIOError, InterruptedError):
+                await _readable(self._loop, self._sock)
+            except OSError as error:
+                raise self._error(f"the {self._side}'s connection failed") from error
+
+    async def read(self, size: int) -> bytes:
+        try:
+            if self._transport is not None:
+                return await self._transport.read(size)
+            assert self._sock is not None
+            return await self._loop.sock_recv(self._sock, size)
+        except (OSError, ssl.SSLError) as error:
+            raise self._error(f"the {self._side}'s connection failed") from error
+
+    async def write(self, data: bytes) -> None:
+        try:
+            if self._transport is not None:
+                await self._transport.write(data, TLS_RECORD_BYTES if self._tls else 0)
+            else:
+                assert self._sock is not None
+                await self._loop.sock_sendall(self._sock, data)
+        except (OSError, ssl.SSLError) as error:
+            raise self._error(f"the {self._side}'s connection failed") from error
+
+    async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None) -> None:
+        assert self._transport is None and self._sock is not None, "start() is called once"
+        protocol = _Transport(self._loop)
+        kwargs: dict[str, Any] = {"sock": self._sock}
+        if tls is not None:
+            kwargs |= {
+                "ssl": tls,
+                "ssl_handshake_timeout": TLS_HANDSHAKE_SECONDS,
+                "ssl_shutdown_timeout": CLOSE_SECONDS,
+            }
+        try:
+            if self._server_side:
+                await self._loop.connect_accepted_socket(lambda: protocol, **kwargs)
+            else:
+                if tls is not None:
+                    kwargs["server_hostname"] = server_name or ""
+                await self._loop.create_connection(lambda: protocol, **kwargs)
+        except ssl.SSLCertVerificationError as error:
+            raise self._error(f"the {self._side}'s certificate was not accepted: {error.verify_message}") from error
+        except (OSError, ssl.SSLError, ConnectionError, TimeoutError) as error:
+            raise self._error(f"the TLS handshake with the {self._side} failed") from error
+        self._transport = protocol
+        self._tls = tls is not None
+
+    async def close(self) -> None:
+        with contextlib.suppress(Exception):  # closing: whatever fails, the descriptor is given back
+            if self._transport is not None and self._transport.transport is not None:
+                transport = self._transport.transport
+                transport.close()
+                try:
+                    async with asyncio.timeout(CLOSE_SECONDS):
+                        await asyncio.shield(self._transport.lost)
+                except TimeoutError:
+                    transport.abort()
+            elif self._sock is not None:
+                self._sock.close()
+        self._sock = None
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        if self._transport is not None and self._transport.transport is not None:
+            self._transport.transport.abort()
+        elif self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+    def info(self, key: str) -> Any:
+        if key == "peer":
+            return self._peer
+        if key == "tls":
+            return self._tls
+        transport = self._transport.transport if self._transport is not None else None
+        tls_object = transport.get_extra_info("ssl_object") if transport is not None else None
+        if tls_object is None:
+            return None
+        match key:
+            case "alpn":
+                return tls_object.selected_alpn_protocol()
+            case "version":
+                return tls_object.version()
+            case "certificate":
+                return tls_object.getpeercert(binary_form=True)
+            case _:
+                return None
+
+
+def _tune(sock: socket.socket) -> None:
+    """A held session is silent for minutes: keepalives, and no delay for small answers."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with contextlib.suppress(OSError):  # an option that a platform lacks is no reason to refuse a user
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+
+def _peer_name(sock: socket.socket) -> str:
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return "unknown"
+    if isinstance(name, tuple):
+        host = f"[{name[0]}]" if ":" in str(name[0]) else str(name[0])
+        return f"{host}:{name[1]}"
+    return "unix"
+
+
+async def _readable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    future = loop.create_future()
+    descriptor = sock.fileno()
+
+    def ready() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    loop.add_reader(descriptor, ready)
+    try:
+        await future
+    finally:
+        loop.remove_reader(descriptor)
+
+
+class MemoryStream:
+    """One end of memory_pair(): a Stream for tests and for MCP, with the same limits, no TLS."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._eof = False
+        self._changed = asyncio.Condition()
+        self.other: MemoryStream = self
+        self.closed = False
+
+    async def peek(self, size: int) -> bytes:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._buffer or self._eof)
+            return bytes(self._buffer[:size])
+
+    async def read(self, size: int) -> bytes:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._buffer or self._eof)
+            data = bytes(self._buffer[:size])
+            del self._buffer[:size]
+            self._changed.notify_all()
+            return data
+
+    async def write(self, data: bytes) -> None:
+        other = self.other
+        async with other._changed:
+            if other._eof:
+                raise PeerError("the stream is closed")
+            other._buffer += data
+            other._changed.notify_all()
+            await other._changed.wait_for(lambda: len(other._buffer) <= HIGH_WATER_BYTES or other.closed)
+
+    async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None) -> None:
+        if tls is not None:
+            raise PeerError("a memory stream has no TLS")
+
+    async def close(self) -> None:
+        self.closed = True
+        for end in (self, self.other):
+            async with end._changed:
+                end._eof = True
+                end._changed.notify_all()
+
+    def info(self, key: str) -> Any:
+        return {"peer": "memory", "tls": False}.get(key)
+
+
+def memory_pair() -> tuple[MemoryStream, MemoryStream]:
+    """Return two connected streams: what is written to one is read from the other."""
+    one, two = MemoryStream(), MemoryStream()
+    one.other, two.other = two, one
+    return one, two
