@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from proxy.core.events import CellMask, Column, Command, RemarkFields
 from proxy.core.parties import Credential, Identity, Target
+from proxy.core.statement import Statement
 from proxy.core.verdict import Deny, Hold, Mask, Verdict
 from recorder.tape import Recorder
 
@@ -101,8 +102,8 @@ class Masker(Protocol):
         """Refuse what would carry masked values past the masks (CREATE TABLE AS, INSERT .. SELECT, ...)."""
 
 
-# Reads a protocol's text into statements: protocols/postgres documents what it wants of it.
-Reader = Callable[[str], Sequence[Any]]
+# Reads SQL into statements, () for an empty text; never raises: what it cannot read is one 'UNPARSABLE' statement.
+Reader = Callable[[str], Sequence[Statement]]
 
 
 @dataclass(frozen=True, slots=True)
