@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 Kind = Literal["read", "write", "define", "delete", "execute", "transfer", "admin", "session", "unknown"]
 KINDS: tuple[Kind, ...] = ("read", "write", "define", "delete", "execute", "transfer", "admin", "session", "unknown")
 
+
+class _NullCell:
+    """The class of NULL_CELL, its only instance."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "NULL_CELL"
+
+    def __reduce__(self) -> str:
+        return "NULL_CELL"  # a copy or a pickle is the same object, so that "is" works
+
+
+# The constant mask that makes every cell of its column NULL.
+NULL_CELL: Final = _NullCell()
+
 # A cell mask is given one non-NULL cell (the bytes between its length and the next) and returns its new
 # bytes, or None for NULL. A constant in place of a function saves the call: bytes, or NULL_CELL.
-CellMask = Callable[[bytes], bytes | None] | bytes
+CellMask = Callable[[bytes], bytes | None] | bytes | _NullCell
 RemarkFields = Mapping[str, str]
 
 
