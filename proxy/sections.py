@@ -1,0 +1,318 @@
+"""The sections of gatecast.yaml as frozen models: names, types, defaults, and what a section alone can check.
+
+The docstring below a field is its description in the JSON schema. proxy/config.py reads the file into these.
+Deliberately left out: interpolation of environment variables. A secret comes from a ``*_env`` or ``*_file`` key,
+so that the file itself can be shown to anyone. Rules are kept as text; proxy/policy/rules.py reads them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"  # 63: PostgreSQL's NAMEDATALEN - 1, dbname= holds it
+SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+MESSAGE_LIMIT: Final = 0x40000000 - 1  # PostgreSQL's MaxAllocSize, 1 GiB - 1: no server takes a longer message
+CONNECTIONS_LIMIT: Final = 100_000  # two descriptors a connection, and Linux's default hard limit is 524,288
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
+        if found is None:
+            raise ValueError("write a duration like 30s, 10m, 12h or 7d")
+        return float(found[1]) * SECONDS[found[2]]
+    return value
+
+
+def _bytes(value: object) -> object:
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+)\s*(B|KiB|MiB|GiB|kB|MB|GB)", value.strip())
+        if found is None:
+            raise ValueError("write a size like 512KiB, 64MiB or 1GiB")
+        return int(found[1]) * BYTES[found[2]]
+    return value
+
+
+def _address(value: str) -> str:
+    parse_address(value)
+    return value
+
+
+def parse_address(value: str) -> Path | tuple[str, int]:
+    """Split ``host:port``, ``[::1]:port``, ``*:port`` or ``unix:/path``; the host '' means every address.
+
+    Raises ValueError.
+    """
+    if value.startswith("unix:"):
+        return Path(value.removeprefix("unix:"))
+    host, colon, port = value.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("write an address as host:port, [::1]:port, *:port or unix:/path")
+    if host.startswith("[") and host.endswith("]"):
+        host = str(ipaddress.IPv6Address(host[1:-1]))
+    elif ":" in host:
+        raise ValueError("write an IPv6 address in brackets: [::1]:5432")
+    return "" if host == "*" else host, int(port)
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether an address is reachable from this machine only."""
+    place = parse_address(address)
+    if isinstance(place, Path):
+        return True
+    if place[0] == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(place[0]).is_loopback
+    except ValueError:
+        return False
+
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+_DURATION = {
+    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|h|d)$"}]
+}
+_SIZE = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^\d+\s*(B|[KMG]iB|[kMG]B)$"}]}
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0), WithJsonSchema(_DURATION)]
+Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0), WithJsonSchema(_SIZE)]
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class Section(BaseModel):
+    """What all sections share: an unknown key is an error, and nothing changes after the load."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
+
+
+class Node(Section):
+    """This gateway."""
+
+    name: Name | None = None
+    """How tapes name this gateway; the host's name where it is not given."""
+
+
+class ListenerTls(Section):
+    """The certificate that users see. Reloaded when the files change."""
+
+    cert: Path
+    """PEM file: the certificate, then its intermediates."""
+    key: Path
+    """PEM file: the private key of the certificate; mode 0600."""
+    client_ca: Path | None = None
+    """PEM file: only users with a client certificate of this authority get as far as the login."""
+
+
+class Listener(Section):
+    """One address that users connect to."""
+
+    name: Name
+    protocol: str
+    address: Address
+    """host:port, [::]:port, *:port (every IPv4 and IPv6 address) or unix:/path."""
+    tls: ListenerTls | None = None
+    plain: Literal[True, False, "allow-remote"] = False
+    """true: connections without TLS are accepted, on loopback addresses only. allow-remote: from anywhere."""
+    login: Literal["token", "scram", "oauth"] = "token"
+    """How a PostgreSQL user proves who it is: a gateway token or JWT as password, SCRAM-SHA-256, OAUTHBEARER."""
+
+    @model_validator(mode="after")
+    def _check_transport(self) -> Self:
+        if isinstance(parse_address(self.address), Path):
+            if self.tls is not None:
+                raise ValueError("a Unix socket has no TLS; leave tls out")
+            return self
+        if self.tls is None and not self.plain:
+            raise ValueError("give tls: {cert, key}, or plain: true for a loopback listener without TLS")
+        if self.plain is True and not is_loopback(self.address):
+            raise ValueError(
+                "plain: true is for loopback addresses; tokens would cross the network in the clear"
+                " (plain: allow-remote insists)"
+            )
+        return self
+
+
+class CredentialSource(Section):
+    """What the gateway logs in to a target with; the user never sees it."""
+
+    user: str
+    password_env: str | None = None
+    """The environment variable that holds the password."""
+    password_file: Path | None = None
+    """The file that holds the password; its last newline is cut; mode 0600."""
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if self.password_env is not None and self.password_file is not None:
+            raise ValueError("give password_env or password_file, not both")
+        return self
+
+
+class TargetLimits(Section):
+    """Limits of one target."""
+
+    max_connections: Annotated[int, Field(ge=1, le=CONNECTIONS_LIMIT)] | None = None
+
+
+class Target(Section):
+    """A PostgreSQL server that commands go to."""
+
+    name: Name
+    protocol: str = "postgres"
+    host: str
+    """A host name, an address, or the directory of a Unix socket."""
+    port: Port = 5432
+    database: str = ""
+    """The database where the user names none; the target's name otherwise."""
+    credential: CredentialSource
+    sslmode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] | None = None
+    """As in libpq. Default: verify-full; prefer for loopback addresses and Unix sockets."""
+    sslrootcert: Path | None = None
+    sslcert: Path | None = None
+    sslkey: Path | None = None
+    sslnegotiation: Literal["postgres", "direct"] = "postgres"
+    channel_binding: Literal["disable", "prefer", "require"] = "prefer"
+    connect_timeout: Duration = 10.0
+    labels: dict[str, str] = {}
+    """Words that rules can speak of: on: {labels: {env: prod}}."""
+    recording: Literal["durable", "written"] = "durable"
+    """durable: a command leaves when the disk has it. written: when the operating system has it."""
+    limits: TargetLimits = TargetLimits()
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> Self:
+        if (self.sslcert is None) != (self.sslkey is None):
+            raise ValueError("sslcert and sslkey go together")
+        return self
+
+
+class Tokens(Section):
+    """Gateway tokens (gatecast token issue)."""
+
+    max_days: Annotated[int, Field(ge=1, le=3650)] = 90
+    """The longest life of a token."""
+
+
+class Issuer(Section):
+    """An OpenID Connect issuer whose JWTs are accepted."""
+
+    issuer: str
+    audience: str | list[str]
+    jwks_file: Path | None = None
+    """The issuer's keys from a file in place of its discovery document."""
+    jwks_uri: str | None = None
+    subject_claim: str = "sub"
+    groups_claim: str = "groups"
+    agent_claim: str | None = None
+    """The claim that names the agent where a token has no act claim (azp, client_id)."""
+    algorithms: list[str] = ["RS256", "PS256", "ES256", "EdDSA"]
+    leeway: Duration = 60.0
+
+    @model_validator(mode="after")
+    def _check_url(self) -> Self:
+        for url in (self.issuer, self.jwks_uri or self.issuer):
+            if not re.match(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:|/|$)", url):
+                raise ValueError("an issuer is reached by https, or by http on this machine")
+        for name in self.algorithms:
+            if not re.fullmatch(r"(RS|PS|ES)(256|384|512)|EdDSA|Ed25519", name):
+                raise ValueError(f"the algorithm {name} is not accepted: only signatures by public key are")
+        return self
+
+
+class LocalUser(Section):
+    """A user that is defined here, for logins by SCRAM-SHA-256."""
+
+    name: str
+    scram_verifier: str | None = None
+    """PostgreSQL's form: SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey."""
+    scram_verifier_file: Path | None = None
+    groups: list[str] = []
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.scram_verifier is None) == (self.scram_verifier_file is None):
+            raise ValueError("give scram_verifier or scram_verifier_file")
+        if self.scram_verifier is not None and not self.scram_verifier.startswith("SCRAM-SHA-256$"):
+            raise ValueError("a verifier starts with SCRAM-SHA-256$ (it is no password)")
+        return self
+
+
+class IdentitySection(Section):
+    """Who may connect, and how they prove it."""
+
+    tokens: Tokens = Tokens()
+    oidc: list[Issuer] = []
+    users: list[LocalUser] = []
+
+
+class RecorderSection(Section):
+    """Where tapes go."""
+
+    directory: Path = Path("tapes")
+    """Relative to the state directory."""
+    key_file: Path = Path("seal.key")
+    """The Ed25519 key that seals tapes; made on first use, beside its public half. Relative to the state directory."""
+
+
+class ApprovalsSection(Section):
+    """Commands that wait for a human."""
+
+    url: str = ""
+    """What a user is shown; {id} stands for the approval's id. Without it, the command to type is shown."""
+    timeout: Duration = 600.0
+    """How long a hold waits whose rule does not say."""
+
+
+class Detector(Section):
+    """A value detector of your own."""
+
+    name: Name
+    regex: str
+    """RE2 syntax."""
+
+
+class MaskingSection(Section):
+    """Masks."""
+
+    hash_key_file: Path = Path("mask.key")
+    """The key of the action hash; made on first use. Relative to the state directory."""
+    detectors: list[Detector] = []
+
+
+class Limits(Section):
+    """Limits of the whole gateway; 0 turns a time off where it says so."""
+
+    max_connections: Annotated[int, Field(ge=1, le=CONNECTIONS_LIMIT)] = 1000
+    login_seconds: Annotated[float, Field(gt=0, le=600)] = 60.0
+    """As PostgreSQL's authentication_timeout."""
+    idle_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """A session without a command for so long ends; 0 = never."""
+    message_bytes: Annotated[Size, Field(ge=1 << 16, le=MESSAGE_LIMIT)] = MESSAGE_LIMIT
+    """The longest message of a protocol."""
+    drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    """How long sessions may go on after SIGTERM before they are ended."""
+
+
+class Config(Section):
+    """gatecast.yaml."""
+
+    node: Node = Node()
+    state: Path = Path(".gatecast")
+    """The directory for what the gateway keeps: database, socket, keys, tapes."""
+    listeners: Annotated[list[Listener], Field(min_length=1)]
+    targets: list[Target] = []
+    identity: IdentitySection = IdentitySection()
+    recorder: RecorderSection = RecorderSection()
+    approvals: ApprovalsSection = ApprovalsSection()
+    masking: MaskingSection = MaskingSection()
+    limits: Limits = Limits()
+    rules: list[dict[str, Any]] | None = None  # Any: proxy/policy/rules.py has the models of rules
+    """Rules, in place of a file or before its rules."""
+    rules_files: list[Path] = []
+    """Files with a rules: list each, beside this file."""
