@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+# Recording failed; the session ends (promise 4). It is the recorder's own, as the recorder imports nothing of ours;
+# so it is the one error of this tree that is no GatecastError.
+from recorder.errors import TapeError as TapeError
+
 if TYPE_CHECKING:
     from proxy.core.verdict import Deny
 
@@ -62,7 +66,3 @@ class TargetPeerError(PeerError):
 
 class ConfigError(GatecastError):
     """The configuration is wrong; the text names the file and the line."""
-
-
-class TapeError(GatecastError):
-    """Recording failed; the session ends (promise 4)."""
