@@ -1,0 +1,67 @@
+"""The tables, as numbered migrations: PRAGMA user_version says how many of them a file has seen.
+
+A migration is never changed once it is released; a new one is added behind it. All times are seconds since
+the epoch. Lists are JSON arrays. No column holds a secret: tokens.hash is the SHA-256 of a 256-bit token.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        """
+        CREATE TABLE tokens (
+            id      TEXT PRIMARY KEY,
+            hash    TEXT NOT NULL UNIQUE,           -- SHA-256 of the whole token, hex; a tape's login names it too
+            subject TEXT NOT NULL,
+            groups  TEXT NOT NULL,
+            agents  TEXT NOT NULL,
+            note    TEXT NOT NULL,
+            created REAL NOT NULL,
+            expires REAL NOT NULL,                  -- always: a token without an end is not made
+            revoked REAL,
+            used    REAL                            -- written lazily, up to a minute late
+        ) STRICT
+        """,
+        """
+        CREATE TABLE locks (
+            subject TEXT PRIMARY KEY,               -- may not log in, whatever the proof
+            reason  TEXT NOT NULL,
+            created REAL NOT NULL
+        ) STRICT
+        """,
+        """
+        CREATE TABLE approvals (
+            id          TEXT PRIMARY KEY,
+            process     TEXT NOT NULL,              -- of the serving process that waits for it
+            session     TEXT NOT NULL,
+            subject     TEXT NOT NULL,
+            agents      TEXT NOT NULL,
+            issuer      TEXT NOT NULL,
+            target      TEXT NOT NULL,
+            protocol    TEXT NOT NULL,
+            verb        TEXT NOT NULL,
+            kind        TEXT NOT NULL,
+            objects     TEXT NOT NULL,
+            exact       INTEGER NOT NULL,
+            text        TEXT NOT NULL,              -- cut for display
+            text_bytes  INTEGER NOT NULL,
+            text_sha256 TEXT NOT NULL,
+            wire_sha256 TEXT NOT NULL,
+            rule        TEXT NOT NULL,
+            reason      TEXT NOT NULL,
+            approvers   TEXT NOT NULL,
+            created     REAL NOT NULL,
+            expires     REAL NOT NULL,
+            state       TEXT NOT NULL CHECK (state IN ('pending', 'approved', 'denied', 'expired', 'withdrawn')),
+            decided     REAL,
+            decided_by  TEXT NOT NULL DEFAULT '',
+            decided_as  TEXT NOT NULL DEFAULT '',   -- the entry of approvers that the approver matched
+            decided_why TEXT NOT NULL DEFAULT ''
+        ) STRICT
+        """,
+        "CREATE INDEX approvals_created ON approvals (created DESC, id)",
+        "CREATE INDEX approvals_pending ON approvals (process) WHERE state = 'pending'",
+    ),
+)
