@@ -1,0 +1,151 @@
+"""TLS towards users: contexts of listeners, what their certificates say, and a self-signed one for the first start.
+
+TLS 1.2 and later, no renegotiation, no compression; the chain and the key are checked against each other before a
+context is made, so that a wrong pair is an error of the configuration and not of the first user's handshake.
+A context is never changed: new files make a new one, and handshakes that have begun go on with the old.
+
+Deliberately left out: ACME; whatever renews the files, they are read again when they change. Specification:
+RFC 8446, RFC 9325 (recommendations), RFC 7301 (ALPN).
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.x509.oid import NameOID
+
+from proxy.core.errors import ConfigError
+
+EXPIRY_WARNING_DAYS: Final = 14  # ACME clients renew with 30 of 90 days left: at 14 something is wrong
+SELF_SIGNED_DAYS: Final = 365
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCertificate:
+    """What an operator wants to know of a listener's certificate. der: for channel bindings (RFC 5929)."""
+
+    subject: str
+    names: tuple[str, ...]
+    fingerprint: str
+    not_after: datetime.datetime
+    der: bytes
+
+    def warning(self, now: datetime.datetime) -> str | None:
+        """Return what is wrong with its dates, if anything."""
+        left = self.not_after - now
+        if left <= datetime.timedelta(0):
+            return f"the certificate expired on {self.not_after:%Y-%m-%d}"
+        if left < datetime.timedelta(days=EXPIRY_WARNING_DAYS):
+            return f"the certificate expires on {self.not_after:%Y-%m-%d}"
+        return None
+
+
+def server_context(
+    cert: Path, key: Path, client_ca: Path | None, alpn: Sequence[str]
+) -> tuple[ssl.SSLContext, ServerCertificate]:
+    """Make the context of a listener. Raises ConfigError that names the file at fault."""
+    described = _check_pair(cert, key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    try:
+        # The key was checked not to need a password; the empty answer keeps OpenSSL from asking the terminal.
+        context.load_cert_chain(cert, key, password=lambda: b"")
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{cert}: OpenSSL does not take the certificate: {_reason(error)}") from error
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(client_ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"{client_ca}: no certificate authority could be read: {_reason(error)}") from error
+        context.verify_mode = ssl.CERT_REQUIRED
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    return context, described
+
+
+def self_signed(directory: Path, names: Sequence[str]) -> tuple[Path, Path]:
+    """Write tls.crt and tls.key (0600) for the names into the directory, and return their paths."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gatecast (self-signed)")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=5))  # clocks of users may be behind
+        .not_valid_after(now + datetime.timedelta(days=SELF_SIGNED_DAYS))
+        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)  # so that it is its own root
+        .sign(key, hashes.SHA256())
+    )
+    cert_path, key_path = directory / "tls.crt", directory / "tls.key"
+    pem = key.private_bytes(Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    descriptor = os.open(key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(pem)
+    cert_path.write_bytes(certificate.public_bytes(Encoding.PEM))
+    return cert_path, key_path
+
+
+def _check_pair(cert: Path, key: Path) -> ServerCertificate:
+    try:
+        certificates = x509.load_pem_x509_certificates(cert.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{cert}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{cert}: holds no certificate in PEM form") from error
+    try:
+        private = load_pem_private_key(key.read_bytes(), password=None)
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot be read: {error.strerror}") from error
+    except TypeError as error:
+        raise ConfigError(f"{key}: the key has a password; gatecast reads keys without one, mode 0600") from error
+    except ValueError as error:
+        raise ConfigError(f"{key}: holds no private key in PEM form") from error
+    leaf = certificates[0]
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if leaf.public_key().public_bytes(*form) != private.public_key().public_bytes(*form):
+        raise ConfigError(f"{key}: is not the key of {cert} (the first certificate in a file is the server's own)")
+    return _describe(leaf)
+
+
+def _describe(leaf: x509.Certificate) -> ServerCertificate:
+    try:
+        extension = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = tuple(str(name.value) for name in extension)
+    except (x509.ExtensionNotFound, ValueError):
+        names = ()
+    return ServerCertificate(
+        subject=leaf.subject.rfc4514_string(),
+        names=names,
+        fingerprint="SHA256:" + leaf.fingerprint(hashes.SHA256()).hex(),
+        not_after=leaf.not_valid_after_utc,
+        der=leaf.public_bytes(Encoding.DER),
+    )
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "unknown").lower().replace("_", " ")
+    return (error.strerror if isinstance(error, OSError) else None) or "unknown"
