@@ -7,7 +7,7 @@ only. Methods that are not async never block for longer than a memory look-up.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from proxy.core.events import CellMask, Column, Command, RemarkFields
@@ -108,7 +108,11 @@ Reader = Callable[[str], Sequence[Statement]]
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What serve() is given. clock is seconds since the epoch; node names this gateway in tapes."""
+    """What serve() is given. clock is seconds since the epoch.
+
+    settings are the listener's. shared is for what a protocol keeps between connections (catalogues, cancel
+    keys), by keys of its own; the same mapping in every Gate of a process.
+    """
 
     targets: Targets
     identities: Identities
@@ -120,3 +124,4 @@ class Gate:
     recorder: Recorder
     settings: Mapping[str, Any]
     clock: Callable[[], float]
+    shared: dict[str, Any] = field(default_factory=dict)

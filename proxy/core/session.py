@@ -89,10 +89,12 @@ class Session:
 
     # -- towards the target ---------------------------------------------------------------------------
 
-    async def decide(self, command: Command, on_hold: OnHold) -> Permit:
+    async def decide(self, command: Command, on_hold: OnHold, follows: Permit | None = None) -> Permit:
         """Return leave for the command, or raise Refused. Everything about it is on the tape when this returns.
 
-        on_hold is awaited at once when the command is held, so that the protocol can tell its user.
+        on_hold is awaited at once when the command is held, so that the protocol can tell its user. follows: the
+        permit under which this very command was prepared to run (PostgreSQL's Bind, for its Execute): the rules
+        of this moment are asked again, but what a human has approved then is not held a second time.
         Raises Refused, TapeError.
         """
         number = self._tape_command(command)
@@ -100,7 +102,7 @@ class Session:
         approval: str | None = None
         withdrawn = False
         if isinstance(verdict, Hold):
-            if command.prepares:
+            if command.prepares or (follows is not None and follows._session is self and follows.rule == verdict.rule):
                 verdict = Allow(verdict.rule, verdict.masks)
             else:
                 verdict, approval, withdrawn = await self._hold(command, verdict, number, on_hold)

@@ -68,7 +68,8 @@ class Statement:
     makes, uses or drops. inner: the statement inside PREPARE, DECLARE, EXPLAIN, COPY (query), CREATE TABLE AS,
     CREATE VIEW. moves_data: it stores what it reads (INSERT..SELECT, CREATE TABLE AS, SELECT INTO, UPDATE from
     columns, MERGE, materialized view, COPY to a file or program). literal_free: the facts do not depend on any literal,
-    so that another text of the same fingerprint has the same facts.
+    so that another text of the same fingerprint has the same facts. key: equal and not 0 in two Statements whose
+    every field but text is equal (SqlReader numbers them), so that what is derived from them can be cached.
     """
 
     verb: str
@@ -93,5 +94,6 @@ class Statement:
     opaque_reason: str = ""
     limit: int | None = None
     literal_free: bool = True
+    key: int = 0
     error: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)

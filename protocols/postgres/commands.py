@@ -1,0 +1,441 @@
+"""The conversation of one PostgreSQL session, without I/O: what the user asks, and what is sent in its place.
+
+from_user() cuts the user's bytes into Asked (a Command to be decided, with its message), Frames, Pieces of a
+long message, and Terminate. The caller decides, then calls permitted() or refuse() before it takes the next one;
+both say what goes to the target. from_target() (answers.py) reads the way back. Both share one Pipeline.
+
+Decided: Query, Parse (the text; a Hold waits for what runs it), Bind (the text with its values), Execute (again,
+by the rules of that moment), FunctionCall. Frames: Describe, Close, Flush, Sync, CopyData, CopyDone, CopyFail.
+Terminate ends the session. Anything else is a protocol violation.
+
+A refused message is replaced by one that the target is certain to reject in its place (design, "Replace, don't
+emulate"; postgres note 5), so that transaction, pipeline and order are what they are after any other error.
+What cannot be read, because the client's encoding or standard_conforming_strings=off hides where a string ends,
+is unknown. Source: PostgreSQL 18 docs 54.2, 54.7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from protocols.postgres import wire
+from protocols.postgres.answers import Answer, Answers
+from protocols.postgres.display import show_cell
+from protocols.postgres.pipeline import Pipeline
+from protocols.postgres.reading import PROTOCOL_NAME, CommandReader
+from protocols.postgres.replication import replication_statement
+from protocols.postgres.replies import Portal, Prepared, Reply
+from proxy.core.errors import Refused, UserPeerError
+from proxy.core.events import Command, Frame
+from proxy.core.gate import Reader
+from proxy.core.session import Part, Permit
+from proxy.core.statement import Statement
+
+VALUES_SHOWN_LIMIT: Final = 100  # parameter values that approvers and tapes' COMMANDs show
+
+# Client encodings in which every byte below 128 is that ASCII character, so that quotes are where they seem; by
+# PostgreSQL's names and aliases without punctuation (docs 23.3.1; src/common/encnames.c), with Python's codec.
+# SJIS, BIG5, GBK, UHC, GB18030, JOHAB and MULE_INTERNAL are left out: their second bytes reach below 128.
+_CODECS: Final = {
+    "UTF8": "utf-8", "UNICODE": "utf-8", "SQLASCII": "utf-8", "EUCJP": "euc_jp", "EUCCN": "gb2312",
+    "EUCKR": "euc_kr", "KOI8": "koi8-r", "KOI8R": "koi8-r", "KOI8U": "koi8-u", "ALT": "cp866", "WIN866": "cp866",
+    "WIN": "cp1251", "ABC": "cp1258", "TCVN": "cp1258", "TCVN5712": "cp1258", "VSCII": "cp1258",
+    "ISO88591": "iso8859-1", "ISO88592": "iso8859-2", "ISO88593": "iso8859-3", "ISO88594": "iso8859-4",
+    "ISO88595": "iso8859-5", "ISO88596": "iso8859-6", "ISO88597": "iso8859-7", "ISO88598": "iso8859-8",
+    "ISO88599": "iso8859-9", "ISO885910": "iso8859-10", "ISO885913": "iso8859-13", "ISO885914": "iso8859-14",
+    "ISO885915": "iso8859-15", "ISO885916": "iso8859-16", "LATIN1": "iso8859-1", "LATIN2": "iso8859-2",
+    "LATIN3": "iso8859-3", "LATIN4": "iso8859-4", "LATIN5": "iso8859-9", "LATIN6": "iso8859-10",
+    "LATIN7": "iso8859-13", "LATIN8": "iso8859-14", "LATIN9": "iso8859-15", "LATIN10": "iso8859-16",
+    **{f"{name}{page}": f"cp{page}" for name in ("WIN", "WINDOWS") for page in (874, *range(1250, 1259))},
+}  # fmt: skip
+
+
+def codec_of(client_encoding: str) -> str | None:
+    """Return Python's codec for a client_encoding; None if it could hide a quote, or is unknown."""
+    return _CODECS.get("".join(char for char in client_encoding.upper() if char.isalnum()))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A command to be decided. follows: the permit of the Bind that this Execute carries out, if any."""
+
+    command: Command
+    follows: Permit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The next bytes of a long message whose head was decided on."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """The user says goodbye."""
+
+    wire: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """What the target would skip anyway, and so is not sent; it is taped."""
+
+    wire: bytes
+
+
+UserItem = Asked | Frame | Piece | Terminate | Ignored
+Cargo = Permit | Part | Frame
+
+
+class Conversation:
+    """Both directions of one session. token() gives a fresh unguessable name of at most 62 ASCII letters."""
+
+    def __init__(
+        self,
+        read: Reader,
+        commands: CommandReader,
+        token: Callable[[], str],
+        *,
+        query_limit: int = wire.QUERY_LIMIT,
+        replication: bool = False,
+        search_path: tuple[str, ...] | None = None,
+    ) -> None:
+        self.pipeline = Pipeline()
+        self.answers = Answers(self.pipeline)
+        self._read = read
+        self._commands = commands
+        self._token = token
+        self._messages = wire.UserMessages(query_limit)
+        self._replication = replication
+        self._search_path = search_path
+        self._strings_unsafe = False
+        self._asked: Reply | None = None
+        self._asked_name = b""
+        self._asked_wire = b""
+        self._body: Permit | Frame | None = None  # whose pieces come next; None: they are dropped
+        self._codec: str | None = "utf-8"
+
+    # -- from the user --------------------------------------------------------------------------------
+
+    def from_user(self, data: bytes) -> Iterator[UserItem]:
+        """Cut what the user sent into items. Raises UserPeerError (08P01, 54000), which ends the session."""
+        for kind, message, rest in self._messages.feed(data):
+            match kind:
+                case wire.QUERY:
+                    yield self._query(message)
+                case wire.PARSE:
+                    yield self._parse(message)
+                case wire.BIND | wire.EXECUTE:
+                    item = self._bind(message, rest) if kind == wire.BIND else self._execute(message)
+                    if not isinstance(item, Asked):
+                        yield Ignored(message)  # taped as the user's; what goes up in its place is the gate's
+                    if item is not None:
+                        yield item
+                case wire.FUNCTION_CALL:
+                    yield self._function_call(message, rest)
+                case wire.PIECE:
+                    yield self._piece(message)
+                case wire.TERMINATE:
+                    yield Terminate(message)
+                    return
+                case _:
+                    yield self._plumb(kind, message)
+
+    def setting(self, name: str, value: str) -> None:
+        """Learn a setting of the session: start-up parameters and ParameterStatus."""
+        if name == "client_encoding":
+            self._codec = codec_of(value)
+            self.answers.encoding = self._codec or "latin-1"
+        elif name == "standard_conforming_strings":
+            self._strings_unsafe = value != "on"
+        elif name == "search_path":
+            self._search_path = None
+
+    def permitted(self, permit: Permit) -> Sequence[Cargo]:
+        """Take note of the leave for what was asked last; returns what to send, () if the target skips it."""
+        reply, name = self._asked, self._asked_name
+        assert reply is not None, "permitted() without a question"
+        self._asked = None
+        self._body = permit
+        if self.pipeline.skipping:
+            self._body = None
+            return ()
+        reply.permit = permit
+        if permit.masks:
+            self.answers.masking = True
+        cargo: Sequence[Cargo] = (permit,)
+        match reply.kind:
+            case wire.QUERY:
+                # A Query drops the unnamed statement and portal whatever becomes of it.
+                self.pipeline.prepared.put(b"", None)
+                self.pipeline.portals.put(b"", None)
+            case wire.PARSE:
+                reply.undo = self.pipeline.prepared.put(name, reply.prepared)
+            case wire.BIND:
+                assert reply.portal is not None
+                reply.portal.permit = permit
+                reply.undo = self.pipeline.portals.put(name, reply.portal)
+            case wire.EXECUTE:
+                if permit.masks and reply.portal is not None and _undescribed(reply.portal):
+                    # The masks need the columns, and a user who ran this before may not ask for them again.
+                    ask = wire.encode_named(wire.DESCRIBE, ord("P"), name)
+                    self.pipeline.push(Reply(wire.DESCRIBE, portal=reply.portal, hidden=True))
+                    cargo = (Frame(ask, by_gate=True), permit)
+        self.pipeline.push(reply)
+        return cargo
+
+    def refuse(self, refused: Refused) -> Frame | None:
+        """Return what goes to the target in place of what was asked last; None if the target skips it anyway."""
+        reply, name = self._asked, self._asked_name
+        assert reply is not None, "refuse() without a question"
+        self._asked = None
+        self._body = None
+        if self.pipeline.skipping:
+            return None
+        reply.refused = refused
+        reply.effects = False
+        token = self._token()
+        match reply.kind:
+            case wire.QUERY:
+                self.pipeline.prepared.put(b"", None)
+                self.pipeline.portals.put(b"", None)
+                replacement = wire.encode_query(_unparsable(token))
+            case wire.PARSE:
+                reply.undo = self.pipeline.prepared.put(name, reply.prepared)
+                replacement = wire.encode_parse(name, _unparsable(token))
+            case wire.BIND:
+                reply.undo = self.pipeline.portals.put(name, reply.portal)
+                replacement = wire.encode_bind(name, token.encode())
+            case wire.EXECUTE:
+                replacement = wire.encode_execute(token.encode())
+            case _:
+                replacement = wire.encode_function_call_zero()
+        self.pipeline.push(reply)
+        return Frame(replacement, by_gate=True)
+
+    def _query(self, message: bytes) -> Asked:
+        text, statements = self._statements(wire.parse_query(message))
+        self._asked = Reply(wire.QUERY, statements=statements, effects=_touches_names(statements))
+        return Asked(self._command(statements, text, message))
+
+    def _parse(self, message: bytes) -> Asked:
+        name, body, oids = wire.parse_parse(message)
+        text, statements = self._statements(body)
+        self._asked = Reply(wire.PARSE, prepared=Prepared(text, statements, oids))
+        self._asked_name = name
+        return Asked(self._command(statements, text, message, prepares=True))
+
+    def _bind(self, message: bytes, rest: int) -> Asked | Frame | None:
+        bind = wire.parse_bind(message, rest)
+        prepared = None if self.pipeline.effects_pending else self.pipeline.prepared.get(bind.statement)
+        if prepared is None:
+            if self.pipeline.effects_pending:
+                # SQL in flight may give this name a meaning that nobody has seen yet.
+                return self._unknown(
+                    "BIND", message, Reply(wire.BIND, portal=Portal(Prepared("", ()))), bind.portal, rest
+                )
+            return self._missing(wire.BIND, bind.statement, "statement", bind.portal)
+        values = _shown(bind, prepared)
+        portal = Portal(prepared, bind.result_formats or (), values)
+        self._asked = Reply(wire.BIND, portal=portal)
+        self._asked_name = bind.portal
+        if bind.result_formats is None:
+            portal.result_formats = (-1,)  # not read: the Execute asks for a description
+        return Asked(self._command(prepared.statements, prepared.text, message, rest_bytes=rest, values=values))
+
+    def _execute(self, message: bytes) -> Asked | Frame | None:
+        name, _ = wire.parse_execute(message)
+        portal = None if self.pipeline.effects_pending else self.pipeline.portals.get(name)
+        if portal is None:
+            if self.pipeline.effects_pending:
+                return self._unknown("EXECUTE", message, Reply(wire.EXECUTE), name, 0)
+            return self._missing(wire.EXECUTE, name, "portal", b"")
+        statements = portal.prepared.statements
+        self._asked = Reply(wire.EXECUTE, portal=portal, statements=statements, effects=_touches_names(statements))
+        self._asked_name = name
+        command = self._command(statements, portal.prepared.text, message, values=portal.values)
+        return Asked(command, follows=portal.permit)
+
+    def _function_call(self, message: bytes, rest: int) -> Asked:
+        oid = wire.parse_function_oid(message)
+        name = self._commands.function_name(oid) or f"oid {oid}"
+        self._asked = Reply(wire.FUNCTION_CALL)
+        return Asked(self._commands.function_call(name, message, rest))
+
+    def _plumb(self, kind: int, message: bytes) -> UserItem:
+        pipeline = self.pipeline
+        self._body = Frame(b"")
+        if pipeline.skipping and kind != wire.SYNC:
+            self._body = None
+            return Ignored(message)
+        match kind:
+            case wire.SYNC:
+                pipeline.sent_sync()
+            case wire.DESCRIBE:
+                which, name = wire.parse_named(message)
+                reply = Reply(kind)
+                if which == ord("S"):
+                    reply.prepared = pipeline.prepared.get(name)
+                else:
+                    reply.portal = pipeline.portals.get(name)
+                pipeline.push(reply)
+            case wire.CLOSE:
+                which, name = wire.parse_named(message)
+                names = pipeline.prepared if which == ord("S") else pipeline.portals
+                pipeline.push(Reply(kind, undo=names.put(name, None)))
+            case wire.COPY_DONE | wire.COPY_FAIL:
+                pipeline.sent_copy_end()
+            case wire.FLUSH | wire.COPY_DATA:
+                pass
+            case _:
+                raise UserPeerError("invalid frontend message type", "08P01")
+        return Frame(message)
+
+    def _piece(self, data: bytes) -> UserItem:
+        match self._body:
+            case None:
+                return Ignored(data)
+            case Frame():
+                return Frame(data)
+            case _:
+                return Piece(data)
+
+    def part(self, piece: Piece) -> Part:
+        """Return the piece under the permit that its message was given."""
+        assert isinstance(self._body, Permit), "a piece without a permit"
+        return self._body.part(piece.data)
+
+    def _missing(self, kind: int, name: bytes, what: str, own: bytes) -> Frame | None:
+        """A name that the target does not know either: let it reject one that is certainly unknown.
+
+        (The gate may know less than the target: names made inside functions. They are not reachable.)
+        """
+        self._body = None
+        if self.pipeline.skipping:
+            return None
+        shown = name.decode("utf-8", "replace")
+        reply = Reply(kind, missing=(what, shown))
+        token = self._token().encode()
+        if kind == wire.BIND:
+            reply.undo = self.pipeline.portals.put(own, None)
+            replacement = wire.encode_bind(own, token)
+        else:
+            replacement = wire.encode_execute(token)
+        self.pipeline.push(reply)
+        return Frame(replacement, by_gate=True)
+
+    def _unknown(self, verb: str, message: bytes, reply: Reply, name: bytes, rest: int) -> Asked:
+        self._asked, self._asked_name = reply, name
+        shown = name.decode("utf-8", "replace")
+        text = f"{verb} {shown!r}, whose meaning depends on SQL that is still running"
+        facts = {"statements": (), "resolved": {}, "opaque": True, "opaque_reason": text}
+        return Asked(Command(PROTOCOL_NAME, "UNPARSABLE", "unknown", text, message, (), facts, False, rest_bytes=rest))
+
+    # -- reading texts --------------------------------------------------------------------------------
+
+    def _statements(self, body: bytes) -> tuple[str, Sequence[Statement]]:
+        if self._codec is None:
+            text = body.decode("ascii", "backslashreplace")
+            return text, (_unreadable(text, "this client_encoding can hide where a string ends; use UTF8"),)
+        try:
+            text = body.decode(self._codec)
+        except UnicodeDecodeError:
+            text = body.decode(self._codec, "backslashreplace")
+            return text, (_unreadable(text, "the text is not valid in the session's client_encoding"),)
+        if self._strings_unsafe and "\\" in text:
+            return text, (_unreadable(text, "standard_conforming_strings is off"),)
+        if self._replication:
+            statement = replication_statement(text)
+            if statement is not None:
+                return text, (statement,)
+        statements = self._read(text)
+        for statement in statements:
+            if statement.setting is not None:
+                self._learn(statement)
+        return text, statements
+
+    def _learn(self, statement: Statement) -> None:
+        """Prepare for what a SET may do; the target's ParameterStatus may come after the next text does."""
+        assert statement.setting is not None
+        name, value = statement.setting[0].lower(), statement.setting[1]
+        if name in ("client_encoding", "names"):
+            # RESET goes back to what nobody here knows, until the target reports it.
+            self._codec = codec_of(value) if value else None
+        elif name == "standard_conforming_strings":
+            self._strings_unsafe = True  # until the target reports "on"
+        elif name in ("search_path", "schema", "role", "session_authorization", "all"):
+            self._search_path = None
+
+    def _command(
+        self,
+        statements: Sequence[Statement],
+        text: str,
+        message: bytes,
+        *,
+        prepares: bool = False,
+        rest_bytes: int = 0,
+        values: tuple[str | None, ...] | None = None,
+    ) -> Command:
+        return self._commands.command(
+            statements,
+            text,
+            message,
+            self._lookup,
+            self._search_path,
+            prepares=prepares,
+            rest_bytes=rest_bytes,
+            values=values,
+        )
+
+    def _lookup(self, verb: str, name: str) -> Sequence[Statement] | None:
+        if self.pipeline.effects_pending:
+            return None
+        key = name.encode("utf-8", "surrogateescape")
+        if verb == "EXECUTE":
+            prepared = self.pipeline.prepared.get(key)
+        else:
+            portal = self.pipeline.portals.get(key)
+            prepared = portal.prepared if portal is not None else None
+        return prepared.statements or None if prepared is not None else None
+
+    # -- from the target ------------------------------------------------------------------------------
+
+    def from_target(self, data: bytes) -> Iterator[Answer]:
+        """Read what the target sent: see answers.py. Raises TargetPeerError."""
+        return self.answers.feed(data)
+
+
+def _undescribed(portal: Portal) -> bool:
+    return portal.fields is None and (portal.prepared.fields is None or portal.result_formats == (-1,))
+
+
+def _unparsable(token: str) -> bytes:
+    """A text that no PostgreSQL parses; the token ties the target's log line to the tape, and says no more."""
+    return f"gatecast_denied /* {token} */".encode()
+
+
+def _unreadable(text: str, why: str) -> Statement:
+    return Statement("UNPARSABLE", "unknown", text, opaque=True, opaque_reason=why, error=why, literal_free=False)
+
+
+_NAME_VERBS: Final = frozenset(("PREPARE", "DEALLOCATE", "DECLARE", "CLOSE", "DISCARD", "UNPARSABLE"))
+
+
+def _touches_names(statements: Sequence[Statement]) -> bool:
+    return any(statement.verb.split(" ")[0] in _NAME_VERBS for statement in statements)
+
+
+def _shown(bind: wire.Bind, prepared: Prepared) -> tuple[str | None, ...]:
+    """The values of a Bind for people, cut by show_cell."""
+    shown: list[str | None] = []
+    for index, value in enumerate(bind.values[:VALUES_SHOWN_LIMIT]):
+        if value is None:
+            shown.append(None)
+        else:
+            binary = wire.format_of(bind.parameter_formats, index) == 1
+            oid = prepared.parameter_oids[index] if index < len(prepared.parameter_oids) else 0
+            shown.append(show_cell(value, oid, binary))
+    return tuple(shown)

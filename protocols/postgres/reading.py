@@ -1,0 +1,251 @@
+"""From statements to Commands: what a rule may ask of a PostgreSQL command, with names resolved.
+
+A name without a schema stands for every relation that it may mean: the first one on the search_path where that
+is known, all of that name where it is not (a set search_path is not followed; every candidate must then be
+allowed). EXECUTE and FETCH are decided as what they run. A text of several statements is a Command with parts.
+
+Facts of a command, for rules and masks: statements, resolved (written name -> names, with the base tables of
+views), tables_read, tables_written, tables, columns, functions, where, where_missing, has_limit, limit, multi,
+control, opaque, opaque_reason, moves_data, setting, values (of parameters, as display text), replication,
+cache_key (hashable: equal keys mean equal facts).
+
+Source: postgres note 4, 9, 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from proxy.core.events import KINDS, Command, Kind
+from proxy.core.statement import Statement
+
+PROTOCOL_NAME: Final = "postgres"
+TEMPLATE_LIMIT: Final = 2048  # cached facts a connection's database; small values
+
+# From harmless to grave: a text of several statements has the kind of its gravest.
+_GRAVITY: Final[Mapping[str, int]] = {
+    kind: place
+    for place, kind in enumerate(
+        ("session", "read", "transfer", "write", "execute", "define", "delete", "admin", "unknown")
+    )
+}
+assert set(_GRAVITY) == set(KINDS)
+
+
+class World(Protocol):
+    """What the target's catalogue tells without waiting."""
+
+    @property
+    def version(self) -> int:
+        """Grows with every change of the snapshot."""
+
+    def resolve(self, name: str, search_path: tuple[str, ...] | None) -> tuple[str, ...]:
+        """Return the relations ("schema.table") that a written name may mean."""
+
+    def bases(self, name: str) -> frozenset[str]:
+        """Return the tables behind a relation ("schema.table"), itself for a table."""
+
+    def function_name(self, oid: int) -> str | None:
+        """Return "schema.function", None where the oid is unknown."""
+
+
+# Finds what EXECUTE name or FETCH name runs: None = nothing is known of that name.
+Lookup = Callable[[str, str], Sequence[Statement] | None]
+
+
+class CommandReader:
+    """Makes Commands of statements for one target database; shared by its sessions, so that facts are cached."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._templates: dict[tuple[Any, ...], Command] = {}
+
+    def command(
+        self,
+        statements: Sequence[Statement],
+        text: str,
+        wire: bytes,
+        lookup: Lookup,
+        search_path: tuple[str, ...] | None,
+        *,
+        prepares: bool = False,
+        rest_bytes: int = 0,
+        values: tuple[str | None, ...] | None = None,
+    ) -> Command:
+        """Return the Command of a text, ready to be decided."""
+        if len(statements) == 1:
+            template = self._single(statements[0], lookup, search_path)
+        elif not statements:
+            template = Command(PROTOCOL_NAME, "EMPTY", "session", text, facts={"statements": (), "cache_key": "empty"})
+        else:
+            template = self._several(statements, lookup, search_path)
+        facts = template.facts if values is None else {**template.facts, "values": values}
+        return Command(
+            PROTOCOL_NAME,
+            template.verb,
+            template.kind,
+            text,
+            wire,
+            template.objects,
+            facts,
+            True,
+            template.parts,
+            prepares,
+            rest_bytes,
+        )
+
+    def function_name(self, oid: int) -> str | None:
+        """The name of a function for FunctionCall, None where the catalogue does not know the oid."""
+        return self._world.function_name(oid)
+
+    def function_call(self, name: str, wire: bytes, rest_bytes: int) -> Command:
+        """Return the Command of a FunctionCall message: as opaque as SELECT of that function would be."""
+        statement = Statement(
+            "FUNCTION_CALL",
+            "execute",
+            f"FunctionCall of {name}",
+            functions=(name,),
+            opaque=True,
+            opaque_reason="a function called by its oid",
+            literal_free=False,
+        )
+        template = self._read(statement, None, None)
+        return Command(
+            PROTOCOL_NAME, template.verb, template.kind, statement.text, wire, (), template.facts, rest_bytes=rest_bytes
+        )
+
+    def _several(self, statements: Sequence[Statement], lookup: Lookup, path: tuple[str, ...] | None) -> Command:
+        made: dict[tuple[str, str], Sequence[Statement]] = {}
+
+        def overlay(verb: str, name: str) -> Sequence[Statement] | None:
+            return made.get((verb, name)) or lookup(verb, name)
+
+        parts = []
+        for statement in statements:
+            parts.append(self._single(statement, overlay, path))
+            if statement.inner is not None and statement.name is not None:
+                if statement.verb == "PREPARE":
+                    made["EXECUTE", statement.name] = (statement.inner,)
+                elif statement.verb.startswith("DECLARE"):
+                    made["FETCH", statement.name] = (statement.inner,)
+        gravest = max(parts, key=lambda part: _GRAVITY[part.kind])
+        objects = tuple(dict.fromkeys(name for part in parts for name in part.objects))
+        facts: dict[str, Any] = {"statements": tuple(statements), "multi": True, "resolved": {}}
+        for part in parts:
+            facts["resolved"].update(part.facts["resolved"])
+        return Command(PROTOCOL_NAME, "MULTI", gravest.kind, "", b"", objects, facts, parts=tuple(parts))
+
+    def _single(self, statement: Statement, lookup: Lookup, path: tuple[str, ...] | None) -> Command:
+        hidden = _hidden(statement)
+        if hidden is not None:
+            return self._indirect(statement, hidden, lookup, path)
+        key: tuple[Any, ...] | None = None
+        if statement.key:
+            key = (statement.key, path, self._world.version)
+            template = self._templates.get(key)
+            if template is not None:
+                return template
+        template = self._read(statement, path, key)
+        if key is not None:
+            if len(self._templates) >= TEMPLATE_LIMIT:
+                self._templates.clear()
+            self._templates[key] = template
+        return template
+
+    def _indirect(
+        self, statement: Statement, hidden: tuple[str, str], lookup: Lookup, path: tuple[str, ...] | None
+    ) -> Command:
+        """EXECUTE and FETCH, alone or inside EXPLAIN or CREATE TABLE AS: decided with what they run."""
+        outer = self._read(statement, path, None)
+        inner = lookup(*hidden)
+        if inner is None:
+            facts = {**outer.facts, "opaque": True, "opaque_reason": f"{hidden[0]} of a name that is not known here"}
+            return Command(PROTOCOL_NAME, statement.verb, "unknown", statement.text, b"", outer.objects, facts)
+        ran = [self._single(each, _nothing, path) for each in inner]
+        if statement.verb in ("EXECUTE", "FETCH", "MOVE"):
+            first = ran[0] if len(ran) == 1 else self._several(inner, _nothing, path)
+            text = f"{statement.text}\n-- runs: {'; '.join(each.text for each in inner)}"
+            return Command(
+                PROTOCOL_NAME, statement.verb, first.kind, text, b"", first.objects, first.facts, parts=first.parts
+            )
+        parts = (_without_opaque(outer), *ran)
+        gravest = max(parts, key=lambda part: _GRAVITY[part.kind])
+        facts = {**outer.facts, "resolved": {k: v for part in parts for k, v in part.facts["resolved"].items()}}
+        facts["statements"] = (statement, *inner)
+        objects = tuple(dict.fromkeys(name for part in parts for name in part.objects))
+        return Command(PROTOCOL_NAME, statement.verb, gravest.kind, statement.text, b"", objects, facts, parts=parts)
+
+    def _read(self, statement: Statement, path: tuple[str, ...] | None, key: tuple[Any, ...] | None) -> Command:
+        world = self._world
+        read = _resolve_all(world, statement.tables_read, path)
+        written = _resolve_all(world, statement.tables_written, path)
+        resolved: dict[str, tuple[str, ...]] = {}
+        for names in (read, written):
+            for name, found in names.items():
+                bases = dict.fromkeys(base for each in found for base in sorted(world.bases(each)))
+                resolved[name] = tuple(dict.fromkeys((*found, *bases)))
+        tables_read = tuple(dict.fromkeys(each for found in read.values() for each in found))
+        tables_written = tuple(dict.fromkeys(each for found in written.values() for each in found))
+        objects = tuple(dict.fromkeys((*tables_written, *tables_read)))
+        facts: dict[str, Any] = {
+            "statements": (statement,),
+            "resolved": resolved,
+            "tables_read": tables_read,
+            "tables_written": tables_written,
+            "tables": objects,
+            "columns": tuple(
+                dict.fromkeys(
+                    f"{column.table}.{column.name}" if column.table else column.name for column in statement.columns
+                )
+            ),
+            "functions": statement.functions,
+            "where": statement.where or "",
+            "where_missing": statement.verb in ("UPDATE", "DELETE") and statement.where in ("none", "always_true"),
+            "has_limit": statement.limit is not None,
+            "limit": statement.limit or 0,
+            "multi": False,
+            "control": statement.control is not None or statement.verb in _PLUMBING_VERBS,
+            "opaque": statement.opaque,
+            "opaque_reason": statement.opaque_reason,
+            "moves_data": statement.moves_data,
+            "setting": statement.setting[0] if statement.setting else "",
+            "replication": bool(statement.more.get("replication")),
+        }
+        if key is not None:
+            facts["cache_key"] = key
+        return Command(PROTOCOL_NAME, statement.verb, statement.kind, statement.text, b"", objects, facts)
+
+
+_PLUMBING_VERBS: Final = frozenset(("DEALLOCATE", "CLOSE", "UNLISTEN"))
+
+
+def _hidden(statement: Statement) -> tuple[str, str] | None:
+    """What a statement runs by name: ("EXECUTE" | "FETCH", name), also one level down."""
+    for each in (statement, statement.inner):
+        if each is not None and each.name is not None:
+            if each.verb == "EXECUTE":
+                return "EXECUTE", each.name
+            if each.verb in ("FETCH", "MOVE"):
+                return "FETCH", each.name
+    return None
+
+
+def _nothing(verb: str, name: str) -> None:
+    return None
+
+
+def _without_opaque(command: Command) -> Command:
+    """The outer statement alone: what it runs is decided beside it, so that it hides nothing."""
+    kind: Kind = "define" if command.facts["moves_data"] else "read"
+    facts = {**command.facts, "opaque": False}
+    return Command(command.protocol, command.verb, kind, command.text, b"", command.objects, facts)
+
+
+def _resolve_all(world: World, names: Sequence[str], path: tuple[str, ...] | None) -> dict[str, tuple[str, ...]]:
+    return {name: world.resolve(name, path) for name in names}
+
+
+def wider_kind(one: Kind, two: Kind) -> Kind:
+    """The graver of two kinds."""
+    return one if _GRAVITY[one] >= _GRAVITY[two] else two
