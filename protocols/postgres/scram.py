@@ -239,6 +239,8 @@ class ScramClient:
 
     def final(self, challenge: bytes) -> bytes:
         """Answer server-first-message with client-final-message. Costs up to ITERATIONS_LIMIT hashes: use a thread."""
+        if self._expected is not None:
+            raise TargetPeerError("the target sent a second SCRAM challenge")
         attributes = _attributes(challenge, TargetPeerError)
         if [name for name, _ in attributes[:3]] != [b"r", b"s", b"i"]:
             raise TargetPeerError("the target sent a malformed SCRAM message")
