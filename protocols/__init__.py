@@ -9,17 +9,24 @@ from dataclasses import dataclass
 from functools import cache
 
 from proxy.core.gate import Gate
+from proxy.core.parties import Target
 from proxy.core.stream import Stream
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """One protocol: its name, its closed set of verbs, and what answers a user's connection."""
+    """One protocol: its name, its closed set of verbs, and what answers a user's connection.
+
+    alpn: the names that a listener's TLS offers (RFC 7301). check: looks at a configured target's settings when
+    they are loaded, and raises ConfigError.
+    """
 
     name: str
     verbs: frozenset[str]
     default_port: int
     serve: Callable[[Stream, Gate], Awaitable[None]]
+    alpn: tuple[str, ...] = ()
+    check: Callable[[Target], object] | None = None
 
 
 @cache

@@ -47,13 +47,15 @@ class Document:
         where = dotted(path)
         return f"{self.name}:{self.line(path)}: {where + ': ' if where else ''}{message}"
 
-    def only(self, key: str) -> str:
-        """Return the text with every line blanked that is not of the top-level key: its lines keep their numbers."""
-        start = self.lines[(key,)]
-        others = [line for path, line in self.lines.items() if len(path) == 1 and line > start]
-        rows = self.text.splitlines()
-        end = min(others, default=len(rows) + 1)
-        return "".join((row if start <= number < end else "") + "\n" for number, row in enumerate(rows, 1))
+    def only(self, *keys: str) -> str:
+        """Return the text with every line blanked that is not of these top-level keys: lines keep their numbers."""
+        starts = {line: str(path[0]) for path, line in self.lines.items() if len(path) == 1}
+        rows: list[str] = []
+        section = ""
+        for number, row in enumerate(self.text.splitlines(), 1):
+            section = starts.get(number, section)
+            rows.append(row if section in keys else "")
+        return "\n".join(rows) + "\n"
 
 
 def dotted(path: Place) -> str:

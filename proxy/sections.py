@@ -178,7 +178,11 @@ class Target(Section):
     sslkey: Path | None = None
     sslnegotiation: Literal["postgres", "direct"] = "postgres"
     channel_binding: Literal["disable", "prefer", "require"] = "prefer"
-    connect_timeout: Duration = 10.0
+    hostaddr: str = ""
+    """The address of host, where no name is to be resolved; certificates are still checked against host."""
+    require_auth: str = ""
+    """As in libpq: what the target may ask for, of none, password, md5, scram-sha-256."""
+    connect_timeout: Annotated[Duration, Field(gt=0, le=600)] = 15.0
     labels: dict[str, str] = {}
     """Words that rules can speak of: on: {labels: {env: prod}}."""
     recording: Literal["durable", "written"] = "durable"
@@ -312,7 +316,17 @@ class Config(Section):
     approvals: ApprovalsSection = ApprovalsSection()
     masking: MaskingSection = MaskingSection()
     limits: Limits = Limits()
-    rules: list[dict[str, Any]] | None = None  # Any: proxy/policy/rules.py has the models of rules
-    """Rules, in place of a file or before its rules."""
-    rules_files: list[Path] = []
-    """Files with a rules: list each, beside this file."""
+    timezone: str = "UTC"
+    """The time zone of time.* in the conditions of rules that are written here."""
+    rules: list[dict[str, Any]] | None = None  # Any: proxy/policy/rule_file.py knows the shape of rules
+    """The rules, in order."""
+    rules_file: Path | None = None
+    """A file with rules: (and timezone:), in place of rules here."""
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        if (self.rules is None) == (self.rules_file is None):
+            raise ValueError("give rules or rules_file (rules: [] lets nobody in)")
+        if self.rules is None and self.timezone != "UTC":
+            raise ValueError("timezone belongs into the rules_file")
+        return self

@@ -24,7 +24,7 @@ targets:
     host: db.internal
     credential: {user: gate, password_env: SHOP_PASSWORD}
     connect_timeout: 1500ms
-rules_files: [rules.yaml]
+rules_file: rules.yaml
 """
 
 
@@ -48,7 +48,7 @@ def test_reads_a_file_with_its_defaults(tmp_path: Path) -> None:
     assert (target.name, target.port, target.connect_timeout, target.recording) == ("shop", 5432, 1.5, "durable")
     assert loaded.state == tmp_path / ".gatecast"
     assert loaded.config.limits.login_seconds == 60
-    assert loaded.resolve(loaded.config.rules_files[0]) == tmp_path / "rules.yaml"
+    assert loaded.resolve(Path(str(loaded.config.rules_file))) == tmp_path / "rules.yaml"
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_reads_a_file_with_its_defaults(tmp_path: Path) -> None:
         ("password_env: SHOP_PASSWORD", "password: x", "9: targets[0].credential.password: unknown key"),
         ("1500ms", "ten", "10: targets[0].connect_timeout: write a duration like"),
         ("name: shop", "name: 'a b'", "7: targets[0].name: should match"),
-        ("rules_files: [rules.yaml]", "rules_file: r", "11: rules_file: unknown key; did you mean rules_files?"),
-        ("rules_files: [rules.yaml]", "limits: {max_connections: 0}", "11: limits.max_connections: should be greater"),
-        ("rules_files: [rules.yaml]", "limits: 3", "11: limits: should be a mapping"),
+        ("rules_file: rules.yaml", "rules_fil: r", "11: rules_fil: unknown key; did you mean rules_file?"),
+        ("rules_file: rules.yaml", "limits: {max_connections: 0}", "11: limits.max_connections: should be greater"),
+        ("rules_file: rules.yaml", "limits: 3", "11: limits: should be a mapping"),
         ("    plain: true", "    plain: true\n    login: scram", "6: listeners[0].login: login: scram needs"),
         ("    plain: true", "    plain: true\n    login: oauth", "6: listeners[0].login: login: oauth needs"),
     ],
@@ -76,6 +76,12 @@ def test_an_error_names_its_line_and_its_path(tmp_path: Path, old: str, new: str
     assert old in GOOD
     found = problems(tmp_path, GOOD.replace(old, new))
     assert any(line.startswith(problem) for line in found), found
+
+
+def test_rules_are_given_once(tmp_path: Path) -> None:
+    assert problems(tmp_path, GOOD.replace("rules_file: rules.yaml\n", ""))[0].startswith("1: give rules or rules_file")
+    assert problems(tmp_path, GOOD + "rules: []\n")[0].startswith("1: give rules or rules_file")
+    assert problems(tmp_path, GOOD + "timezone: Europe/Vienna\n")[0].startswith("1: timezone belongs")
 
 
 def test_two_passwords_are_one_too_many(tmp_path: Path) -> None:
@@ -92,7 +98,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
 
 def test_names_are_unique(tmp_path: Path) -> None:
     second = "  - {name: shop, host: h, credential: {user: u}}\n"
-    text = GOOD.replace("rules_files", second + "rules_files")
+    text = GOOD.replace("rules_file", second + "rules_file")
     assert problems(tmp_path, text) == ["11: targets[1].name: the name shop is taken"]
 
 
@@ -206,6 +212,7 @@ def test_a_file_that_is_missing_or_binary(tmp_path: Path) -> None:
 
 def test_one_section_keeps_its_line_numbers() -> None:
     document = parse_document("a: 1\nrules:\n  - name: x\n    deny: y\nb:\n  - 2\n", "f")
+    assert document.only("a", "b").splitlines() == ["a: 1", "", "", "", "b:", "  - 2"]
     assert document.only("rules").splitlines() == ["", "rules:", "  - name: x", "    deny: y", "", ""]
 
 

@@ -1,0 +1,234 @@
+"""The users' connections: accepted up to a limit, each in a task of its own, listed, ended, drained.
+
+A connection's failure never ends another: whatever serve() raises ends here, in the log. A connection that is
+killed, or drained, has its task cancelled; serve() then tells its user in the protocol's own words, and the tapes
+that were opened inside it are sealed here if it did not do so itself.
+
+The tape's id is the session's. Which connection opened a tape is known by a context variable, which the tasks
+inside serve() inherit. Deliberately left out: limits per user and source address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import structlog
+
+from protocols import Protocol
+from proxy.core.errors import GatecastError, PeerError, TapeError
+from proxy.core.gate import Gate
+from proxy.core.stream import SocketStream
+from proxy.logging import describe
+from recorder.seal import SealKey
+from recorder.tape import Recorder, Tape
+
+SEAL_SECONDS: Final = 10.0  # a tape's last sync takes milliseconds; beyond this the disk is gone
+FAREWELL_SECONDS: Final = 10.0  # for serve() to tell its user and close both sides after it was cancelled
+NO_DESCRIPTOR_PAUSE_SECONDS: Final = 0.2  # accept would fail again at once; others end meanwhile
+_NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Connection:
+    """One user's connection and what is known of it so far."""
+
+    listener: str
+    protocol: str
+    peer: str
+    since: float
+    task: asyncio.Task[Any]  # what it returns does not matter
+    session: str = ""
+    subject: str = ""
+    target: str = ""
+    tapes: list[Tape] = field(default_factory=list)
+
+    def row(self) -> dict[str, object]:
+        """The connection as JSON values."""
+        return {
+            "session": self.session,
+            "subject": self.subject,
+            "target": self.target,
+            "protocol": self.protocol,
+            "listener": self.listener,
+            "peer": self.peer,
+            "since": self.since,
+        }
+
+
+_current: ContextVar[Connection] = ContextVar("connection")
+
+
+class SessionRecorder(Recorder):
+    """A Recorder that tells the connection which tapes it opened, and each tape under which rules it began."""
+
+    def __init__(self, directory: Path, key: SealKey, revision: Callable[[], str], *, node: str, boot: str) -> None:
+        super().__init__(directory, key, node=node, boot=boot)
+        self._revision = revision
+
+    def open(
+        self,
+        *,
+        protocol: str,
+        identity: Mapping[str, Any],
+        target: str,
+        mode: Literal["durable", "written"],
+        run: str = "",
+        policy_revision: str = "",
+        more: Mapping[str, Any] | None = None,
+    ) -> Tape:
+        tape = super().open(
+            protocol=protocol,
+            identity=identity,
+            target=target,
+            mode=mode,
+            run=run,
+            policy_revision=policy_revision or self._revision(),
+            more=more,
+        )
+        connection = _current.get(None)
+        if connection is not None:
+            connection.tapes.append(tape)
+            connection.session = tape.sid
+            connection.subject = str(identity.get("subject", ""))
+            connection.target = target
+        return tape
+
+
+class Connections:
+    """All connections of the process. limit may be changed while it runs."""
+
+    def __init__(self, limit: int, clock: Callable[[], float] = time.time) -> None:
+        self.limit = limit
+        self._clock = clock
+        self._open: dict[int, Connection] = {}
+        self._count = 0
+        self._refused = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def accepted(self) -> int:
+        """How many connections there have been."""
+        return self._count
+
+    @property
+    def refused(self) -> int:
+        """How many were refused because there were too many."""
+        return self._refused
+
+    def listing(self) -> list[Connection]:
+        """The connections with a session, oldest first."""
+        return [connection for connection in self._open.values() if connection.session]
+
+    def kill(self, session: str) -> bool:
+        """End the connection of a session; False if there is none."""
+        for connection in self._open.values():
+            if connection.session == session:
+                connection.task.cancel("killed")
+                return True
+        return False
+
+    async def accept(
+        self,
+        group: asyncio.TaskGroup,
+        listening: socket.socket,
+        listener: str,
+        protocol: Protocol,
+        gate: Callable[[], Gate],
+    ) -> None:
+        """Accept connections for ever, as tasks of the group; cancelling this leaves them alone.
+
+        gate() is asked for each connection, so that a reload changes the next one.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listening)
+            except OSError as error:
+                if error.errno in _NO_DESCRIPTOR:
+                    log.error("accept-failed", listener=listener, error=error.strerror)
+                    await asyncio.sleep(NO_DESCRIPTOR_PAUSE_SECONDS)
+                continue  # the user left before we got to it (ECONNABORTED), or its network failed: accept(2)
+            if len(self._open) >= self.limit:
+                self._refused += 1
+                log.warning("too-many-connections", listener=listener, limit=self.limit)
+                sock.close()
+                continue
+            self._count += 1
+            number = self._count
+            task = group.create_task(self._run(number, sock, listener, protocol, gate()))
+            # Counted before the task runs: a burst of users does not get past the limit.
+            self._open[number] = Connection(listener, protocol.name, "", self._clock(), task)
+            self._empty.clear()
+            task.add_done_callback(partial(self._forget, number, sock))
+
+    async def drain(self, seconds: float) -> int:
+        """Let sessions go on for so long, then end them; return how many were ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+        ended = list(self._open.values())
+        for connection in ended:
+            connection.task.cancel("the gateway stops")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS + SEAL_SECONDS):
+                await self._empty.wait()
+        return len(ended)
+
+    def _forget(self, number: int, sock: socket.socket, _task: asyncio.Task[None]) -> None:
+        del self._open[number]
+        sock.close()  # a task that was cancelled before its first step never made a stream of it
+        if not self._open:
+            self._empty.set()
+
+    async def _run(self, number: int, sock: socket.socket, listener: str, protocol: Protocol, gate: Gate) -> None:
+        connection = self._open[number]
+        _current.set(connection)
+        stream = SocketStream(sock, "user", server_side=True)
+        connection.peer = stream.info("peer")
+        told = log.bind(listener=listener, peer=connection.peer)
+        status = "ended"
+        try:
+            await protocol.serve(stream, gate)
+        except asyncio.CancelledError:
+            status = "cancelled"
+            raise
+        except PeerError as error:
+            status = "peer-error"
+            told.info("connection-ended", session=connection.session, reason=str(error))
+        except TapeError as error:
+            status = "tape-error"
+            told.error("recording-failed", session=connection.session, reason=str(error))
+        except GatecastError as error:
+            status = "error"
+            told.warning("connection-failed", session=connection.session, reason=str(error))
+        except Exception as error:  # fails closed: the connection ends, and only it
+            status = "error"
+            told.error("connection-failed", session=connection.session, **describe(error))
+        finally:
+            await asyncio.shield(self._finish(stream, connection, status))
+
+    async def _finish(self, stream: SocketStream, connection: Connection, status: str) -> None:
+        """Close the user's side and seal whatever serve() left open, in bounded time."""
+        await stream.close()
+        for tape in connection.tapes:
+            try:
+                async with asyncio.timeout(SEAL_SECONDS):
+                    await tape.close("closed" if status == "ended" else "failed", f"the connection {status}")
+            except (TapeError, TimeoutError) as error:
+                log.error("tape-not-sealed", session=tape.sid, reason=str(error) or "the disk did not answer")
