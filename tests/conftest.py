@@ -1,0 +1,35 @@
+"""Fixtures that every area may use: one real server of each version for the whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.peers.postgres import PeerMissing, PostgresServer, Version, need, postgres_server
+
+
+def _served(version: Version) -> Iterator[PostgresServer]:
+    try:
+        with postgres_server(version) as server:
+            yield server
+    except PeerMissing as missing:
+        need(missing)
+
+
+@pytest.fixture(scope="session")
+def postgres15() -> Iterator[PostgresServer]:
+    """PostgreSQL 15 (Debian), with TLS; see tests/peers/postgres.py for its users."""
+    yield from _served("15")
+
+
+@pytest.fixture(scope="session")
+def postgres18() -> Iterator[PostgresServer]:
+    """PostgreSQL 18 (wheel), without TLS."""
+    yield from _served("18")
+
+
+@pytest.fixture(scope="session")
+def postgres18tls() -> Iterator[PostgresServer]:
+    """PostgreSQL 18 with TLS, where GATECAST_POSTGRES18_TLS names one."""
+    yield from _served("18tls")
