@@ -111,7 +111,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -387,35 +387,37 @@ def decode_records(block: Block, raw: bytes) -> list[Record]:
     return records
 
 
-def join_records(records: Iterable[Record]) -> Iterator[Record]:
-    """Join the parts of long records; parts whose beginning is not among the records are skipped.
+class Joiner:
+    """Joins the parts of long records; parts whose beginning it has not seen are skipped."""
 
-    Raises FormatError if parts do not belong together or are longer than JOINED_LIMIT.
-    """
-    first: Record | None = None
-    last = Record(0, 0, 0, 0, b"")
-    parts: list[bytes] = []
-    size = 0
-    for record in records:
+    def __init__(self) -> None:
+        self._first: Record | None = None
+        self._last = Record(0, 0, 0, 0, b"")
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, record: Record) -> Record | None:
+        """Return the record that is now whole, if any. Raises FormatError if parts do not belong together."""
+        first, last = self._first, self._last
         if not record.part and not record.more:
             if first is not None:
                 raise FormatError(f"record {record.n}: the rest of record {first.n} is missing")
-            yield record
-            continue
+            return record
         if not record.part:
-            first, parts, size = record, [], 0
+            first, self._first, self._parts, self._size = record, record, [], 0
         elif first is None:
-            continue
+            return None
         elif (record.part, record.more, record.kind) != (last.part + 1, last.more - 1, first.kind):
             raise FormatError(f"record {record.n}: not the continuation of record {first.n}")
-        last = record
-        parts.append(record.payload)
-        size += len(record.payload)
-        if size > JOINED_LIMIT:
+        self._last = record
+        self._parts.append(record.payload)
+        self._size += len(record.payload)
+        if self._size > JOINED_LIMIT:
             raise FormatError(f"record {first.n}: longer than its limit")
-        if not record.more:
-            yield Record(first.n, first.t_ns, first.channel, first.kind, b"".join(parts))
-            first = None
+        if record.more:
+            return None
+        self._first = None
+        return Record(first.n, first.t_ns, first.channel, first.kind, b"".join(self._parts))
 
 
 def command_entry(n: int, t_ns: int, payload: bytes) -> list[Any]:

@@ -1,0 +1,308 @@
+"""Reading tapes: open by the trailer, seek by record, command or time, follow a live tape, survive a torn end.
+
+A reader believes nothing that it does not have to: lengths are checked before anything is allocated, and every
+block is checked against the chain values beside it when it is read. It is lenient only about the end: a
+tape without a seal is readable up to its last complete block. Whether a tape is genuine is verify.py's question.
+
+Memory: one block at a time, and 100 bytes or so for each block of the two segments used last.
+Left out: decryption, dictionaries (format.py names them; this reader refuses such blocks).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from recorder.errors import FormatError, Truncated
+from recorder.format import (
+    BLOCK_HEADER_BYTES,
+    CHAIN_BYTES,
+    GATE,
+    HEADER_LIMIT,
+    SUFFIX,
+    TRAILER_BYTES,
+    Block,
+    BlockType,
+    CommandEntry,
+    Header,
+    Joiner,
+    Kind,
+    Record,
+    decode_block_header,
+    decode_commands,
+    decode_header,
+    decode_index,
+    decode_records,
+    decode_trailer,
+    restore,
+)
+from recorder.seal import Seal, chain_hash, decode_seal, header_hash, leaf_hash
+
+_NAME: Final = re.compile(r"([0-9A-Z]{26})\.(\d{3,})" + re.escape(SUFFIX))
+
+
+class Place(NamedTuple):
+    """Where a DATA or GAP block is."""
+
+    offset: int
+    type: int
+    first_record: int
+    t0_ns: int
+    n_records: int
+
+
+class Segment:
+    """One segment file. Raises OSError and FormatError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data: list[Place] = []
+        self.seal: Seal | None = None
+        self._commands: list[int] = []
+        self._seq = 0
+        # The file is opened for each access and never kept: a tape of a thousand segments needs no thousand handles.
+        with path.open("rb", buffering=0) as file:
+            self.header: Header = decode_header(file.read(HEADER_LIMIT + 32))
+            self._end = len(self.header.raw)
+            self._h0 = header_hash(self.header.raw)
+            if not self._open_by_trailer(file.fileno()):
+                self._walk(file.fileno())
+
+    @property
+    def size_bytes(self) -> int:
+        return self.path.stat().st_size
+
+    @property
+    def next_record(self) -> int:
+        """The number behind the last record that is here."""
+        return self.data[-1].first_record + self.data[-1].n_records if self.data else self.header.first_record
+
+    def refresh(self) -> None:
+        """Find the complete blocks that were written since; stops at what is not one (yet)."""
+        if self.seal is None:
+            with self.path.open("rb", buffering=0) as file:
+                self._walk(file.fileno())
+
+    def _walk(self, descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        while self.seal is None:
+            try:
+                block = _block_at(descriptor, self._end)
+                if block.end > size or block.seq != self._seq:
+                    return
+                self._note(block, descriptor)
+            except FormatError:
+                return
+            self._end = block.end
+            self._seq += 1
+
+    def read(self, offset: int, descriptor: int) -> tuple[Block, bytes]:
+        """Return the block at the offset and its raw payload, checked against the chain. Raises FormatError."""
+        block = _block_at(descriptor, offset)
+        start = len(self.header.raw)
+        previous = self._h0 if offset == start else os.pread(descriptor, CHAIN_BYTES, offset - CHAIN_BYTES)
+        whole = os.pread(descriptor, block.end - offset, offset)
+        if len(whole) < block.end - offset:
+            raise Truncated("the file ends in a block")
+        head, stored, chain = whole[:BLOCK_HEADER_BYTES], whole[BLOCK_HEADER_BYTES:-CHAIN_BYTES], whole[-CHAIN_BYTES:]
+        leaf = stored[-CHAIN_BYTES:] if block.type is BlockType.GAP else leaf_hash(head, stored)
+        if chain_hash(previous, leaf) != chain:
+            raise FormatError(f"block {block.seq}: the chain does not hold")
+        return block, restore(block, stored)
+
+    def records(self, start: int) -> Iterator[Record]:
+        """Yield the records from number start on, parts of long ones as they are; a GAP as a MARK "gap".
+
+        Raises FormatError for damage in a sealed segment; in an unsealed one it is the torn end.
+        """
+        first = max(0, bisect_right(self.data, start, key=lambda place: place.first_record) - 1)
+        # By index: refresh() may append to the list while a caller iterates.
+        for i in range(first, len(self.data)):
+            place = self.data[i]
+            if place.first_record + place.n_records <= start:
+                continue
+            if place.type == BlockType.GAP:
+                text = f"{place.n_records} records were lost in a crash"
+                yield Record(place.first_record, place.t0_ns, GATE, Kind.MARK, _mark("gap", text))
+                continue
+            try:
+                with self.path.open("rb", buffering=0) as file:
+                    found = decode_records(*self.read(place.offset, file.fileno()))
+            except FormatError:
+                if self.seal is not None:
+                    raise
+                return
+            for record in found:
+                if record.n >= start:
+                    yield record
+
+    def commands(self) -> list[CommandEntry]:
+        """Return the COMMANDS entries; of an unsealed segment []. Raises FormatError."""
+        entries: list[CommandEntry] = []
+        with self.path.open("rb", buffering=0) as file:
+            for offset in self._commands:
+                entries += decode_commands(self.read(offset, file.fileno())[1])
+        return entries
+
+    def last_ns(self) -> int:
+        """The time of the last record."""
+        if self.seal is not None:
+            return int(self.seal.body.get("t_last", 0))
+        return max((record.t_ns for record in self.records(self.data[-1].first_record if self.data else 0)), default=0)
+
+    def _note(self, block: Block, descriptor: int) -> None:
+        if block.type in (BlockType.DATA, BlockType.GAP):
+            self.data.append(Place(block.offset, block.type, block.first_record, block.t0_ns, block.n_records))
+        elif block.type is BlockType.COMMANDS:
+            self._commands.append(block.offset)
+        elif block.type in (BlockType.SEAL, BlockType.CRASHSEAL):
+            self.seal = decode_seal(self.read(block.offset, descriptor)[1])
+
+    def _open_by_trailer(self, descriptor: int) -> bool:
+        """Read the INDEX that the trailer points to; False if that does not work out (then the blocks are walked)."""
+        try:
+            size = os.fstat(descriptor).st_size
+            offset = decode_trailer(os.pread(descriptor, TRAILER_BYTES, max(0, size - TRAILER_BYTES)))
+            while offset < size - TRAILER_BYTES:
+                block, raw = self.read(offset, descriptor)
+                if block.type is BlockType.INDEX:
+                    self._take_index(raw)
+                else:
+                    self._note(block, descriptor)
+                offset = block.end
+        except FormatError:
+            pass
+        if self.seal is None:
+            self.data, self._commands = [], []
+        return self.seal is not None
+
+    def _take_index(self, raw: bytes) -> None:
+        for at, kind, _seq, first, t0, count, _leaf in decode_index(raw):
+            if kind in (BlockType.DATA, BlockType.GAP):
+                self.data.append(Place(at, kind, first, t0, count))
+            elif kind == BlockType.COMMANDS:
+                self._commands.append(at)
+
+
+class TapeReader:
+    """All segments of one tape. Raises OSError and FormatError."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the tape that the segment file belongs to."""
+        self.path = path
+        self._segment = lru_cache(maxsize=2)(Segment)
+        self.segments = segments_of(path)
+        self.header = self.segment(0).header
+
+    def segment(self, i: int) -> Segment:
+        """Return segment i; the two used last are kept."""
+        return self._segment(self.segments[i])
+
+    @property
+    def last(self) -> Segment:
+        return self.segment(len(self.segments) - 1)
+
+    @property
+    def status(self) -> str:
+        """How the tape ended by its (unchecked) seal: closed, failed, crashed; "" if it has no such end."""
+        seal = self.last.seal
+        status = str(seal.body.get("status", "")) if seal is not None else ""
+        return "" if status == "continued" else status
+
+    @property
+    def duration_ns(self) -> int:
+        return self.last.last_ns()
+
+    @property
+    def next_record(self) -> int:
+        return self.last.next_record
+
+    def refresh(self) -> None:
+        """Look for what was written since."""
+        self.last.refresh()
+        if self.last.seal is not None:
+            self.segments = segments_of(self.path)
+            self.last.refresh()
+
+    def records(self, start: int = 0) -> Iterator[Record]:
+        """Yield all records from number start on, long ones joined, up to the last complete block."""
+        joiner = Joiner()
+        for i in range(self._segment_with(start), len(self.segments)):
+            for part in self.segment(i).records(start):  # a generator: an evicted segment lives on in it
+                whole = joiner.feed(part)
+                if whole is not None:
+                    yield whole
+
+    def commands(self) -> Iterator[CommandEntry]:
+        """Yield an entry for every COMMAND: from the indexes, or from the records where there is no index yet."""
+        for i in range(len(self.segments)):
+            segment = self.segment(i)
+            yield from segment.commands() if segment.seal is not None else self._walk_commands(segment)
+
+    def _walk_commands(self, segment: Segment) -> Iterator[CommandEntry]:
+        from recorder.segment import CommandIndex  # the writer's own index, so that both say the same
+
+        index, joiner = CommandIndex(), Joiner()
+        for part in segment.records(segment.header.first_record):
+            record = joiner.feed(part)
+            if record is not None:
+                index.note(record.n, record.t_ns, record.kind, record.payload)
+        for piece in index.finish():
+            yield from decode_commands(piece)
+
+    def at_time(self, t_ns: int) -> int:
+        """Return the number of a record at which to begin, so that nothing at or after t_ns is missed."""
+        for i in reversed(range(len(self.segments))):
+            segment = self.segment(i)
+            place = bisect_right(segment.data, t_ns, key=lambda place: place.t0_ns) - 1
+            if place >= 0:
+                return segment.data[place].first_record
+        return 0
+
+    def _segment_with(self, n: int) -> int:
+        low, high = 0, len(self.segments) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.segment(middle).header.first_record <= n:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+
+def segments_of(path: Path) -> list[Path]:
+    """Return the segment files of the tape that the file belongs to, in order; a file of another name stands alone."""
+    name = _NAME.fullmatch(path.name)
+    if name is None:
+        return [path]
+    others = path.parent.glob(f"{name[1]}.*{SUFFIX}")
+    found = [(int(match[2]), other) for other in others if (match := _NAME.fullmatch(other.name))]
+    return [other for _, other in sorted(found)] or [path]
+
+
+def name_of(path: Path) -> tuple[str, int] | None:
+    """Return (sid, segment number) from a file's name, None if it is not a tape's."""
+    name = _NAME.fullmatch(path.name)
+    return (name[1], int(name[2])) if name else None
+
+
+def _mark(label: str, text: str) -> bytes:
+    packed: bytes = msgpack.packb({"label": label, "text": text})
+    return packed
+
+
+def header_fields(path: Path) -> dict[str, Any]:
+    """Return what a segment's header says. Raises OSError, FormatError."""
+    with path.open("rb") as file:
+        return dict(decode_header(file.read(HEADER_LIMIT + 32)).map_)
+
+
+def _block_at(descriptor: int, offset: int) -> Block:
+    return decode_block_header(os.pread(descriptor, BLOCK_HEADER_BYTES, offset), offset)
