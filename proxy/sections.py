@@ -203,29 +203,45 @@ class Tokens(Section):
     """The longest life of a token."""
 
 
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+_WORDS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Words = Annotated[tuple[str, ...], BeforeValidator(_listed), WithJsonSchema(_WORDS)]
+
+
 class Issuer(Section):
-    """An OpenID Connect issuer whose JWTs are accepted."""
+    """An OpenID Connect issuer whose JWTs are accepted. A claim is a name, or a path with dots."""
 
     issuer: str
-    audience: str | list[str]
+    audience: Annotated[Words, Field(min_length=1)]
+    """What aud must hold: one word or several."""
+    trusted_audiences: Words = ()
+    """What may stand beside it."""
     jwks_file: Path | None = None
-    """The issuer's keys from a file in place of its discovery document."""
+    """The issuer's keys from a file, in place of its discovery document."""
     jwks_uri: str | None = None
+    ca_file: Path | None = None
+    """The certificate authorities of the issuer's own HTTPS, where it is not a public one."""
+    algorithms: list[
+        Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"]
+    ] = ["RS256", "PS256", "ES256", "EdDSA", "Ed25519"]
     subject_claim: str = "sub"
-    groups_claim: str = "groups"
-    agent_claim: str | None = None
-    """The claim that names the agent where a token has no act claim (azp, client_id)."""
-    algorithms: list[str] = ["RS256", "PS256", "ES256", "EdDSA"]
-    leeway: Duration = 60.0
+    groups_claim: Words = ("groups",)
+    agent_claim: Words = ()
+    """Claims that name the client as an agent: azp, client_id."""
+    people_clients: Words = ()
+    """Clients that are programs of people, and no agents."""
+    leeway: Annotated[Duration, Field(le=300)] = 60.0
+    scope: str = "openid"
+    """What an OAUTHBEARER user is told to ask the issuer for."""
 
     @model_validator(mode="after")
     def _check_url(self) -> Self:
         for url in (self.issuer, self.jwks_uri or self.issuer):
             if not re.match(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:|/|$)", url):
                 raise ValueError("an issuer is reached by https, or by http on this machine")
-        for name in self.algorithms:
-            if not re.fullmatch(r"(RS|PS|ES)(256|384|512)|EdDSA|Ed25519", name):
-                raise ValueError(f"the algorithm {name} is not accepted: only signatures by public key are")
         return self
 
 
@@ -233,17 +249,16 @@ class LocalUser(Section):
     """A user that is defined here, for logins by SCRAM-SHA-256."""
 
     name: str
-    scram_verifier: str | None = None
-    """PostgreSQL's form: SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey."""
+    scram_verifier: Annotated[str, Field(pattern=r"^SCRAM-SHA-256\$")] | None = None
+    """PostgreSQL's form: SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey. It is no password."""
     scram_verifier_file: Path | None = None
     groups: list[str] = []
+    agents: list[str] = []
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
         if (self.scram_verifier is None) == (self.scram_verifier_file is None):
             raise ValueError("give scram_verifier or scram_verifier_file")
-        if self.scram_verifier is not None and not self.scram_verifier.startswith("SCRAM-SHA-256$"):
-            raise ValueError("a verifier starts with SCRAM-SHA-256$ (it is no password)")
         return self
 
 
