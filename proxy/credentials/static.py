@@ -1,0 +1,145 @@
+"""Credentials by reference: the configuration says where a password is (environment or file), never what it is.
+
+A file is read when a target is dialled, and again only when it has changed (inode, size, time), so that a
+rotated secret counts at the next connection. Its last newline is cut. A file that others may read is used, and
+said loudly once. The texts of errors name the target and nothing else: they are shown to users; the operator's
+log says which variable or file.
+
+Left out: a literal password in the configuration (it ends up in repositories and in support tickets), secrets
+that several users share by identity, and cloud tokens (gcp.py, later).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from proxy.core.errors import ConfigError, TargetPeerError
+from proxy.core.parties import Credential, Identity, Secret, Target
+
+# PG_MAX_AUTH_TOKEN_LENGTH: the longest password that PostgreSQL takes; the other protocols take less.
+SECRET_LIMIT: Final = 65_535
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StaticCredential:
+    """Where a target's credential is. Without a password the target is logged in to by certificate, or trusts us."""
+
+    user: str
+    password_env: str | None = None
+    password_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.password_env is not None and self.password_file is not None:
+            raise ConfigError("a credential has password_env or password_file, not both")
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ConfigError("a credential's certificate and key go together")
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A file's secret, and the state of the file that it was read from."""
+
+    mark: tuple[int, int, int, int]
+    secret: Secret
+
+
+class StaticCredentials:
+    """The gate's Credentials (proxy.core.gate): one for each target, by the target's name."""
+
+    def __init__(
+        self, credentials: Mapping[str, StaticCredential], environment: Mapping[str, str] = os.environ
+    ) -> None:
+        self._credentials = dict(credentials)
+        self._environment = environment
+        self._files: dict[Path, _Read] = {}
+        self._warned: set[Path] = set()
+
+    def configure(self, credentials: Mapping[str, StaticCredential]) -> None:
+        """Take a new configuration; what was read is read again."""
+        self._credentials = dict(credentials)
+        self._files = {}
+        self._warned = set()
+
+    async def get(self, identity: Identity, target: Target) -> Credential:
+        """Return the target's credential. Raises TargetPeerError, which names the target only."""
+        source = self._credentials.get(target.name)
+        if source is None:
+            raise self._missing(target, "no credential is configured")
+        secret: Secret | None = None
+        if source.password_env is not None:
+            secret = self._from_environment(source.password_env, target)
+        elif source.password_file is not None:
+            try:
+                secret = await asyncio.to_thread(self._from_file, source.password_file)
+            except (OSError, ValueError) as error:
+                # ValueError: our own texts, and UnicodeDecodeError, whose text would quote the secret's bytes.
+                why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+                raise self._missing(target, f"{source.password_file}: {why}") from None
+        for file in (source.certificate_file, source.key_file):
+            if file is not None and not await asyncio.to_thread(os.access, file, os.R_OK):
+                raise self._missing(target, f"{file} cannot be read")
+        if source.key_file is not None:
+            await asyncio.to_thread(self._check_mode, source.key_file)
+        return Credential(
+            source.user,
+            secret,
+            certificate_file=None if source.certificate_file is None else str(source.certificate_file),
+            key_file=None if source.key_file is None else str(source.key_file),
+        )
+
+    def _missing(self, target: Target, why: str) -> TargetPeerError:
+        log.error("credential-missing", target=target.name, why=why)
+        return TargetPeerError(f"the gateway has no usable credential for target {target.name}; ask its operator")
+
+    def _from_environment(self, name: str, target: Target) -> Secret:
+        value = self._environment.get(name, "")
+        try:
+            return _secret(value.encode())
+        except ValueError as error:  # UnicodeEncodeError too: a variable that is not UTF-8
+            why = "it is not UTF-8" if isinstance(error, UnicodeError) else str(error)
+            raise self._missing(target, f"the environment variable {name}: {why}") from None
+
+    # -- on a thread ----------------------------------------------------------------------------------
+
+    def _from_file(self, path: Path) -> Secret:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            mark = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            known = self._files.get(path)
+            if known is not None and known.mark == mark:
+                return known.secret
+            data = file.read(SECRET_LIMIT + 2)
+        self._check_mode(path)
+        if data.endswith(b"\n"):
+            data = data[:-2] if data.endswith(b"\r\n") else data[:-1]
+        read = _Read(mark, _secret(data))
+        self._files[path] = read
+        return read.secret
+
+    def _check_mode(self, path: Path) -> None:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077 and path not in self._warned:
+            self._warned.add(path)
+            log.warning("credential-file-open-to-others", file=str(path), mode=f"{mode:04o}", hint="chmod 600")
+
+
+def _secret(data: bytes) -> Secret:
+    if not data:
+        raise ValueError("it is missing or empty")
+    if len(data) > SECRET_LIMIT:
+        raise ValueError(f"it is longer than {SECRET_LIMIT} bytes")
+    if b"\0" in data:
+        raise ValueError("it holds a NUL, which no protocol can carry")
+    return Secret(data.decode())

@@ -1,0 +1,214 @@
+"""Identities: one door for all proofs. A password is told by its shape: gateway token, or JWT of a known issuer.
+
+The user name of a login is never believed: the subject comes from the proof alone (peers note, bug 100). Every
+refusal reads the same to the user; the log says why, never with the proof in it.
+
+valid() is asked before every command, so it only looks into memory: the end of the proof, revoked tokens, locked
+subjects, local users that the configuration still knows. run() keeps that picture fresh: it asks the store twice
+a second whether anybody wrote (the command line of another process does), and then reads what is revoked. If the
+store cannot be asked for STALE_LIMIT_SECONDS, nobody is valid any more: fails closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import structlog
+
+from proxy.core.errors import ConfigError, LoginRefused
+from proxy.core.parties import Identity
+from proxy.identity import local, oidc
+from proxy.identity.local import LocalUser
+from proxy.identity.oidc import Issuer, Verifier
+from proxy.identity.proof import PROOF_LIMIT, ProofRefused
+from proxy.identity.throttle import Throttle
+from proxy.identity.tokens import Tokens, looks_like_token
+from proxy.store import tokens as rows
+from proxy.store.database import Database, StoreError
+
+POLL_SECONDS: Final = 0.5  # a revocation counts within a second
+FLUSH_SECONDS: Final = 60.0
+# A disk that answers nothing for so long is broken; until then a slow one ends nobody's session.
+STALE_LIMIT_SECONDS: Final = 15.0
+USER_LOG_LIMIT: Final = 64  # characters of the user name in a log line; PostgreSQL's NAMEDATALEN
+
+REFUSED_TEXT: Final = "the login was refused"
+REFUSED_HINT: Final = "give a gateway token (gatecast token issue) or a token of your identity provider as the password"
+
+log = structlog.get_logger(__name__)
+
+
+class Service:
+    """The gate's Identities (proxy.core.gate)."""
+
+    def __init__(
+        self,
+        database: Database,
+        tokens: Tokens,
+        issuers: Iterable[Issuer] = (),
+        users: Iterable[LocalUser] = (),
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """on_change is called when identities may have ceased to be valid, so that their sessions can be ended."""
+        self._database = database
+        self._tokens = tokens
+        self._clock = clock
+        self._monotonic = monotonic
+        self._on_change = on_change
+        self._throttle = Throttle(monotonic)
+        self._verifiers: dict[str, Verifier] = {}
+        self._users: dict[str, LocalUser] = {}
+        self._user_proofs: frozenset[str] = frozenset()
+        self._revoked: frozenset[str] = frozenset()
+        self._locked: frozenset[str] = frozenset()
+        self._seen: tuple[int, int] | None = None
+        self._fresh_at = float("-inf")
+        self._used: dict[str, float] = {}
+        self._flushed_at = monotonic()
+        self._set(issuers, users)
+
+    def configure(self, issuers: Iterable[Issuer], users: Iterable[LocalUser]) -> None:
+        """Take a new configuration; a local user that is gone or has a new password is not valid any more.
+
+        An issuer whose configuration did not change keeps its keys. Raises ConfigError, and changes nothing.
+        """
+        self._set(issuers, users)
+        self._on_change()
+
+    def _set(self, issuers: Iterable[Issuer], users: Iterable[LocalUser]) -> None:
+        verifiers: dict[str, Verifier] = {}
+        for issuer in issuers:
+            if issuer.issuer in verifiers:
+                raise ConfigError(f"the OIDC issuer {issuer.issuer} appears twice")
+            old = self._verifiers.get(issuer.issuer)
+            keep = old is not None and old.issuer == issuer
+            verifiers[issuer.issuer] = (
+                old if old and keep else Verifier(issuer, clock=self._clock, monotonic=self._monotonic)
+            )
+        by_name: dict[str, LocalUser] = {}
+        for user in users:
+            if user.name in by_name:
+                raise ConfigError(f"the local user {user.name} appears twice")
+            by_name[user.name] = user
+        self._verifiers, self._users = verifiers, by_name
+        self._user_proofs = frozenset(user.proof for user in by_name.values())
+
+    # -- the protocol's side --------------------------------------------------------------------------
+
+    async def password(self, user: str, secret: str) -> Identity:
+        """Return whose token or JWT this is. Raises LoginRefused, with one text for every reason."""
+        try:
+            identity = await self._check(secret)
+            if not self.valid(identity):
+                raise ProofRefused("revoked-or-locked", identity.subject)
+        except ProofRefused as error:
+            log.warning("login-refused", user=_loggable(user), why=error.why, detail=error.detail)
+        except StoreError as error:
+            log.error("login-refused", user=_loggable(user), why="store", detail=str(error))
+        else:
+            return identity
+        # Raised out here: a traceback of it has no context that could hold a piece of the proof.
+        raise LoginRefused(REFUSED_TEXT, REFUSED_HINT)
+
+    async def _check(self, secret: str) -> Identity:
+        if len(secret) > PROOF_LIMIT:
+            raise ProofRefused("too-long")
+        if looks_like_token(secret):
+            identity, token_id = await self._tokens.check(secret)
+            self._used[token_id] = self._clock()
+            return identity
+        if oidc.looks_like_jwt(secret):
+            verifier = self._verifiers.get(oidc.peek_issuer(secret))
+            if verifier is None:
+                raise ProofRefused("unknown-issuer")
+            return await verifier.check(secret)
+        raise ProofRefused("neither-token-nor-jwt")
+
+    def scram_verifier(self, user: str) -> str | None:
+        """Return the verifier of a local user, None if there is none."""
+        found = self._users.get(user)
+        return None if found is None else found.verifier
+
+    async def local(self, user: str) -> Identity:
+        """Return a local user's identity; the caller has checked the SCRAM proof. Raises LoginRefused."""
+        found = self._users.get(user)
+        if found is None or not self.valid(found.identity()):
+            log.warning("login-refused", user=_loggable(user), why="no-such-user" if found is None else "locked")
+            raise LoginRefused(REFUSED_TEXT, REFUSED_HINT)
+        return found.identity()
+
+    def valid(self, identity: Identity) -> bool:
+        """Tell whether the identity still holds. Takes well under a microsecond."""
+        if identity.expires_at is not None and self._clock() >= identity.expires_at:
+            return False
+        if identity.proof in self._revoked or identity.subject in self._locked:
+            return False
+        if identity.issuer == local.ISSUER and identity.proof not in self._user_proofs:
+            return False
+        return self._monotonic() - self._fresh_at < STALE_LIMIT_SECONDS
+
+    # -- against guessing -----------------------------------------------------------------------------
+
+    def admit(self, source: str) -> None:
+        """Raise LoginRefused if this source (peer address) has failed too often of late."""
+        wait = self._throttle.wait_seconds(source)
+        if wait > 0:
+            log.warning("login-throttled", source=source, wait_seconds=wait)
+            raise LoginRefused("too many failed logins from this address", f"try again in {wait:g} seconds")
+
+    def note_failure(self, source: str) -> None:
+        """Count a failed login of this source (peer address)."""
+        self._throttle.failure(source)
+
+    # -- the picture of what is revoked ---------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep the picture fresh until cancelled; a task of the app's group. Writes last uses at its end."""
+        try:
+            while True:
+                try:
+                    await self.refresh()
+                except StoreError as error:  # fails closed: valid() says no when this lasts
+                    log.error("revocations-unknown", error=str(error))
+                await asyncio.sleep(POLL_SECONDS)
+        finally:
+            self._submit_used()
+
+    async def refresh(self) -> None:
+        """Read what is revoked if anybody wrote since the last time. Call once before serving. Raises StoreError."""
+        asked_at = self._monotonic()
+        changes = await self._database.changes()
+        if changes != self._seen:
+            found = await self._database.run(rows.revocations(self._clock()), durable=False)
+            changed = (found.hashes, found.subjects) != (self._revoked, self._locked)
+            # Read before the rows were: what was written in between shows up as another change.
+            self._seen, self._revoked, self._locked = changes, found.hashes, found.subjects
+            if changed:
+                log.info("revocations", tokens=len(found.hashes), subjects=len(found.subjects))
+                self._on_change()
+        self._fresh_at = asked_at
+        if self._used and self._monotonic() - self._flushed_at >= FLUSH_SECONDS:
+            self._submit_used()
+
+    def _submit_used(self) -> None:
+        if not self._used:
+            return
+        used, self._used = self._used, {}
+        self._flushed_at = self._monotonic()
+        try:
+            self._database.submit(rows.touch(used), durable=False)  # lost with a power cut, and no harm done
+        except StoreError as error:
+            log.warning("last-use-lost", error=str(error))
+
+
+def _loggable(user: str) -> str:
+    """Cut what a stranger claims to be called to something that fits a log line. A proof in its place is hidden."""
+    if looks_like_token(user) or oidc.looks_like_jwt(user):
+        return "(a token in place of a user name)"
+    return user[:USER_LOG_LIMIT].encode("ascii", "backslashreplace").decode()
