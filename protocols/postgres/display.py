@@ -68,7 +68,7 @@ def _cut(text: str, more: bool = False) -> str:
 def _decode(data: bytes, encoding: str) -> str:
     try:
         return _cut(data[:BYTES_LIMIT].decode(encoding, "replace"), len(data) > BYTES_LIMIT)
-    except LookupError:  # an encoding that Python does not know
+    except (LookupError, ValueError):  # an encoding that Python does not know
         return _cut(data[:BYTES_LIMIT].decode("latin-1"), len(data) > BYTES_LIMIT)
 
 
@@ -264,11 +264,14 @@ def _bit(data: bytes) -> str:
 
 
 def _array(data: bytes, encoding: str) -> str:
+    dimensions: int
     dimensions, _, item_oid = unpack(">iiI", data[:12])
     if dimensions == 0:
         return "{}"
     if not 0 < dimensions <= ARRAY_DIMENSIONS_LIMIT:
         raise ValueError("no array has so many dimensions")
+    if item_oid in _ARRAYS:
+        raise ValueError("an array of int2vector: too rare to show, and nesting needs an end")
     at = 12 + 8 * dimensions
     sizes = unpack(">" + "ii" * dimensions, data[12:at])
     counts, lowers = sizes[::2], sizes[1::2]
@@ -289,7 +292,7 @@ def _array(data: bytes, encoding: str) -> str:
     whole = len(items) == total and at == len(data)
     if len(items) < min(total, ARRAY_ITEMS_LIMIT) or at > len(data):
         raise ValueError("items are missing")
-    prefix = "".join(f"[{low}:{low + n - 1}]" for low, n in zip(lowers, counts, strict=True))
+    prefix: str = "".join(f"[{low}:{low + n - 1}]" for low, n in zip(lowers, counts, strict=True))
     prefix = prefix + "=" if set(lowers) != {1} else ""
     if not whole:  # it is cut anyway: the nesting of what follows does not matter
         return prefix + "{" * dimensions + ",".join(items) + ELLIPSIS

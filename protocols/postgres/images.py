@@ -175,7 +175,7 @@ _EMPTY_RANGE: Final = (b"empty", b"\x01")  # text, binary: RANGE_EMPTY of ranget
 _EMPTY_MULTIRANGE: Final = (b"{}", bytes(4))
 _SNAPSHOT: Final = pack(">iqq", 0, 1, 1)
 _NO_OID: Final = bytes(4)
-_NO_ADDRESS: Final = b"0.0.0.0"  # noqa: S104  # the image of an inet, nothing listens
+_NO_ADDRESS: Final = b"0.0.0.0"
 
 _DATE: Final = 1082
 _TIMESTAMPTZ: Final = 1184
