@@ -412,20 +412,20 @@ class Answers:
             return (*(self._remark(head.permit if head else None, fields, message, b"E") or _as_is(message)), Fatal())
         dropped = self._pipeline.failed()
         head = dropped[0]
+        self._copies.pop(id(head), None)
+        answers: Sequence[Answer] | None
+        if head.refused is not None:
+            answers = _as_is(encode_error(refusal_fields(fields, head.refused)))
+        elif head.missing is not None:
+            answers = _as_is(encode_error(missing_fields(fields, *head.missing)))
+        else:
+            answers = self._remark(head.permit, fields, message, b"E")
+        if head.permit is not None:
+            text = fields.get("M", "") if answers is None else "(masked)"
+            self._after.append(Ended(head.permit, Result("", error={"code": fields.get("C", ""), "message": text})))
         for reply in dropped[1:]:
             if reply.permit is not None:
                 self._after.append(Ended(reply.permit, Result("SKIPPED")))
-        self._copies.pop(id(head), None)
-        if head.refused is not None:
-            return _as_is(encode_error(refusal_fields(fields, head.refused)))
-        if head.missing is not None:
-            return _as_is(encode_error(missing_fields(fields, *head.missing)))
-        answers = self._remark(head.permit, fields, message, b"E")
-        if head.permit is not None:
-            shown = {"code": fields.get("C", ""), "message": fields.get("M", "")}
-            if answers is not None:
-                shown["message"] = "(masked)"
-            self._after.append(Ended(head.permit, Result("", error=shown)))
         return answers
 
     def _remark(

@@ -260,6 +260,10 @@ class Session:
             entry["error"] = dict(result.error)
         self.tape.append(GATE, Kind.RESULT, _pack(entry))
 
+    def ignored(self, wire: bytes) -> None:
+        """Tape bytes of the user that do not go to the target: it would skip them, or another stands for them."""
+        self.tape.append(USER, Kind.WIRE, wire)
+
     def intent(self, text: str) -> None:
         """Tape why the user says it does this."""
         self.tape.append(USER, Kind.INTENT, _pack({"text": text[:TEXT_LIMIT]}))

@@ -70,6 +70,8 @@ class Statement:
     columns, MERGE, materialized view, COPY to a file or program). literal_free: the facts do not depend on any literal,
     so that another text of the same fingerprint has the same facts. key: equal and not 0 in two Statements whose
     every field but text is equal (SqlReader numbers them), so that what is derived from them can be cached.
+    kinds: every kind found in it, kind being the gravest. columns: those read; columns_written: those that INSERT,
+    UPDATE, MERGE or COPY name as their place. moved: the columns whose values it stores, if moves_data.
     """
 
     verb: str
@@ -97,3 +99,6 @@ class Statement:
     key: int = 0
     error: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
+    kinds: tuple[Kind, ...] = ()
+    columns_written: tuple[ColumnRef, ...] = ()
+    moved: tuple[ColumnRef, ...] = ()

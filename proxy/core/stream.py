@@ -1,4 +1,4 @@
-"""A byte stream to a user or a target: five methods, with sockets behind them, or memory in tests.
+"""A byte stream to a user or a target: a few methods, with sockets behind them, or memory in tests.
 
 A socket stream has two phases. In the first, read(n) takes at most n bytes out of the kernel, so that bytes
 behind a request for TLS stay where the TLS layer will find them (warpgate #1421) and clear text stuffed there
@@ -41,6 +41,9 @@ class Stream(Protocol):
     async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None) -> None:
         """End the first phase, with TLS (server_name: as a client that checks it) or without. Raises PeerError."""
 
+    async def gone(self) -> None:
+        """Return once the other side has ended or lost the connection, read or not. Second phase only."""
+
     async def close(self) -> None:
         """Write what is queued, close, and wait a bounded time. Never raises."""
 
@@ -74,6 +77,7 @@ class _Transport(asyncio.Protocol):
         self.write_paused = False
         self.read_paused = False
         self.lost = loop.create_future()
+        self.ended = loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -89,6 +93,8 @@ class _Transport(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self.eof = True
+        if not self.ended.done():
+            self.ended.set_result(None)
         self._wake_reader()
         # Half-open is kept in the clear only (TLS transports cannot); a session ends on either side's end anyway.
         return self.transport is not None and self.transport.get_extra_info("ssl_object") is None
@@ -102,8 +108,9 @@ class _Transport(asyncio.Protocol):
             if not writer.done():
                 writer.set_result(None)
         self.writers.clear()
-        if not self.lost.done():
-            self.lost.set_result(None)
+        for future in (self.lost, self.ended):
+            if not future.done():
+                future.set_result(None)
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -240,6 +247,10 @@ class SocketStream:
         self._transport = protocol
         self._tls = tls is not None
 
+    async def gone(self) -> None:
+        assert self._transport is not None, "gone() is for the second phase"
+        await asyncio.shield(self._transport.ended)
+
     async def close(self) -> None:
         with contextlib.suppress(Exception):  # closing: whatever fails, the descriptor is given back
             if self._transport is not None and self._transport.transport is not None:
@@ -356,6 +367,10 @@ class MemoryStream:
     async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None) -> None:
         if tls is not None:
             raise PeerError("a memory stream has no TLS")
+
+    async def gone(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._eof)
 
     async def close(self) -> None:
         self.closed = True

@@ -1,0 +1,252 @@
+"""One user of PostgreSQL: greet, identify, open the session, dial, relay, clean up.
+
+Two tasks relay, one each way, over one Conversation. The way up stops where a command is held: that await is the
+back-pressure; the way back goes on. What the user reads of trouble is a PostgreSQL error: FATAL before the
+session runs and at its end, ERROR in it. Nothing is decided here.
+
+Gate.settings read here: login_seconds, query_limit, drain; login.py names its own. Gate.shared keeps cancel keys
+and catalogues. Source: PostgreSQL 18 docs 54.2; postgres note 2 to 8.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+
+from protocols.postgres import dial as dialling
+from protocols.postgres import startup
+from protocols.postgres.cancels import CancelKeys
+from protocols.postgres.login import HOW_TO_LOG_IN, INVALID_AUTHORIZATION, authenticate, greet
+from protocols.postgres.relay import Relay
+from protocols.postgres.wording import fatal, options_setting
+from protocols.postgres.world import Worlds
+from proxy.core.errors import LoginRefused, PeerError, Refused, TapeError, TargetPeerError, UserPeerError
+from proxy.core.events import Command
+from proxy.core.gate import Gate, Pending
+from proxy.core.parties import Credential, Identity, Target
+from proxy.core.session import Session
+from proxy.core.stream import Stream
+
+LOGIN_SECONDS: Final = 60.0  # PostgreSQL's authentication_timeout
+CLOSE_SECONDS: Final = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(user: Stream, gate: Gate) -> None:
+    """Serve one connection to its end; never raises but CancelledError."""
+    log = _log.bind(peer=user.info("peer"))
+    try:
+        await _serve(user, gate, log)
+    except LoginRefused as refused:
+        log.warning("login refused", reason=refused.text)
+        await _say(user, fatal("28P01", refused.text, hint=refused.hint or HOW_TO_LOG_IN))
+    except UserPeerError as error:
+        log.warning("user broke the protocol or the connection", error=str(error))
+        await _say(user, fatal(error.code or "08P01", str(error)))
+    except EOFError:
+        log.debug("user went away before logging in")
+    except TimeoutError:
+        log.warning("login took too long")
+        await _say(user, fatal("57014", "canceling authentication due to timeout"))
+    finally:
+        await asyncio.shield(user.close())
+
+
+async def _serve(user: Stream, gate: Gate, log: Any) -> None:
+    keys = _cancel_keys(gate)
+    async with asyncio.timeout(float(gate.settings.get("login_seconds", LOGIN_SECONDS))):
+        message = await greet(user, gate.settings)
+        if message is None:
+            return
+        if isinstance(message, startup.CancelRequest):
+            found = await keys.cancel(message.pid, message.secret, str(user.info("peer")))
+            log.info("cancel request", known=found)
+            return
+        identity = await authenticate(user, gate, message)
+    log = log.bind(identity=identity.display)
+    target = _target(gate, message.parameters)
+    log = log.bind(target=target.name)
+    await user.write(startup.encode_auth(startup.AUTH_OK))
+    try:
+        tape = gate.recorder.open(
+            protocol="postgres",
+            identity=_identity_map(identity),
+            target=target.name,
+            mode=target.recording,
+            run=options_setting(message.parameters, "gatecast.run") or "",
+            more=_described(message.parameters, target, user),
+        )
+    except TapeError as error:
+        log.error("no tape, no session", error=str(error))
+        await _say(user, fatal("58030", "the session cannot be recorded, so it is not opened"))
+        return
+    session = Session(gate, identity, target, tape)
+    log = log.bind(session=session.id)
+    await _run(user, gate, session, message, log)
+
+
+async def _run(user: Stream, gate: Gate, session: Session, message: startup.StartupMessage, log: Any) -> None:
+    """Run an opened session; closes its tape whatever happens."""
+    reason = "failed"
+    last = b""
+    try:
+        reason, last = await _connect_and_relay(user, gate, session, message, log)
+    except TapeError as error:
+        log.error("recording failed, the session ends", error=str(error))
+        reason, last = f"recording failed: {error}", fatal("58030", "the session can no longer be recorded, so it ends")
+    except PeerError as error:
+        log.info("session ended by a peer", error=str(error))
+        reason = str(error)
+        if isinstance(error, UserPeerError):
+            last = fatal(error.code or "08P01", str(error))
+        else:
+            last = fatal(error.code or "08006", str(error))
+    except asyncio.CancelledError:
+        reason = "terminated"
+        await _say(user, fatal("57P01", "terminating connection due to administrator command"))
+        raise
+    finally:
+        await asyncio.shield(_finish(user, session, reason, last, log))
+
+
+async def _finish(user: Stream, session: Session, reason: str, last: bytes, log: Any) -> None:
+    """Say the last word and close the tape."""
+    if last:
+        await _say(user, last)
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await session.close("closed" if reason in ("", "terminated") else "failed", reason)
+    except (TapeError, TimeoutError) as error:
+        log.error("the tape could not be closed", error=str(error))
+    log.info("session closed", reason=reason or "done")
+
+
+async def _connect_and_relay(
+    user: Stream, gate: Gate, session: Session, message: startup.StartupMessage, log: Any
+) -> tuple[str, bytes]:
+    """Returns (why it ended, '' for a normal end; the last message for the user)."""
+    identity, target = session.identity, session.target
+    parameters = message.parameters
+    intent = options_setting(parameters, "gatecast.intent")
+    if intent:
+        session.intent(intent)
+    replication = parameters.get("replication", "").lower() not in ("", "false", "off", "no", "0")
+
+    async def on_hold(pending: Pending) -> None:
+        text = f"connection held by rule \"{pending.hold.rule}\": approval {pending.id} is pending"
+        await user.write(startup.encode_error({"S": "NOTICE", "V": "NOTICE", "C": "00000", "M": text}, b"N"))
+
+    try:
+        for command in _opening(target, parameters, replication):
+            await session.decide(command, on_hold)
+    except Refused as refused:
+        log.warning("session refused", rule=refused.deny.rule)
+        text = f'access to "{target.name}" denied by rule "{refused.deny.rule}": {refused.deny.reason}'
+        return f"refused by {refused.deny.rule}", fatal(INVALID_AUTHORIZATION, text)
+    await session.tape.commit()
+    worlds = _worlds(gate)
+    try:
+        credential = await gate.credentials.get(identity, target)
+        link = await dialling.dial(target, credential, _target_parameters(parameters, target))
+    except dialling.TargetStartupError as error:
+        return "refused by the target", fatal(error.code, str(error), more=error.fields)
+    except TargetPeerError as error:
+        log.warning("target cannot be reached", error=str(error))
+        return "no target", fatal(error.code or "08004", str(error))
+    log.info("session opened")
+    try:
+        world = await worlds.world(target, credential)
+        relay = Relay(user, gate, session, link, world, parameters, replication, log)
+        return await _with_cancel_key(gate, relay, link, target, credential)
+    finally:
+        await asyncio.shield(link.stream.close())
+
+
+async def _with_cancel_key(
+    gate: Gate, relay: Relay, link: dialling.TargetLink, target: Target, credential: Credential
+) -> tuple[str, bytes]:
+    keys = _cancel_keys(gate)
+
+    async def forward() -> None:
+        if relay.withdraw() or not relay.busy or not link.secret:
+            return  # held, or idle: a late cancel must not hit the next statement
+        with contextlib.suppress(TargetPeerError):  # the user is not told of a cancel's fate either way
+            await dialling.cancel(target, credential, link.pid, link.secret, link.address)
+
+    secret = keys.add(link.pid, forward) if link.secret else b""
+    try:
+        return await relay.run(secret, forward)
+    finally:
+        if secret:
+            keys.remove(link.pid, secret)
+
+
+def _target(gate: Gate, parameters: Mapping[str, str]) -> Target:
+    """Find the target by the name in front of the slash. Raises UserPeerError (3D000)."""
+    user = parameters.get("user", "")
+    if not user:
+        raise UserPeerError("no PostgreSQL user name specified in startup packet", INVALID_AUTHORIZATION)
+    name, _, database = (parameters.get("database") or user).partition("/")
+    target = gate.targets.find(name)
+    if target is None or target.protocol != "postgres":
+        raise UserPeerError(f'gatecast has no target "{name}"; connect with dbname=TARGET or TARGET/DATABASE', "3D000")
+    return dataclasses.replace(target, database=database or target.database or name)
+
+
+def _target_parameters(parameters: Mapping[str, str], target: Target) -> dict[str, str]:
+    """The start-up parameters for the target: the user's own, but for who and where."""
+    passed = {key: value for key, value in parameters.items() if key not in ("user", "database")}
+    return {"user": "", "database": target.database, **passed}
+
+
+def _opening(target: Target, parameters: Mapping[str, str], replication: bool) -> list[Command]:
+    text = f"connect to {target.name}/{target.database}"
+    facts: dict[str, Any] = {"application_name": parameters.get("application_name", "")}
+    commands = [Command("postgres", "CONNECT", "session", text, facts=facts)]
+    if replication:
+        facts = {**facts, "replication": True, "statements": (), "resolved": {}}
+        commands.append(Command("postgres", "REPLICATION", "transfer", f"{text} for replication", facts=facts))
+    return commands
+
+
+def _identity_map(identity: Identity) -> dict[str, Any]:
+    return {
+        "human": identity.subject,
+        "agent": "/".join(identity.agents),
+        "groups": sorted(identity.groups),
+        "issuer": identity.issuer,
+        "proof": identity.proof,
+    }
+
+
+def _described(parameters: Mapping[str, str], target: Target, user: Stream) -> dict[str, Any]:
+    return {
+        "database": target.database,
+        "login": parameters.get("user", ""),
+        "application_name": parameters.get("application_name", ""),
+        "peer": str(user.info("peer")),
+        "tls": str(user.info("version") or ""),
+    }
+
+
+def _cancel_keys(gate: Gate) -> CancelKeys:
+    keys: CancelKeys = gate.shared.setdefault("postgres.cancels", CancelKeys(gate.clock))
+    return keys
+
+
+def _worlds(gate: Gate) -> Worlds:
+    worlds: Worlds = gate.shared.setdefault("postgres.worlds", Worlds())
+    return worlds
+
+
+async def _say(user: Stream, data: bytes) -> None:
+    """A last word, if the user still listens."""
+    with contextlib.suppress(PeerError, TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await user.write(data)
