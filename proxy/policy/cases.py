@@ -1,0 +1,236 @@
+"""``gatecast policy test FILE``: what the rules must say, written down as cases and checked.
+
+::
+
+    cases:
+      - name: an agent reads the shop        # required, unique
+        identity: {subject: bot@acme.com, groups: [agents], agents: [claude-code], issuer: ...}
+        target: shop-db                      # a configured target
+        database: shop                       # optional; the target's own without it
+        sql: SELECT * FROM public.orders     # or connect: true, or command: {verb, kind, text, objects, opaque}
+        at: 2026-01-05T09:00:00Z             # optional: the time for time.*
+        expect: allow                        # allow | hold | deny
+        rule: agents-read-shop               # optional: the rule that decides
+        masks: [pii]                         # optional: exactly these rules mask, [] = none
+
+Each case is decided by RuleSet.judge, the code of the decision without its cache. Left out: results of a target; a
+case tells which masks apply, not what a masked row looks like. A mistake in the file is a ConfigError with its line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+from ruamel.yaml.nodes import ScalarNode
+
+from proxy.core.events import KINDS, Command
+from proxy.core.parties import Identity, Target
+from proxy.policy.explain import connect_command, explain_text, verdict_masks, verdict_word
+from proxy.policy.nodes import Fields, Problems, compose, did_you_mean, entries
+from proxy.policy.rules import RuleSet
+
+# As many as the entries of any list (nodes.py): a longer suite is several files.
+EXPECTATIONS: Final = ("allow", "hold", "deny")
+
+_CASE_KEYS: Final = (
+    *("name", "identity", "target", "database", "sql", "connect", "command", "at", "expect", "rule", "masks"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One case. command is None where sql is to be read."""
+
+    name: str
+    line: int
+    identity: Identity
+    target: Target
+    expect: str
+    sql: str = ""
+    command: Command | None = None
+    at: float | None = None
+    rule: str | None = None
+    masks: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """How a case went: problems is empty where it passed; explanation is filled where it did not."""
+
+    case: Case
+    verdict: str
+    rule: str
+    problems: tuple[str, ...] = ()
+    explanation: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything was as expected."""
+        return not self.problems
+
+
+def read_cases(text: str, source_name: str, targets: Collection[Target]) -> tuple[Case, ...]:
+    """Read a file of cases. Raises ConfigError with a line for each mistake."""
+    problems = Problems(source_name)
+    root = compose(text, source_name)
+    if root is None:
+        problems.add(1, "the file is empty")
+        problems.raise_if_any()
+        return ()
+    top = Fields(root, problems, "the case file", ("cases",))
+    if "cases" not in top:
+        problems.add(top.line, "the key 'cases' is missing")
+    by_name = {target.name: target for target in targets}
+    cases: list[Case] = []
+    names: set[str] = set()
+    for node in entries(top.nodes["cases"], problems, "cases") if "cases" in top else []:
+        fields = Fields(node, problems, "the case", _CASE_KEYS)
+        case = _case(fields, problems, by_name)
+        if case.name in names:
+            problems.add(fields.line, f"the name {case.name!r} is there twice")
+        names.add(case.name)
+        cases.append(case)
+    problems.raise_if_any()
+    return tuple(cases)
+
+
+def _case(fields: Fields, problems: Problems, targets: dict[str, Target]) -> Case:
+    for key in ("name", "identity", "target", "expect"):
+        if key not in fields:
+            problems.add(fields.line, f"the case has no {key}")
+    target = _target(fields, problems, targets)
+    asked = [key for key in ("sql", "connect", "command") if key in fields]
+    if len(asked) != 1:
+        problems.add(fields.line, "the case needs one of sql, connect: true and command")
+    command: Command | None = None
+    if "command" in fields:
+        command = _command(fields, problems, target)
+    elif fields.flag("connect"):
+        command = connect_command(target)
+    elif "connect" in fields:
+        problems.add(fields.line_of("connect"), "connect: false is no case")
+    expect = fields.text("expect")
+    if expect and expect not in EXPECTATIONS:
+        problems.add(fields.line_of("expect"), f"unknown verdict {expect!r}{did_you_mean(expect, EXPECTATIONS)}")
+    return Case(
+        name=fields.text("name"),
+        line=fields.line,
+        identity=_identity(fields, problems),
+        target=target,
+        expect=expect,
+        sql=fields.text("sql"),
+        command=command,
+        at=_at(fields, problems),
+        rule=fields.text("rule") if "rule" in fields else None,
+        masks=_masks(fields),
+    )
+
+
+def _masks(fields: Fields) -> frozenset[str] | None:
+    node = fields.nodes.get("masks")
+    if node is None:
+        return None
+    if not node.value:
+        return frozenset()  # masks: [] asks for none
+    return frozenset(fields.texts("masks") or ())
+
+
+def _target(fields: Fields, problems: Problems, targets: dict[str, Target]) -> Target:
+    name = fields.text("target")
+    target = targets.get(name)
+    if target is None:
+        if name:
+            problems.add(fields.line_of("target"), f"unknown target {name!r}{did_you_mean(name, targets.keys())}")
+        return Target(name, "")
+    return replace(target, database=fields.text("database")) if "database" in fields else target
+
+
+def _identity(fields: Fields, problems: Problems) -> Identity:
+    if "identity" not in fields:
+        return Identity("")
+    part = Fields(fields.nodes["identity"], problems, "identity", ("subject", "groups", "agents", "issuer"))
+    if "subject" not in part:
+        problems.add(part.line, "the identity has no subject")
+    return Identity(
+        part.text("subject"),
+        frozenset(part.texts("groups") or ()),
+        part.texts("agents") or (),
+        part.text("issuer"),
+    )
+
+
+def _command(fields: Fields, problems: Problems, target: Target) -> Command:
+    part = Fields(fields.nodes["command"], problems, "command", ("verb", "kind", "text", "objects", "opaque", "exact"))
+    word = part.text("kind")
+    kind = next((known for known in KINDS if known == word), None)
+    if kind is None:
+        problems.add(part.line_of("kind"), f"unknown kind {word!r}{did_you_mean(word, KINDS)}")
+    if "verb" not in part:
+        problems.add(part.line, "the command has no verb")
+    return Command(
+        target.protocol,
+        part.text("verb"),
+        kind or "unknown",
+        part.text("text"),
+        objects=part.texts("objects") or (),
+        facts={"opaque": True} if part.flag("opaque") else {},
+        exact=part.flag("exact") is not False,
+    )
+
+
+def _at(fields: Fields, problems: Problems) -> float | None:
+    node = fields.nodes.get("at")
+    if node is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(str(node.value) if isinstance(node, ScalarNode) else "")
+    except ValueError:
+        problems.add(node, "at must be a time like 2026-01-05T09:00:00Z")
+        return None
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def run_cases(cases: Sequence[Case], rules: RuleSet, to_command: Callable[[str], Command]) -> list[CaseResult]:
+    """Decide every case; to_command reads SQL as the protocol does."""
+    return [_run(case, rules, to_command) for case in cases]
+
+
+def _run(case: Case, rules: RuleSet, to_command: Callable[[str], Command]) -> CaseResult:
+    command = case.command if case.command is not None else to_command(case.sql)
+    verdict = rules.judge(case.identity, case.target, command, case.at)
+    word = verdict_word(verdict)
+    problems: list[str] = []
+    if word != case.expect:
+        problems.append(f"expected {case.expect}, got {word}")
+    if case.rule is not None and verdict.rule != case.rule:
+        problems.append(f"expected the rule {case.rule}, got {verdict.rule}")
+    masks = frozenset(mask.rule for mask in verdict_masks(verdict))
+    if case.masks is not None and masks != case.masks:
+        shown = (", ".join(sorted(names)) or "none" for names in (case.masks, masks))
+        problems.append("expected masks of {}, got {}".format(*shown))
+    explanation = explain_text(rules, case.identity, case.target, command, case.at) if problems else ""
+    return CaseResult(case, word, verdict.rule, tuple(problems), explanation)
+
+
+def render_results(results: Sequence[CaseResult], source_name: str) -> str:
+    """A table of the results, with the explanation of every case that failed."""
+    width = max((len(result.case.name) for result in results), default=0)
+    lines: list[str] = []
+    for result in results:
+        mark = "ok  " if result.passed else "FAIL"
+        lines.append(f"{mark}  {result.case.name:<{width}}  {result.verdict:<5}  {result.rule}")
+    for result in results:
+        if not result.passed:
+            lines += ["", f"{source_name}:{result.case.line}: {result.case.name}: {'; '.join(result.problems)}"]
+            lines += ["    " + line if line else "" for line in result.explanation.splitlines()]
+    failed = sum(not result.passed for result in results)
+    lines += ["", f"{len(results)} cases, {failed} failed" if failed else f"{len(results)} cases, all as expected"]
+    return "\n".join(lines) + "\n"
+
+
+def exit_code(results: Sequence[CaseResult]) -> int:
+    """0 where every case passed and there was one at all, 1 otherwise."""
+    return 0 if results and all(result.passed for result in results) else 1

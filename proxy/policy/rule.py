@@ -1,0 +1,269 @@
+"""One rule as a value: whom it speaks of, where, of which commands, when, and what it says.
+
+A rule has a static part (``who`` and ``on``), which is the same for a whole session, a part about the command
+(``commands``) and a condition (``when``). Each part answers with None where it matches and with the reason where it
+does not: the decision and its explanation run the same code. What several rules say together is in rules.py.
+
+Globs are fnmatch's, case-sensitive: ``*`` any text, ``?`` one character, ``[ab]`` one of these.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, Literal
+
+from proxy.core.events import Command
+from proxy.core.parties import Identity, Target
+from proxy.core.verdict import Allow, Deny, Hold, Mask
+from proxy.policy.conditions import Condition
+
+Effect = Literal["allow", "hold", "deny", "mask"]
+Opaque = Literal["also", "only", "never"]
+
+_WILD: Final = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)  # no slots: cached_property keeps the compiled form in __dict__
+class Globs:
+    """A list of globs, of which any may match."""
+
+    texts: tuple[str, ...]
+
+    @cached_property
+    def _literals(self) -> frozenset[str]:
+        return frozenset(text for text in self.texts if not _WILD.search(text))
+
+    @cached_property
+    def _regex(self) -> re.Pattern[str] | None:
+        wild = [fnmatch.translate(text) for text in self.texts if _WILD.search(text)]
+        return re.compile("|".join(wild)) if wild else None
+
+    def match(self, value: str) -> bool:
+        """Tell whether some glob matches the whole value."""
+        return value in self._literals or (self._regex is not None and self._regex.match(value) is not None)
+
+    def any(self, values: Iterable[str]) -> bool:
+        """Tell whether some glob matches some value."""
+        return any(map(self.match, values))
+
+    def covers(self, other: Globs) -> bool:
+        """Tell whether all that other matches is matched here too; False where that is not certain."""
+        return all(any(_covers(mine, theirs) for mine in self.texts) for theirs in other.texts)
+
+    def __str__(self) -> str:
+        return ", ".join(self.texts)
+
+
+def _covers(wide: str, narrow: str) -> bool:
+    if wide == narrow or wide == "*":
+        return True
+    # A '*' can swallow any character of a glob, wildcards too; '?' and '[' of the wide side prove nothing.
+    return not re.search(r"[?\[]", wide) and fnmatch.fnmatchcase(narrow, wide)
+
+
+def covers(wide: Globs | None, narrow: Globs | None) -> bool:
+    """The same for optional lists: None matches everything."""
+    return wide is None or (narrow is not None and wide.covers(narrow))
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """The callers that a rule speaks of: any entry within a key, all keys. None = whoever."""
+
+    groups: Globs | None = None
+    subjects: Globs | None = None
+    agents: Globs | None = None
+    issuers: Globs | None = None
+
+    def mismatch(self, identity: Identity) -> str | None:
+        """Why the rule does not speak of this identity, None if it does."""
+        if self.groups is not None and not self.groups.any(identity.groups):
+            return f"who.groups: none of the caller's groups is {self.groups}"
+        if self.subjects is not None and not self.subjects.match(identity.subject):
+            return f"who.subjects: {identity.subject!r} is not {self.subjects}"
+        if self.agents is not None and not self.agents.any(identity.agents):
+            return f"who.agents: {', '.join(identity.agents) or 'no agent'} is not {self.agents}"
+        if self.issuers is not None and not self.issuers.match(identity.issuer):
+            return f"who.issuers: {identity.issuer!r} is not {self.issuers}"
+        return None
+
+    def covers(self, other: Who) -> bool:
+        """Tell whether every caller of other is one of these."""
+        return (
+            covers(self.groups, other.groups)
+            and covers(self.subjects, other.subjects)
+            and covers(self.agents, other.agents)
+            and covers(self.issuers, other.issuers)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class On:
+    """The targets that a rule speaks of: any entry within a key, all keys; every label must match."""
+
+    targets: Globs | None = None
+    protocols: Globs | None = None
+    databases: Globs | None = None
+    labels: tuple[tuple[str, Globs], ...] = ()
+
+    def mismatch(self, target: Target) -> str | None:
+        """Why the rule does not speak of this target, None if it does."""
+        elsewhere = self.mismatch_configured(target)
+        if elsewhere is not None:
+            return elsewhere
+        if self.databases is not None and not self.databases.match(target.database):
+            return f"on.databases: {target.database!r} is not {self.databases}"
+        return None
+
+    def mismatch_configured(self, target: Target) -> str | None:
+        """The same without the database, which only a connection knows."""
+        if self.targets is not None and not self.targets.match(target.name):
+            return f"on.targets: {target.name!r} is not {self.targets}"
+        if self.protocols is not None and not self.protocols.match(target.protocol):
+            return f"on.protocols: {target.protocol!r} is not {self.protocols}"
+        for label, globs in self.labels:
+            value = target.labels.get(label)
+            if value is None or not globs.match(value):
+                shown = "missing" if value is None else repr(value)
+                return f"on.labels.{label}: {shown} is not {globs}"
+        return None
+
+    def covers(self, other: On, targets: Iterable[Target] | None) -> bool:
+        """Tell whether every place of other is one of these, by the configured targets where they are known."""
+        if not covers(self.databases, other.databases):
+            return False
+        if targets is not None:
+            return all(
+                self.mismatch_configured(target) is None
+                for target in targets
+                if other.mismatch_configured(target) is None
+            )
+        theirs = dict(other.labels)
+        return (
+            covers(self.targets, other.targets)
+            and covers(self.protocols, other.protocols)
+            and all(label in theirs and globs.covers(theirs[label]) for label, globs in self.labels)
+        )
+
+
+def is_dark(command: Command) -> bool:
+    """Tell whether nobody knows what the command does: it did not parse, or it runs code that cannot be read."""
+    return command.kind == "unknown" or bool(command.facts.get("opaque"))
+
+
+def touches_nothing(command: Command) -> bool:
+    """Tell whether the command is known to touch no object: SQL that reads, with its tables known to be none."""
+    facts = command.facts
+    return (
+        not command.objects
+        and command.kind == "read"
+        and not is_dark(command)
+        and ("tables_read" in facts or "tables" in facts)
+        and not (facts.get("tables_read") or facts.get("tables_written") or facts.get("tables"))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """The commands that a rule speaks of: any entry within a key, all keys. opaque: whether of dark ones too."""
+
+    kinds: frozenset[str] | None = None
+    verbs: frozenset[str] | None = None
+    objects: Globs | None = None
+    opaque: Opaque = "also"
+
+    def names(self, command: Command) -> bool:
+        """Tell whether a rule speaks of this command of kind session by name."""
+        return (self.verbs is not None and command.verb in self.verbs) or (
+            self.kinds is not None and command.kind in self.kinds
+        )
+
+    def covers(self, other: Commands) -> bool:
+        """Tell whether every command of other is one of these; False where that is not certain."""
+        return (
+            (self.kinds is None or (other.kinds is not None and self.kinds >= other.kinds))
+            and (self.verbs is None or (other.verbs is not None and self.verbs >= other.verbs))
+            and (self.objects is None or self == other)
+            and self.opaque in ("also", other.opaque)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule. verdict is None for a mask rule; masks are kept beside it and put on by the decision."""
+
+    name: str
+    line: int
+    effect: Effect
+    who: Who
+    on: On
+    commands: Commands
+    when: Condition | None
+    verdict: Allow | Hold | Deny | None
+    masks: tuple[Mask, ...] = ()
+    canonical: Mapping[str, Any] = field(default_factory=dict)  # what the file says, as JSON values
+
+    @property
+    def permits(self) -> bool:
+        """Whether the rule lets something through by itself, now or after an approval."""
+        return self.effect in ("allow", "hold")
+
+    @property
+    def sweeping(self) -> bool:
+        """Whether it is a deny of who, where and when alone, so that it also denies opening a session."""
+        return (
+            self.effect == "deny"
+            and self.commands.kinds is None
+            and self.commands.verbs is None
+            and self.commands.objects is None
+            and self.commands.opaque != "only"
+            and (self.when is None or not self.when.reads_any("command.", "sql."))
+        )
+
+    def static_mismatch(self, identity: Identity, target: Target) -> str | None:
+        """Why the rule is none of this session's, None if it is."""
+        return self.who.mismatch(identity) or self.on.mismatch(target)
+
+    def command_mismatch(self, command: Command) -> str | None:
+        """Why the rule does not speak of this command, None if it does (its condition aside)."""
+        wanted = self.commands
+        if wanted.kinds is not None and command.kind not in wanted.kinds:
+            return f"commands.kinds: {command.kind!r} is not {', '.join(sorted(wanted.kinds))}"
+        if wanted.verbs is not None and command.verb not in wanted.verbs:
+            return f"commands.verbs: {command.verb!r} is not {', '.join(sorted(wanted.verbs))}"
+        if is_dark(command):
+            # A rule that names the kind 'unknown' has said that it means what nobody can read.
+            if wanted.opaque == "never" and not (command.kind == "unknown" and wanted.kinds is not None):
+                return "nobody can read what the command does, and the rule does not say opaque: true"
+        elif wanted.opaque == "only":
+            return "the rule speaks of opaque commands only"
+        return self._objects_mismatch(command)
+
+    def _objects_mismatch(self, command: Command) -> str | None:
+        globs = self.commands.objects
+        if globs is None:
+            return None
+        if self.effect == "allow":
+            if command.objects:
+                for name in command.objects:
+                    if not globs.match(name):
+                        return f"commands.objects: {name!r} is not {globs}"
+                return None
+            if touches_nothing(command):
+                return None
+            return f"commands.objects: it is not known what the command touches, so it may not be {globs}"
+        if is_dark(command) or globs.any(command.objects) or self._unqualified(command, globs):
+            return None
+        return f"commands.objects: none of the command's objects is {globs}"
+
+    @staticmethod
+    def _unqualified(command: Command, globs: Globs) -> bool:
+        """A name without its schema may be the one that a deny or mask speaks of: it counts as that."""
+        if "tables_read" not in command.facts and "tables" not in command.facts:
+            return False
+        bare = [name for name in command.objects if "." not in name]
+        return bool(bare) and Globs(tuple(text.rpartition(".")[2] for text in globs.texts)).any(bare)
