@@ -10,6 +10,7 @@ import secrets
 from typing import Final
 
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+SID_CHARACTERS: Final = frozenset(_ALPHABET)
 _SHAPE: Final = re.compile(f"[0-7][{_ALPHABET}]{{25}}")
 
 

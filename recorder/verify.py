@@ -178,7 +178,8 @@ def _verify_tape(path: Path, keys: PublicKeys) -> TapeReport:
                 tape.records += segment.next_record - segment.first_record
                 tape.commands += segment.commands.count
                 tape.size_bytes += segment.size_bytes
-            tape.sid, tape.root, tape.ended = segment.header.sid, segment.root.hex(), segment.status
+            tape.sid, tape.root = segment.header.sid, segment.root.hex()
+            tape.ended = segment.status if segment.status in _END_STATUS else ""
             if segment.key_id not in tape.keys:
                 tape.keys.append(segment.key_id)
             if previous is not None and previous.status != "continued":

@@ -1,0 +1,290 @@
+"""A pure renderer: records of a session in, timed pieces of terminal text out, as a person would have seen the session.
+
+A command is shown behind the prompt of its protocol, highlighted; below it the gate's word on it (allowed, held and by
+whom approved, denied), the first rows of its result as a table, or its error, and the time it took. Masked cells
+are inverse and name their rule. Where the header says that the session is a terminal's ("tty"), what the user
+saw is shown as it was, through the filter of escape.py. Other bytes on the wire are not shown: export jsonl has them.
+
+Everything that comes from the tape is made harmless before it is laid out. Sixteen colours, in plain text none.
+Left out: HTML; the screens of full-screen programs beyond replaying their bytes.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgpack
+
+from recorder.cast import Code, Piece
+from recorder.escape import TerminalFilter, visible
+from recorder.format import ERR, OUT, Kind, Record, fields
+from recorder.table import paint, table
+
+# Commands whose result may still come: a pipeline's worth.
+OPEN_COMMANDS_LIMIT: Final = 1024
+# pygments takes 1.4 us a character (recorder note, section 9): longer statements are shown without colours.
+HIGHLIGHT_LIMIT: Final = 16 * 1024
+TEXT_LINES_LIMIT: Final = 400  # of one statement; the tape has it whole
+
+_PROMPTS: Final = {"postgres": ("{}=> ", "{}-> "), "bigquery": ("bq {}> ", "  > ")}
+_PROMPT: Final = ("{}$ ", "> ")
+_GREEN, _RED, _YELLOW, _CYAN, _DIM, _BOLD = "32", "31", "33", "36", "2", "1"
+_ALARM: Final = "97;41"  # white on red
+_OUTCOMES: Final = {"approved": _GREEN, "denied": _RED, "expired": _RED, "withdrawn": _YELLOW}
+
+
+@dataclass(slots=True)
+class _Open:
+    """A command whose story is not over."""
+
+    label: str
+    t_ns: int
+    held_ns: int = 0
+    masks: dict[int, str] = field(default_factory=dict)
+
+
+class Transcript:
+    """Renders one session. feed() every record in order; the pieces come out in the order of time."""
+
+    def __init__(
+        self, header: Mapping[str, Any], *, columns: int = 110, color: bool = True, newline: str = "\r\n", done: int = 0
+    ) -> None:
+        """header: the tape's. newline: "\\r\\n" for terminals and casts. done: commands before the first record."""
+        self._header = header
+        self._columns = columns
+        self._color = color
+        self._newline = newline
+        self._count = done
+        self._latest = -1
+        self._open: OrderedDict[int, _Open] = OrderedDict()
+        self._pieces: list[Piece] = []
+        self._protocol = str(header.get("protocol", ""))
+        more = header.get("more")
+        self._tty = isinstance(more, dict) and "tty" in more
+        self._decoders = {channel: codecs.getincrementaldecoder("utf-8")("replace") for channel in (OUT, ERR)}
+        self._filter = TerminalFilter(sequences=color)
+
+    def banner(self) -> list[Piece]:
+        """Return the line that says whose session on what this is."""
+        said = self._header
+        identity = said.get("identity")
+        identity = identity if isinstance(identity, dict) else {}
+        agents = identity.get("agents")
+        who = str(identity.get("subject", "?"))
+        if isinstance(agents, list | tuple) and agents:
+            who = f"{'/'.join(map(str, agents))} for {who}"
+        self._line(0, f"REC {said.get('sid', '?')}  {self._protocol}  {who} -> {said.get('target', '?')}", _BOLD)
+        return self._take()
+
+    def feed(self, record: Record) -> list[Piece]:
+        """Return what the record adds."""
+        if record.kind == Kind.WIRE:
+            if self._tty and record.channel in self._decoders:
+                text = self._filter.feed(self._decoders[record.channel].decode(record.payload))
+                self._add(record.t_ns, "o", text if self._color else text.replace("\r\n", self._newline))
+        elif record.kind == Kind.RESIZE:
+            self._resize(record)
+        else:
+            said = fields(record.payload)
+            match record.kind:
+                case Kind.COMMAND:
+                    self._command(record, said)
+                case Kind.VERDICT:
+                    self._verdict(record, said)
+                case Kind.APPROVAL:
+                    self._approval(record, said)
+                case Kind.MASKMAP:
+                    self._maskmap(said)
+                case Kind.RESULT:
+                    self._result(record, said)
+                case Kind.INTENT:
+                    self._line(record.t_ns, f"-- intent: {said.get('text', '')}", _CYAN)
+                case Kind.MARK:
+                    self._line(record.t_ns, f"-- {said.get('label', '')}: {said.get('text', '')}", _DIM)
+                    self._add(record.t_ns, "m", visible(str(said.get("label", ""))))
+                case Kind.CLOSE:
+                    self._close(record, said)
+                case _:
+                    pass  # a kind of a later version: it is on the tape, and in export jsonl
+        return self._take()
+
+    # -- the records ----------------------------------------------------------------------------------
+
+    def _command(self, record: Record, said: Mapping[str, Any]) -> None:
+        self._count += 1
+        self._latest = record.n
+        opened = _Open(f"Q{self._count}", record.t_ns)
+        self._open[record.n] = opened
+        if len(self._open) > OPEN_COMMANDS_LIMIT:
+            self._open.popitem(last=False)
+        verb = str(said.get("verb", ""))
+        text = visible(str(said.get("text") or verb))
+        self._add(record.t_ns, "m", visible(f"{opened.label} {verb}"))
+        first, other = _PROMPTS.get(self._protocol, _PROMPT)
+        target = visible(str(self._header.get("target", "")))
+        lines = _highlight(text, self._protocol, self._color).split("\n")
+        hidden = len(lines) - TEXT_LINES_LIMIT
+        if hidden > 0:
+            lines = [*lines[:TEXT_LINES_LIMIT], f"... {hidden} more lines recorded"]
+        if said.get("exact") is False:
+            lines[-1] += self._paint("   (as reconstructed)", _DIM)
+        prompts = [first.format(target)] + [other.format(target)] * (len(lines) - 1)
+        shown = [self._paint(prompt, _BOLD) + line for prompt, line in zip(prompts, lines, strict=True)]
+        self._add(record.t_ns, "o", self._newline.join([*shown, ""]))
+        values = said.get("values")
+        if isinstance(values, list) and values:
+            self._line(record.t_ns, "  values: " + ", ".join(_value(value) for value in values), _DIM)
+
+    def _verdict(self, record: Record, said: Mapping[str, Any]) -> None:
+        opened, prefix = self._of(said)
+        rule = said.get("rule", "?")
+        if said.get("verdict") == "allow":
+            masks = said.get("masks")
+            mask = f" mask=[{', '.join(map(str, masks))}]" if isinstance(masks, list) and masks else ""
+            self._line(record.t_ns, f"{prefix}[allow] rule={rule}{mask}", _GREEN)
+        else:
+            self._line(record.t_ns, f"{prefix}[DENIED] rule={rule}: {said.get('reason', '')} - not forwarded", _ALARM)
+            self._add(record.t_ns, "m", f"DENY {opened.label}")
+        opened.t_ns = record.t_ns  # from here on it is the target's time
+
+    def _approval(self, record: Record, said: Mapping[str, Any]) -> None:
+        opened, prefix = self._of(said)
+        state = str(said.get("state", ""))
+        if state == "pending":
+            opened.held_ns = record.t_ns
+            approvers = said.get("approvers")
+            needs = ", ".join(map(str, approvers)) if isinstance(approvers, list) else "?"
+            text = f"{prefix}[hold] rule={said.get('rule', '?')} needs one of: {needs}  approval {said.get('id', '?')}"
+            self._line(record.t_ns, text, _YELLOW)
+            self._add(record.t_ns, "m", f"HOLD {opened.label}")
+            return
+        by = f" by {said['by']}" if said.get("by") else ""
+        reason = f' "{said["reason"]}"' if said.get("reason") else ""
+        after = f" after {_duration(record.t_ns - opened.held_ns)}" if opened.held_ns else ""
+        self._line(record.t_ns, f"{prefix}[{state}]{by}{after}{reason}", _OUTCOMES.get(state, _YELLOW))
+        self._add(record.t_ns, "m", visible(f"{state.upper()} {opened.label}"))
+
+    def _maskmap(self, said: Mapping[str, Any]) -> None:
+        opened, _ = self._of(said)
+        items = said.get("fields")
+        for item in items if isinstance(items, list) else []:
+            match item:
+                case [_, int(column), rule]:
+                    opened.masks[column] = str(rule)
+                case _:
+                    pass
+
+    def _result(self, record: Record, said: Mapping[str, Any]) -> None:
+        opened, prefix = self._of(said)
+        t = record.t_ns
+        took = f"  Time: {_duration(t - opened.t_ns)}"
+        error = said.get("error")
+        if isinstance(error, dict):
+            code = error.get("code") or error.get("sqlstate") or ""
+            code = f"{code}: " if code else ""
+            self._line(t, f"{prefix}{error.get('severity', 'ERROR')}:  {code}{error.get('message', '')}", _RED)
+            for name in ("detail", "hint", "where"):
+                if error.get(name):
+                    self._line(t, f"{name.upper()}:  {error[name]}", _RED)
+            self._add(t, "m", f"ERROR {opened.label}")
+            return
+        columns, rows = said.get("columns"), said.get("rows")
+        count = said.get("count") if isinstance(said.get("count"), int) else 0
+        tag = prefix + str(said.get("tag", ""))
+        if not isinstance(columns, list) or not isinstance(rows, list):
+            self._line(t, f"{tag}{took}")
+            return
+        lines = table(columns, rows, opened.masks, self._columns, self._color)
+        self._add(t, "o", self._newline.join([*lines, ""]))
+        more = max(0, int(count or 0) - len(rows))
+        noun = "row" if count == 1 else "rows"
+        size = _size(said.get("bytes"))
+        if more:
+            self._line(t, f"  ... {more} more rows recorded ({count} {noun}, {size}){took}", _DIM)
+        else:
+            self._line(t, f"({count} {noun}, {size}){took}", _DIM)
+
+    def _resize(self, record: Record) -> None:
+        try:
+            match msgpack.unpackb(record.payload):
+                case [int(columns), int(rows)]:
+                    self._add(record.t_ns, "r", f"{columns}x{rows}")
+        except (ValueError, msgpack.exceptions.UnpackException):
+            pass
+
+    def _close(self, record: Record, said: Mapping[str, Any]) -> None:
+        status, reason = said.get("status", "?"), said.get("reason", "")
+        text = f"-- session {status}" + (f": {reason}" if reason else "")
+        self._line(record.t_ns, text, _DIM if status == "closed" else _RED)
+        self._add(record.t_ns, "m", "CLOSE")
+        self._add(record.t_ns, "x", "0" if status == "closed" else "1")
+
+    # -- the pieces -----------------------------------------------------------------------------------
+
+    def _of(self, said: Mapping[str, Any]) -> tuple[_Open, str]:
+        """Return the command that a record speaks of, and its label if it is not the one shown last."""
+        number = said.get("command")
+        opened = self._open.get(number) if isinstance(number, int) else None
+        if opened is None:
+            return _Open("Q?", 0), ""
+        return opened, "" if number == self._latest else f"{opened.label} "
+
+    def _line(self, t_ns: int, text: str, sgr: str = "") -> None:
+        shown = visible(text).replace("\n", self._newline + "    ")
+        self._add(t_ns, "o", self._paint(shown, sgr) + self._newline)
+
+    def _paint(self, text: str, sgr: str) -> str:
+        return paint(text, sgr) if self._color and sgr else text
+
+    def _add(self, t_ns: int, code: Code, text: str) -> None:
+        if text:
+            self._pieces.append(Piece(t_ns, code, text))
+
+    def _take(self) -> list[Piece]:
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+
+def _highlight(text: str, protocol: str, color: bool) -> str:
+    """Colour a (visible) statement."""
+    if not color or len(text) > HIGHLIGHT_LIMIT or protocol not in _PROMPTS:
+        return text
+    from pygments.lexers.sql import PostgresLexer, SqlLexer  # 10 ms that only a replay needs
+    from pygments.token import Comment, Keyword, Name, Number, String
+
+    lexer = (PostgresLexer if protocol == "postgres" else SqlLexer)(stripnl=False, ensurenl=False)
+    colours = ((Keyword, "94"), (String, "33"), (Number, "36"), (Comment, "2"), (Name.Builtin, "35"))
+    out: list[str] = []
+    for kind, value in lexer.get_tokens(text):
+        sgr = next((sgr for of, sgr in colours if kind in of), "")  # type: ignore[comparison-overlap]  # pygments' own meaning
+        # Line by line: a colour must not run on behind the next prompt.
+        out.append("\n".join(paint(line, sgr) if sgr and line else line for line in value.split("\n")))
+    return "".join(out)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    return "NULL" if value is None else repr(value) if isinstance(value, str) else str(value)
+
+
+def _duration(ns: int) -> str:
+    """12.7 ms, 3.41 s, 2 min 5 s."""
+    if ns < 1_000_000_000:
+        return f"{ns / 1e6:.1f} ms"
+    if ns < 60_000_000_000:
+        return f"{ns / 1e9:.2f} s"
+    return f"{ns // 60_000_000_000} min {ns // 1_000_000_000 % 60} s"
+
+
+def _size(value: object) -> str:
+    size = float(value) if isinstance(value, int) else 0.0
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
