@@ -27,6 +27,7 @@ import structlog
 from protocols import Protocol
 from proxy.core.errors import GatecastError, PeerError, TapeError
 from proxy.core.gate import Gate
+from proxy.core.parties import Identity
 from proxy.core.stream import SocketStream
 from proxy.logging import describe
 from recorder.seal import SealKey
@@ -52,22 +53,29 @@ class Connection:
     session: str = ""
     subject: str = ""
     target: str = ""
+    identity: Identity | None = None
+    unproved: bool = False  # a proof was asked for, and none has held so far
     tapes: list[Tape] = field(default_factory=list)
 
     def row(self) -> dict[str, object]:
         """The connection as JSON values."""
         return {
-            "session": self.session,
-            "subject": self.subject,
+            "id": self.session,
+            "identity": self.identity.display if self.identity is not None else "",
             "target": self.target,
             "protocol": self.protocol,
+            "started": self.since,
             "listener": self.listener,
             "peer": self.peer,
-            "since": self.since,
         }
 
 
 _current: ContextVar[Connection] = ContextVar("connection")
+
+
+def current_connection() -> Connection | None:
+    """The connection that the running task serves."""
+    return _current.get(None)
 
 
 class SessionRecorder(Recorder):
@@ -101,7 +109,6 @@ class SessionRecorder(Recorder):
         if connection is not None:
             connection.tapes.append(tape)
             connection.session = tape.sid
-            connection.subject = str(identity.get("subject", ""))
             connection.target = target
         return tape
 
@@ -109,9 +116,15 @@ class SessionRecorder(Recorder):
 class Connections:
     """All connections of the process. limit may be changed while it runs."""
 
-    def __init__(self, limit: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        limit: int,
+        clock: Callable[[], float] = time.time,
+        on_end: Callable[[Connection], None] = lambda connection: None,
+    ) -> None:
         self.limit = limit
         self._clock = clock
+        self._on_end = on_end
         self._open: dict[int, Connection] = {}
         self._count = 0
         self._refused = 0
@@ -131,17 +144,25 @@ class Connections:
         """How many were refused because there were too many."""
         return self._refused
 
-    def listing(self) -> list[Connection]:
-        """The connections with a session, oldest first."""
-        return [connection for connection in self._open.values() if connection.session]
+    def live(self) -> list[dict[str, Any]]:
+        """The connections with a session as JSON values, oldest first."""
+        return [connection.row() for connection in self._open.values() if connection.session]
 
-    def kill(self, session: str) -> bool:
-        """End the connection of a session; False if there is none."""
+    def kill(self, session: str, by: str) -> bool:
+        """End the connection of a session; False if there is none. by is logged by who asks."""
         for connection in self._open.values():
             if connection.session == session:
                 connection.task.cancel("killed")
                 return True
         return False
+
+    def end_where(self, over: Callable[[Connection], bool], reason: str) -> int:
+        """End all connections of which over() is true; return how many."""
+        found = [connection for connection in self._open.values() if over(connection)]
+        for connection in found:
+            log.warning("session-ended", session=connection.session, subject=connection.subject, reason=reason)
+            connection.task.cancel(reason)
+        return len(found)
 
     async def accept(
         self,
@@ -177,11 +198,13 @@ class Connections:
             self._empty.clear()
             task.add_done_callback(partial(self._forget, number, sock))
 
-    async def drain(self, seconds: float) -> int:
-        """Let sessions go on for so long, then end them; return how many were ended."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._empty.wait()
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> int:
+        """Let sessions go on for so long, or until hurry is set, then end them; return how many were ended."""
+        async with asyncio.TaskGroup() as group:
+            waits = [group.create_task(self._empty.wait()), group.create_task(hurry.wait())]
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
         ended = list(self._open.values())
         for connection in ended:
             connection.task.cancel("the gateway stops")
@@ -221,6 +244,7 @@ class Connections:
             status = "error"
             told.error("connection-failed", session=connection.session, **describe(error))
         finally:
+            self._on_end(connection)
             await asyncio.shield(self._finish(stream, connection, status))
 
     async def _finish(self, stream: SocketStream, connection: Connection, status: str) -> None:

@@ -167,7 +167,8 @@ class Target(Section):
     protocol: str = "postgres"
     host: str
     """A host name, an address, or the directory of a Unix socket."""
-    port: Port = 5432
+    port: Port | None = None
+    """The protocol's own where it is not given."""
     database: str = ""
     """The database where the user names none; the target's name otherwise."""
     credential: CredentialSource
@@ -268,6 +269,8 @@ class IdentitySection(Section):
     tokens: Tokens = Tokens()
     oidc: list[Issuer] = []
     users: list[LocalUser] = []
+    operators: dict[str, list[str]] = {}
+    """The groups of this machine's users on the admin socket, as approvers: {root: [oncall]}."""
 
 
 class RecorderSection(Section):
@@ -312,8 +315,8 @@ class Limits(Section):
     """As PostgreSQL's authentication_timeout."""
     idle_seconds: Annotated[float, Field(ge=0)] = 0.0
     """A session without a command for so long ends; 0 = never."""
-    message_bytes: Annotated[Size, Field(ge=1 << 16, le=MESSAGE_LIMIT)] = MESSAGE_LIMIT
-    """The longest message of a protocol."""
+    query_bytes: Annotated[Size, Field(ge=1 << 12, le=MESSAGE_LIMIT)] = 16 << 20
+    """The longest text of a command, which is held whole to be decided on. Data may be longer: it streams."""
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 10.0
     """How long sessions may go on after SIGTERM before they are ended."""
 

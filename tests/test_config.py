@@ -45,7 +45,7 @@ def problems(tmp_path: Path, text: str) -> list[str]:
 def test_reads_a_file_with_its_defaults(tmp_path: Path) -> None:
     loaded = load(tmp_path, GOOD)
     target = loaded.config.targets[0]
-    assert (target.name, target.port, target.connect_timeout, target.recording) == ("shop", 5432, 1.5, "durable")
+    assert (target.name, target.port, target.connect_timeout, target.recording) == ("shop", None, 1.5, "durable")
     assert loaded.state == tmp_path / ".gatecast"
     assert loaded.config.limits.login_seconds == 60
     assert loaded.resolve(Path(str(loaded.config.rules_file))) == tmp_path / "rules.yaml"

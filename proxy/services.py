@@ -1,0 +1,207 @@
+"""The gateway's services on one state directory: database, identities, approvals, credentials, recorder, keys.
+
+open_services() takes the directory for this process alone (a lock that ends with the process), makes what is
+missing in it (mode 0700; keys 0600) and hands all of it over as one value. Nothing listens yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+import protocols
+from proxy.approvals import Approvals
+from proxy.config import load_config
+from proxy.connections import SessionRecorder
+from proxy.core.errors import ConfigError
+from proxy.credentials.static import StaticCredential, StaticCredentials
+from proxy.identity.service import Service
+from proxy.identity.tokens import Tokens
+from proxy.snapshot import Live, Snapshot, read_snapshot
+from proxy.store.database import Database
+from recorder.errors import KeyFileError
+from recorder.seal import SealKey
+
+DAY_SECONDS: Final = 86_400
+DATABASE_NAME: Final = "gatecast.db"
+SOCKET_NAME: Final = "admin.sock"
+LOCK_NAME: Final = "serve.lock"
+SCRAM_KEY_NAME: Final = "scram.key"
+KEY_BYTES: Final = 32  # HMAC-SHA-256: a key as long as its output (RFC 2104 section 3)
+
+# File systems on which "durable" means less than it says, and why. Names as in /proc/self/mountinfo.
+WEAK_FILE_SYSTEMS: Final[Mapping[str, str]] = {
+    "tmpfs": "it is memory: tapes do not survive a restart of the machine",
+    "ramfs": "it is memory: tapes do not survive a restart of the machine",
+    "nfs": "a write error may show only after the command has left",
+    "nfs4": "a write error may show only after the command has left",
+    "cifs": "a write error may show only after the command has left",
+    "9p": "a sync may not reach the disk of the host",
+    "virtiofs": "a sync may not reach the disk of the host",
+}
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the gateway is made of, apart from its sockets. live.snapshot is the configuration of this moment."""
+
+    state: Path
+    live: Live
+    database: Database
+    tokens: Tokens
+    identities: Service
+    approvals: Approvals
+    credentials: StaticCredentials
+    recorder: SessionRecorder
+    node: str
+    hash_key: bytes
+    scram_mock_key: bytes
+
+    def configure(self, snapshot: Snapshot) -> None:
+        """Take a new snapshot; the caller has checked that it is a good one. Raises ConfigError, changes nothing."""
+        self.identities.configure(snapshot.issuers, snapshot.users)
+        self.credentials.configure(credentials_of(snapshot))
+        approvals = snapshot.loaded.config.approvals
+        self.approvals.configure(approvals.url, approvals.timeout)
+        self.live.snapshot = snapshot
+
+
+@contextlib.contextmanager
+def open_services(path: Path) -> Iterator[Services]:
+    """Read the configuration and open everything. Raises ConfigError, StoreError."""
+    loaded = load_config(path, frozenset(protocols.load()))
+    state = prepare_state(loaded.state)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_lock(state))
+        hash_key = secret_file(state / loaded.config.masking.hash_key_file)
+        snapshot = read_snapshot(path, hash_key)
+        live = Live(snapshot)
+        database = Database(state / DATABASE_NAME).open()
+        stack.callback(database.close)
+        tokens = Tokens(database, max_seconds=loaded.config.identity.tokens.max_days * DAY_SECONDS)
+        recorder = _recorder(state, live)
+        stack.callback(recorder.close)
+        approvals = loaded.config.approvals
+        yield Services(
+            state=state,
+            live=live,
+            database=database,
+            tokens=tokens,
+            identities=Service(database, tokens, snapshot.issuers, snapshot.users),
+            approvals=Approvals(database, url=approvals.url, default_timeout_seconds=approvals.timeout),
+            credentials=StaticCredentials(credentials_of(snapshot)),
+            recorder=recorder,
+            node=recorder.node,
+            hash_key=hash_key,
+            scram_mock_key=secret_file(state / SCRAM_KEY_NAME),
+        )
+
+
+def credentials_of(snapshot: Snapshot) -> dict[str, StaticCredential]:
+    """Where each target's credential is."""
+    loaded = snapshot.loaded
+    found = {}
+    for target in loaded.config.targets:
+        source = target.credential
+        found[target.name] = StaticCredential(
+            user=source.user,
+            password_env=source.password_env,
+            password_file=loaded.resolve(source.password_file) if source.password_file else None,
+            certificate_file=loaded.resolve(target.sslcert) if target.sslcert else None,
+            key_file=loaded.resolve(target.sslkey) if target.sslkey else None,
+        )
+    return found
+
+
+def prepare_state(state: Path) -> Path:
+    """Make the state directory, for its owner alone. Raises ConfigError."""
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = state.stat().st_mode
+    except OSError as error:
+        raise ConfigError(f"{state}: the state directory cannot be made: {error.strerror}") from error
+    if mode & 0o022:
+        raise ConfigError(f"{state}: others may write to the state directory; chmod 700 it")
+    return state
+
+
+def secret_file(path: Path) -> bytes:
+    """Read a key of KEY_BYTES, or make it (mode 0600). Raises ConfigError."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(KEY_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(f"{path}: others may read the key; chmod 600 it")
+        with path.open("rb") as file:
+            key = file.read(KEY_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: the key cannot be read or made: {error.strerror}") from error
+    if len(key) != KEY_BYTES:
+        raise ConfigError(f"{path}: should hold {KEY_BYTES} random bytes; move it away and a new one is made")
+    return key
+
+
+def file_system(path: Path) -> str:
+    """The kind of file system that holds a path, as Linux calls it; '' where that cannot be told."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return ""
+    best, kind = "", ""
+    real = path.resolve()
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        place = before.split(" ")[4].encode().decode("unicode_escape")  # blanks are written \040 (proc(5))
+        if real.is_relative_to(place) and len(place) >= len(best):
+            best, kind = place, after.split(" ")[0]
+    return kind
+
+
+def _recorder(state: Path, live: Live) -> SessionRecorder:
+    config = live.snapshot.loaded.config
+    directory = state / config.recorder.directory
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = SealKey.load(state / config.recorder.key_file)
+    except OSError as error:
+        raise ConfigError(f"{directory}: the directory of tapes cannot be made: {error.strerror}") from error
+    except KeyFileError as error:
+        raise ConfigError(str(error)) from error
+    weak = WEAK_FILE_SYSTEMS.get(file_system(directory))
+    if weak is not None:
+        log.warning("tapes-not-durable", directory=str(directory), file_system=file_system(directory), why=weak)
+    node = config.node.name or socket.gethostname()
+    return SessionRecorder(directory, key, lambda: live.snapshot.rules.revision, node=node, boot=secrets.token_hex(8))
+
+
+@contextlib.contextmanager
+def _lock(state: Path) -> Iterator[None]:
+    """Hold the state directory for this process; the kernel lets go of it however the process ends."""
+    path = state / LOCK_NAME
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
+            raise ConfigError(f"{state}: another gatecast (process {owner}) serves this state directory") from error
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)

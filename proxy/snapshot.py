@@ -1,0 +1,207 @@
+"""One good reading of everything that may change while the gateway runs: targets, rules, identities, masks.
+
+read_snapshot() reads the files and builds all of it, or raises ConfigError with every mistake and its line; nothing
+that runs is touched, so that a reload is: read, then swap. ``gatecast config check`` and the policy commands read
+the same way. Live is what the Gate holds for good: it passes every question on to the snapshot of this moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import protocols
+from proxy.config import ConfigErrors, Loaded, load_config
+from proxy.core.errors import ConfigError
+from proxy.core.events import Column, Command, RemarkFields
+from proxy.core.gate import Plan
+from proxy.core.parties import Identity, Target
+from proxy.core.verdict import Deny, Mask, Verdict
+from proxy.identity.local import LocalUser
+from proxy.identity.oidc import Issuer
+from proxy.lines import Place
+from proxy.masking import DETECTORS
+from proxy.masking.masker import Masking
+from proxy.policy.rules import RuleSet, load_rules
+from proxy.sections import Issuer as IssuerSection
+from proxy.sections import LocalUser as LocalUserSection
+from proxy.sections import Target as TargetSection
+
+T = TypeVar("T")
+
+VERIFIER_LIMIT_BYTES: Final = 1024  # a verifier has 133 bytes with PostgreSQL's own salt
+RULES_LIMIT_BYTES: Final = 1 << 20  # 1,000 rules of a kilobyte each, which is also the rules' own limit
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A configuration and what was built from it. files: whose change asks for a reload."""
+
+    loaded: Loaded
+    targets: Mapping[str, Target]
+    rules: RuleSet
+    issuers: tuple[Issuer, ...]
+    users: tuple[LocalUser, ...]
+    masking: Masking
+    files: frozenset[Path]
+
+
+def read_snapshot(path: Path, hash_key: bytes) -> Snapshot:
+    """Read a configuration and all that it names. Takes seconds for 1,000 rules. Raises ConfigError."""
+    known = protocols.load()
+    loaded = load_config(path, frozenset(known))
+    problems: list[str] = []
+    targets: dict[str, Target] = {}
+    for index, section in enumerate(loaded.config.targets):
+        target = _try(loaded, ("targets", index), problems, partial(_target, loaded, section, known[section.protocol]))
+        if target is not None:
+            targets[target.name] = target
+    issuers = [
+        _try(loaded, ("identity", "oidc", index), problems, partial(_issuer, loaded, section))
+        for index, section in enumerate(loaded.config.identity.oidc)
+    ]
+    users = [
+        _try(loaded, ("identity", "users", index), problems, partial(_user, loaded, section))
+        for index, section in enumerate(loaded.config.identity.users)
+    ]
+    custom = {detector.name: detector.regex for detector in loaded.config.masking.detectors}
+    masking = _try(loaded, ("masking", "detectors"), problems, partial(Masking, hash_key, custom))
+    rules: RuleSet | None = None
+    try:
+        text, name = _rules_text(loaded)
+        verbs = {protocol.name: protocol.verbs for protocol in known.values()}
+        rules = load_rules(text, name, tuple(targets.values()), verbs=verbs, detectors=DETECTORS | set(custom))
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems or masking is None or rules is None:
+        raise ConfigErrors(problems)
+    return Snapshot(
+        loaded,
+        targets,
+        rules,
+        tuple(issuer for issuer in issuers if issuer is not None),
+        tuple(user for user in users if user is not None),
+        masking,
+        _files(loaded),
+    )
+
+
+class Live:
+    """The Gate's Targets, Policy and Masker: always those of the last good snapshot."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+    def find(self, name: str) -> Target | None:
+        """The target of that name."""
+        return self.snapshot.targets.get(name)
+
+    async def policy(self, identity: Identity, target: Target, command: Command) -> Verdict:
+        """Decide by the rules of this moment: a running session gets new ones at its next command."""
+        return await self.snapshot.rules.decide(identity, target, command)
+
+    def plan(self, masks: tuple[Mask, ...], command: Command, columns: tuple[Column, ...]) -> Plan | None:
+        """See proxy.core.gate.Masker."""
+        return self.snapshot.masking.plan(masks, command, columns)
+
+    def remark(self, masks: tuple[Mask, ...], fields: RemarkFields) -> RemarkFields:
+        """See proxy.core.gate.Masker."""
+        return self.snapshot.masking.remark(masks, fields)
+
+    def guard(self, masks: tuple[Mask, ...], command: Command) -> Deny | None:
+        """See proxy.core.gate.Masker."""
+        return self.snapshot.masking.guard(masks, command)
+
+
+def _try(loaded: Loaded, where: Place, problems: list[str], build: Callable[[], T]) -> T | None:
+    try:
+        return build()
+    except ConfigError as error:
+        problems.append(loaded.document.error(where, str(error)))
+        return None
+
+
+def _target(loaded: Loaded, section: TargetSection, protocol: protocols.Protocol) -> Target:
+    settings: dict[str, object] = {
+        name: value
+        for name in ("sslmode", "sslnegotiation", "channel_binding", "hostaddr", "require_auth")
+        if (value := getattr(section, name))
+    }
+    for name in ("sslrootcert", "sslcert", "sslkey"):
+        path = getattr(section, name)
+        if path is not None:
+            settings[name] = str(loaded.resolve(path))
+    settings["connect_timeout_seconds"] = section.connect_timeout
+    target = Target(
+        name=section.name,
+        protocol=section.protocol,
+        host=section.host,
+        port=section.port or protocol.default_port,
+        database=section.database,
+        labels=section.labels,
+        settings=settings,
+        recording=section.recording,
+    )
+    if protocol.check is not None:
+        protocol.check(target)
+    return target
+
+
+def _issuer(loaded: Loaded, section: IssuerSection) -> Issuer:
+    return Issuer(
+        issuer=section.issuer,
+        audiences=section.audience,
+        jwks_file=loaded.resolve(section.jwks_file) if section.jwks_file else None,
+        jwks_uri=section.jwks_uri,
+        ca_file=loaded.resolve(section.ca_file) if section.ca_file else None,
+        algorithms=tuple(section.algorithms),
+        subject_claim=section.subject_claim,
+        groups_claims=section.groups_claim,
+        agent_claims=section.agent_claim,
+        people_clients=frozenset(section.people_clients),
+        trusted_audiences=section.trusted_audiences,
+        leeway_seconds=section.leeway,
+    )
+
+
+def _user(loaded: Loaded, section: LocalUserSection) -> LocalUser:
+    verifier = section.scram_verifier
+    if verifier is None:
+        assert section.scram_verifier_file is not None  # the model takes exactly one
+        verifier = _read(loaded.resolve(section.scram_verifier_file), VERIFIER_LIMIT_BYTES).strip()
+    return LocalUser(section.name, verifier, frozenset(section.groups), tuple(section.agents))
+
+
+def _rules_text(loaded: Loaded) -> tuple[str, str]:
+    """The text that holds the rules, and what errors call it; inline rules keep the lines of their file."""
+    rules_file = loaded.config.rules_file
+    if rules_file is None:
+        return loaded.document.only("rules", "timezone"), str(loaded.path)
+    path = loaded.resolve(rules_file)
+    return _read(path, RULES_LIMIT_BYTES), str(path)
+
+
+def _read(path: Path, limit: int) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+        if len(raw) > limit:
+            raise ConfigError(f"{path}: is longer than {limit} bytes")
+        return raw.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8") from error
+
+
+def _files(loaded: Loaded) -> frozenset[Path]:
+    config = loaded.config
+    named: list[Path | None] = [config.rules_file]
+    named += [user.scram_verifier_file for user in config.identity.users]
+    for listener in config.listeners:
+        if listener.tls is not None:
+            named += [listener.tls.cert, listener.tls.key, listener.tls.client_ca]
+    return frozenset({loaded.path, *(loaded.resolve(path) for path in named if path is not None)})
