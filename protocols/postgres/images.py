@@ -14,13 +14,13 @@ Left out: PostGIS and other extensions but citext, hstore and ltree; aclitem, pg
 statistics types, which have no image that a server would take (NULL).
 
 Source: PostgreSQL 18, pg_type.dat and the _in and _recv functions of src/backend/utils/adt; each constant was
-given to PostgreSQL 15 and 18 as text and binary input (tests/postgres/test_images.py).
+given to PostgreSQL 15 and 18 as text and binary input, or is what they write (tests/postgres/test_images.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from struct import pack
 from typing import Final, Literal
@@ -76,17 +76,19 @@ def describe(
     known = _builtin(type_oid, type_mod, binary, date_style)
     if known is not None:
         return known
-    for depth in range(DOMAIN_DEPTH_LIMIT):
+    type_name = ""  # of the outermost domain
+    for _ in range(DOMAIN_DEPTH_LIMIT):
         user_type = resolve(type_oid) if resolve is not None else None
         if user_type is None:
             break
+        type_name = type_name or user_type.name
         if user_type.shape != "domain":
-            return _user(user_type, binary)
-        type_oid, type_mod = user_type.over, user_type.modifier if depth == 0 or type_mod < 0 else type_mod
-        base = _builtin(type_oid, type_mod, binary, date_style)
+            return replace(_user(user_type, binary), type_name=type_name)
+        type_oid = user_type.over
+        base = _builtin(type_oid, user_type.modifier, binary, date_style)
         if base is not None:
-            return ColumnImage(base.kind, base.constant, base.prefix, user_type.name, base.max_chars)
-    return ColumnImage("other", None, type_name=str(type_oid))
+            return replace(base, type_name=type_name)
+    return ColumnImage("other", None, type_name=type_name or str(type_oid))
 
 
 @lru_cache(DESCRIPTIONS_LIMIT)
@@ -99,7 +101,8 @@ def _builtin(type_oid: int, type_mod: int, binary: bool, date_style: str) -> Col
         return None
     name, width = _with_modifier(entry.name, type_mod)
     if type_oid in _TEXT_KINDS:
-        return ColumnImage("text", b"", type_name=name, max_chars=_WIDTHS.get(type_oid, width))
+        image = entry.binary if binary else entry.text
+        return ColumnImage("text", image, type_name=name, max_chars=_WIDTHS.get(type_oid, width))
     if type_oid in (_JSON, _JSONB):
         prefix = b"\x01" if binary and type_oid == _JSONB else b""
         return ColumnImage("json", prefix + b"null", prefix, name)
@@ -195,7 +198,7 @@ _EXTENSIONS: Final[dict[str, tuple[Kind, bytes | None, bytes | None]]] = {
 _TYPES: Final[dict[int, _Type]] = {
     16: _Type("bool", 1000, b"f", b"\x00"),
     17: _Type("bytea", 1001, b"\\x", b""),
-    18: _Type("char", 1002, b"", b""),
+    18: _Type("char", 1002, b"", b"\x00"),
     19: _Type("name", 1003, b"", b""),
     20: _Type("int8", 1016, b"0", bytes(8)),
     21: _Type("int2", 1005, b"0", bytes(2)),
