@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from joserfc import jws
-from joserfc.errors import JoseError
+from joserfc.errors import JoseError, UnsupportedAlgorithmError
+from joserfc.jwa import JWSAlgModel
 from joserfc.jwt import JWTClaimsRegistry
 
 from proxy.core.errors import ConfigError
@@ -88,6 +89,19 @@ class Issuer:
                 raise ConfigError("an OIDC issuer is reached by https, or by http on this machine")
 
 
+class _Registry(jws.JWSRegistry):
+    """joserfc's algorithms with our limits, and without its warning that EdDSA has a new name (RFC 9864)."""
+
+    max_header_length = HEADER_LIMIT
+    max_payload_length = PROOF_LIMIT
+    max_signature_length = SIGNATURE_LIMIT
+
+    def get_alg(self, name: str) -> JWSAlgModel:
+        if not self.allowed or name not in self.allowed or name not in keys.ALGORITHMS:
+            raise UnsupportedAlgorithmError("not allowed")
+        return self.algorithms[name]
+
+
 class Verifier:
     """Checks the tokens of one issuer."""
 
@@ -101,10 +115,7 @@ class Verifier:
         self.issuer = issuer
         self._clock = clock
         self._keys = _keys_of(issuer, monotonic)
-        self._registry = jws.JWSRegistry(algorithms=issuer.algorithms, strict_check_header=False)
-        self._registry.max_header_length = HEADER_LIMIT
-        self._registry.max_payload_length = PROOF_LIMIT
-        self._registry.max_signature_length = SIGNATURE_LIMIT
+        self._registry = _Registry(algorithms=issuer.algorithms, strict_check_header=False)
 
     async def check(self, token: str) -> Identity:
         """Return the identity that a token proves. Raises ProofRefused."""
