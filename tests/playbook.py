@@ -32,6 +32,9 @@ class FakeWorld:
     def bases(self, name: str) -> frozenset[str]:
         return frozenset((name,))
 
+    def hides(self, name: str) -> bool:
+        return False
+
     def function_name(self, oid: int) -> str | None:
         return f"pg_catalog.f{oid}"
 

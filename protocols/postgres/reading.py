@@ -46,6 +46,9 @@ class World(Protocol):
     def bases(self, name: str) -> frozenset[str]:
         """Return the tables behind a relation ("schema.table"), itself for a table."""
 
+    def hides(self, name: str) -> bool:
+        """Tell whether a view calls functions of users, so that any table may be behind it."""
+
     def function_name(self, oid: int) -> str | None:
         """Return "schema.function", None where the oid is unknown."""
 
@@ -183,6 +186,9 @@ class CommandReader:
         resolved: dict[str, tuple[str, ...]] = {}
         for names in (read, written):
             for name, found in names.items():
+                if any(world.hides(each) for each in found):
+                    resolved[name] = ()  # it may be anything
+                    continue
                 bases = dict.fromkeys(base for each in found for base in sorted(world.bases(each)))
                 resolved[name] = tuple(dict.fromkeys((*found, *bases)))
         tables_read = tuple(dict.fromkeys(each for found in read.values() for each in found))

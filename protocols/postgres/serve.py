@@ -139,7 +139,7 @@ async def _connect_and_relay(
     replication = parameters.get("replication", "").lower() not in ("", "false", "off", "no", "0")
 
     async def on_hold(pending: Pending) -> None:
-        text = f"connection held by rule \"{pending.hold.rule}\": approval {pending.id} is pending"
+        text = f'connection held by rule "{pending.hold.rule}": approval {pending.id} is pending'
         await user.write(startup.encode_error({"S": "NOTICE", "V": "NOTICE", "C": "00000", "M": text}, b"N"))
 
     try:
@@ -241,7 +241,7 @@ def _cancel_keys(gate: Gate) -> CancelKeys:
 
 
 def _worlds(gate: Gate) -> Worlds:
-    worlds: Worlds = gate.shared.setdefault("postgres.worlds", Worlds())
+    worlds: Worlds = gate.shared.setdefault("postgres.worlds", Worlds(gate.reader))
     return worlds
 
 

@@ -60,9 +60,7 @@ def option_settings(parameters: Mapping[str, str]) -> dict[str, str]:
     for word in words:
         if word == "-c":
             setting = next(words, "")
-        elif word.startswith("-c"):
-            setting = word[2:]
-        elif word.startswith("--"):
+        elif word.startswith(("-c", "--")):
             setting = word[2:]
         else:
             continue

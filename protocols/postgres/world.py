@@ -7,7 +7,7 @@ decision; DDL that went another way is noticed by an unknown name or oid, or whe
 
 from __future__ import annotations
 
-import asyncio
+from collections import OrderedDict
 from typing import Final
 
 import structlog
@@ -17,10 +17,12 @@ from protocols.postgres.images import describe
 from protocols.postgres.reading import CommandReader
 from protocols.postgres.wire import Field
 from proxy.core.events import Column
+from proxy.core.gate import Reader
 from proxy.core.parties import Credential, Target
 from proxy.core.session import Permit
 from proxy.core.statement import Copy, Statement
 
+MISSED_LIMIT: Final = 4096  # temporary tables, mostly: their oids are looked for once a snapshot
 WORLDS_LIMIT: Final = 256  # target databases with a catalogue in memory
 
 _log = structlog.get_logger(__name__)
@@ -32,8 +34,8 @@ class World:
     def __init__(self, catalog: Catalog, target: Target) -> None:
         self._catalog = catalog
         self._target = target
-        self._behind = True
-        self._lock = asyncio.Lock()
+        self._warned = False
+        self._missed: set[tuple[int, int]] = set()  # (version, oid): looked for, and not there
         self.commands = CommandReader(self)
 
     # -- look-ups (reading.World) -----------------------------------------------------------------------
@@ -54,6 +56,9 @@ class World:
     def bases(self, name: str) -> frozenset[str]:
         return self._catalog.bases(name)
 
+    def hides(self, name: str) -> bool:
+        return self._catalog.hides(name)
+
     def function_name(self, oid: int) -> str | None:
         return self._catalog.function_name(oid)
 
@@ -67,37 +72,48 @@ class World:
     @property
     def behind(self) -> bool:
         """Whether the catalogue must be read again before the next decision."""
-        return self._behind or self._catalog.old
+        return self._catalog.old
 
     def stale(self) -> None:
         """DDL has passed."""
-        self._behind = True
+        self._catalog.stale()
 
     async def refresh(self) -> None:
-        """Read the catalogue again; one at a time, the others wait for the same one."""
-        async with self._lock:
-            if not self.behind:
-                return
-            self._behind = False
-            try:
-                await self._catalog.refresh()
-            except CatalogError as error:
+        """Read the catalogue again; without it everything goes on, and knows no names."""
+        try:
+            await self._catalog.refresh()
+            self._warned = False
+        except CatalogError as error:
+            if not self._warned:
                 _log.warning("catalogue not loaded", target=self._target.name, error=str(error))
+            self._warned = True
+
+    def use(self, credential: Credential) -> None:
+        """Read the catalogue with this credential from now on."""
+        self._catalog.use(credential)
 
     # -- columns for masks -------------------------------------------------------------------------------
 
     async def columns(self, fields: tuple[Field, ...]) -> tuple[Column, ...]:
         """Describe the columns of a result for the masks; unknown tables are looked for once more."""
-        if any(field.table_oid and self._catalog.origins(field.table_oid, field.attnum) is None for field in fields):
-            self._behind = True
+        unknown = {field.table_oid for field in fields if field.table_oid and self._origins(field) is None}
+        if any((self.version, oid) not in self._missed for oid in unknown):
+            self._catalog.stale()
             await self.refresh()
+            if len(self._missed) > MISSED_LIMIT:
+                self._missed.clear()
+            self._missed |= {(self.version, oid) for oid in unknown}
         return tuple(self._column(field) for field in fields)
+
+    def _origins(self, field: Field) -> tuple[str, ...] | None:
+        return self._catalog.origins(field.table_oid, field.attnum) if field.table_oid else None
 
     def _column(self, field: Field) -> Column:
         binary = field.format == 1
         image = describe(field.type_oid, field.type_mod, binary, self._catalog.user_type)
-        origins = self._catalog.origins(field.table_oid, field.attnum) if field.table_oid else None
-        return Column(field.name, origins, image.kind, image.constant, image.prefix, image.type_name, binary)
+        return Column(
+            field.name, self._origins(field), image.kind, image.constant, image.prefix, image.type_name, binary
+        )
 
     async def copy_columns(
         self, copy: Copy, statement: Statement, count: int, permit: Permit | None
@@ -121,33 +137,27 @@ class World:
             column = by_name[name]
             image = describe(column.type_oid, column.type_mod, binary, self._catalog.user_type)
             origins = self._catalog.origins(column.table_oid, column.attnum)
-            described.append(
-                Column(name, origins, image.kind, image.constant, image.prefix, image.type_name, binary)
-            )
+            described.append(Column(name, origins, image.kind, image.constant, image.prefix, image.type_name, binary))
         return tuple(described)
 
 
 class Worlds:
     """The worlds of this process, by target, database and the user that the gate logs in as."""
 
-    def __init__(self) -> None:
-        self._worlds: dict[tuple[str, str, int, str, str], World] = {}
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._worlds: OrderedDict[tuple[str, str, int, str, str], World] = OrderedDict()
 
     async def world(self, target: Target, credential: Credential) -> World:
         """Return the world of a target database, loaded."""
         key = (target.name, target.host, target.port, target.database, credential.user)
         world = self._worlds.get(key)
         if world is None:
-            if len(self._worlds) >= WORLDS_LIMIT:
-                _, oldest = self._worlds.popitem()
-                await oldest.aclose()
-            world = self._worlds[key] = World(Catalog(target, credential), target)
+            world = self._worlds[key] = World(Catalog(target, credential, self._reader), target)
+            if len(self._worlds) > WORLDS_LIMIT:
+                self._worlds.popitem(last=False)
+        self._worlds.move_to_end(key)
+        world.use(credential)
         if world.behind:
             await world.refresh()
         return world
-
-    async def aclose(self) -> None:
-        """Close the catalogues' connections."""
-        for world in self._worlds.values():
-            await world.aclose()
-        self._worlds.clear()

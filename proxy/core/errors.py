@@ -45,23 +45,19 @@ class LoginRefused(GatecastError):
 
 
 class PeerError(GatecastError):
-    """A peer broke its protocol, a limit, or the connection."""
-
-
-class UserPeerError(PeerError):
-    """The user's side sent what the protocol does not allow. code is the protocol's own error code."""
+    """A peer broke its protocol, a limit, or the connection. code is the protocol's own error code, or ''."""
 
     def __init__(self, text: str, code: str = "") -> None:
         super().__init__(text)
         self.code = code
+
+
+class UserPeerError(PeerError):
+    """The user's side sent what the protocol does not allow."""
 
 
 class TargetPeerError(PeerError):
     """The target could not be reached, refused our login, or broke its protocol."""
-
-    def __init__(self, text: str, code: str = "") -> None:
-        super().__init__(text)
-        self.code = code
 
 
 class ConfigError(GatecastError):
