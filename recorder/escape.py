@@ -37,8 +37,9 @@ _FINALS: Final = frozenset("mABCDEFGHdef`asuJKX@LMPbSTr")
 _MODES: Final = frozenset(["?7", "?25", "?47", "?1047", "?1048", "?1049"])  # wrap, cursor, alternate screen
 _SIMPLE: Final = frozenset(["7", "8", "D", "E", "M", "(0", "(B"])  # cursor, line movement, line drawing
 
-# Colours, line drawing, scroll region, cursor and wrapping as they were.
-RESET: Final = "\x1b[0m\x1b(B\x1b[r\x1b[?25h\x1b[?7h"
+# Colours, line drawing, scroll region (which moves the cursor: saved and restored), cursor and wrapping as they were.
+RESET: Final = "\x1b[0m\x1b(B\x1b7\x1b[r\x1b8\x1b[?25h\x1b[?7h"
+_ALTERNATE: Final = frozenset(["?47", "?1047", "?1049"])
 
 
 def visible(text: str) -> str:
@@ -82,6 +83,11 @@ class TerminalFilter:
         self._sequences = sequences
         self._held = ""
         self._in_string = 0  # characters of a control string that were dropped so far, + 1
+        self._alternate = False
+
+    def reset(self) -> str:
+        """Return what puts the terminal back in order after what was passed."""
+        return ("\x1b[?1049l" if self._alternate else "") + RESET if self._sequences else ""
 
     def feed(self, text: str) -> str:
         """Return what of the text may be shown now; an unfinished sequence waits for the next piece."""
@@ -136,6 +142,8 @@ class TerminalFilter:
         mode = not intermediate and final in "hl" and all(p in _MODES for p in parameters.split(";"))
         if self._sequences and (harmless or mode) and match.end() - start <= SEQUENCE_LIMIT:
             out.append(f"\x1b[{parameters}{final}")
+            if mode and not _ALTERNATE.isdisjoint(parameters.split(";")):
+                self._alternate = final == "h"
         return match.end()
 
     def _skip_string(self, data: str, at: int) -> int:

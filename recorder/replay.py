@@ -30,7 +30,6 @@ from typing import Final
 
 from recorder.cast import Piece
 from recorder.disk import is_live
-from recorder.escape import RESET
 from recorder.format import CommandEntry, Kind, Record
 from recorder.reader import TapeReader
 from recorder.transcript import Transcript
@@ -84,6 +83,7 @@ class Player:
         self._clock = clock
         self._color = timed if options.color is None else options.color
         self._columns = options.columns or min(COLUMNS_LIMIT, shutil.get_terminal_size((110, 30)).columns)
+        self._transcript = Transcript(tape.header.map_, color=self._color)
         self._commands: list[CommandEntry] = []
         self._current = -1  # index of the command that was shown last
         self._speed = min(max(options.speed, 1 / SPEED_LIMIT), SPEED_LIMIT)
@@ -102,12 +102,13 @@ class Player:
                 start: int | None = self._start()
                 while start is not None:
                     start = self._run(start)
+                    if start is not None:
+                        self._write(self._transcript.reset() + _CLEAR)
         except Quit:
             pass
         finally:
-            if self._color:
-                with suppress(OSError):
-                    self._write(RESET)
+            with suppress(OSError):
+                self._write(self._transcript.reset())
 
     def _start(self) -> int:
         """The index of the command to begin with: the last one before --from, 0 where that is the beginning."""
@@ -118,7 +119,7 @@ class Player:
         """Play from the command of that index to the end; return the index to play from next, None at the end."""
         first = self._commands[index].n if index and self._commands else 0
         newline = "\r\n" if self._timed else "\n"
-        transcript = Transcript(
+        transcript = self._transcript = Transcript(
             self._tape.header.map_, columns=self._columns, color=self._color, newline=newline, done=index
         )
         self._current = index - 1
@@ -232,7 +233,6 @@ class Player:
                 self._jump = max(0, self._current - 1)
                 self._rush_ns = 0
                 self._rush_record = -1
-                self._write(_CLEAR)
             case b"+" | b"=":
                 self._speed = min(self._speed * 2, SPEED_LIMIT)
             case b"-":

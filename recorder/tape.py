@@ -22,7 +22,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn
 
 import msgpack
 
@@ -137,7 +137,7 @@ class Tape:
             before = self._segment.size_bytes
             try:
                 self._segment.finish(status, reason, self._recorder.key)
-            except OSError as error:
+            except Exception as error:  # fails closed
                 self._fail(error)
             self._position += self._segment.size_bytes - before
             self._closed = True
@@ -185,7 +185,7 @@ class Tape:
             if start < len(pending):
                 self._block(pending[start:] if start else pending)
             self._position += self._segment.size_bytes - before
-        except OSError as error:
+        except Exception as error:  # fails closed: whatever it was, records are lost now
             self._fail(error)
 
     def _block(self, records: list[_Pending]) -> None:
@@ -277,7 +277,7 @@ class Tape:
 
     # -- the end --------------------------------------------------------------------------------------
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception) -> NoReturn:
         self._error = _tape_error(error)
         self._pending, self._pending_bytes = [], 0
         self._long.clear()
@@ -296,7 +296,7 @@ class Tape:
                 self._error = self._error or _tape_error(error)
         self._retired = []
 
-    def _refuse(self) -> None:
+    def _refuse(self) -> NoReturn:
         if self._error is not None:
             raise TapeError(str(self._error)) from self._error
         raise TapeError("the tape is closed")
@@ -388,6 +388,7 @@ def _sync(disk: Disk, descriptor: int, retired: list[int], directories: list[Pat
 
 
 def _tape_error(error: BaseException) -> TapeError:
-    """Our error for theirs: the system's word for what happened, but no path."""
-    text = error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
+    """Our error for theirs: the system's word for what happened, but no path and no content."""
+    text = error.strerror if isinstance(error, OSError) else str(error) if isinstance(error, ValueError) else None
+    text = text or type(error).__name__
     return TapeError(f"the session cannot be recorded: {text}")

@@ -112,6 +112,10 @@ class Transcript:
                     pass  # a kind of a later version: it is on the tape, and in export jsonl
         return self._take()
 
+    def reset(self) -> str:
+        """Return what puts a terminal back in order after all that was shown."""
+        return self._filter.reset()
+
     # -- the records ----------------------------------------------------------------------------------
 
     def _command(self, record: Record, said: Mapping[str, Any]) -> None:

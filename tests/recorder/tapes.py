@@ -1,0 +1,121 @@
+"""What the recorder's tests share: disks that fail or count, clocks that stand still, and small tapes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from recorder.disk import Disk
+from recorder.seal import SealKey
+from recorder.tape import GATE, OUT, USER, Kind, Recorder, Tape
+
+KEY = SealKey.generate()
+pack = msgpack.packb
+
+
+class Clock:
+    """A monotonic clock that advances only when told to."""
+
+    def __init__(self) -> None:
+        self.ns = 5_000_000_000
+
+    def __call__(self) -> int:
+        return self.ns
+
+    def pass_ms(self, milliseconds: float) -> None:
+        self.ns += int(milliseconds * 1e6)
+
+
+class FaultyDisk(Disk):
+    """Counts its calls; the one numbered fail_at fails, a write after half of its bytes are written."""
+
+    def __init__(self, fail_at: int = -1, code: int = errno.EIO) -> None:
+        self.calls: list[str] = []
+        self.fail_at = fail_at
+        self.code = code
+        self.failed_at_call: int | None = None
+        self.open_descriptors: set[int] = set()
+
+    def _count(self, name: str) -> bool:
+        self.calls.append(name)
+        if len(self.calls) - 1 == self.fail_at:
+            self.failed_at_call = len(self.calls)
+            return True
+        return False
+
+    def _fail(self) -> None:
+        raise OSError(self.code, os.strerror(self.code))
+
+    def make_directories(self, path: Path) -> list[Path]:
+        if self._count("make_directories"):
+            self._fail()
+        return super().make_directories(path)
+
+    def create(self, path: Path) -> int:
+        if self._count("create"):
+            self._fail()
+        descriptor = super().create(path)
+        self.open_descriptors.add(descriptor)
+        return descriptor
+
+    def write(self, descriptor: int, buffers: Sequence[bytes]) -> None:
+        if self._count("write"):
+            data = b"".join(buffers)
+            os.write(descriptor, data[: len(data) // 2])
+            self._fail()
+        super().write(descriptor, buffers)
+
+    def sync(self, descriptor: int) -> None:
+        if self._count("sync"):
+            self._fail()
+        super().sync(descriptor)
+
+    def sync_directory(self, path: Path) -> None:
+        if self._count("sync_directory"):
+            self._fail()
+        super().sync_directory(path)
+
+    def close(self, descriptor: int) -> None:
+        self.open_descriptors.discard(descriptor)
+        super().close(descriptor)
+
+
+def recorder(directory: Path, **more: Any) -> Recorder:
+    """A Recorder with the tests' key."""
+    return Recorder(directory, KEY, node="node-1", **more)
+
+
+def open_tape(of: Recorder, mode: Any = "written", **more: Any) -> Tape:
+    """A tape as PostgreSQL opens one."""
+    fields: dict[str, Any] = {"protocol": "postgres", "identity": {"subject": "ana@acme"}, "target": "shop", **more}
+    return of.open(mode=mode, **fields)
+
+
+def command(tape: Tape, text: str, verb: str = "SELECT", verdict: str | None = "allow", **more: Any) -> int:
+    """Append a COMMAND and, if given, its verdict."""
+    n = tape.append(USER, Kind.COMMAND, pack({"verb": verb, "kind": "read", "text": text, **more}))
+    if verdict is not None:
+        reason = {"reason": "not today"} if verdict == "deny" else {}
+        tape.append(GATE, Kind.VERDICT, pack({"command": n, "verdict": verdict, "rule": "r1", **reason}))
+    return n
+
+
+async def small_tape(of: Recorder, commands: int = 3, mode: Any = "written", close: bool = True) -> Path:
+    """Write a tape of a few commands with answers; return its first segment."""
+    tape = open_tape(of, mode)
+    first = tape.path
+    for i in range(commands):
+        tape.append(USER, Kind.WIRE, b"Q%d" % i)
+        n = command(tape, f"SELECT {i}")
+        await tape.commit()
+        tape.append(OUT, Kind.WIRE, b"row " * 50)
+        tape.append(GATE, Kind.RESULT, pack({"command": n, "tag": "SELECT 1", "count": 1, "bytes": 200}))
+        await tape.written()
+    if close:
+        await tape.close("closed", "bye")
+    return first
