@@ -211,4 +211,4 @@ def _loggable(user: str) -> str:
     """Cut what a stranger claims to be called to something that fits a log line. A proof in its place is hidden."""
     if looks_like_token(user) or oidc.looks_like_jwt(user):
         return "(a token in place of a user name)"
-    return user[:USER_LOG_LIMIT].encode("ascii", "backslashreplace").decode()
+    return user[:USER_LOG_LIMIT].encode("unicode_escape").decode("ascii")
