@@ -73,7 +73,8 @@ class Database:
 
     async def run(self, work: Work[T], *, durable: bool = True) -> T:
         """Run one transaction on the worker. Cancelling gives up the wait, not the work. Raises StoreError."""
-        return await asyncio.wrap_future(self.submit(work, durable=durable))
+        # Without the shield, cancelling would take the work out of the queue as well, if it has not begun.
+        return await asyncio.shield(asyncio.wrap_future(self.submit(work, durable=durable)))
 
     def call(self, work: Work[T], *, durable: bool = True) -> T:
         """Run one transaction and block until it is done: for the command line. Raises StoreError."""
