@@ -23,7 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from proxy.core.errors import ConfigError
 
@@ -89,7 +89,12 @@ def self_signed(directory: Path, names: Sequence[str]) -> tuple[Path, Path]:
         .not_valid_before(now - datetime.timedelta(minutes=5))  # clocks of users may be behind
         .not_valid_after(now + datetime.timedelta(days=SELF_SIGNED_DAYS))
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)  # so that it is its own root
+        # Its own authority, so that sslrootcert may name it; the rest is what RFC 5280 4.2.1 asks of one.
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     cert_path, key_path = directory / "tls.crt", directory / "tls.key"
@@ -136,6 +141,12 @@ def _describe(leaf: x509.Certificate) -> ServerCertificate:
         not_after=leaf.not_valid_after_utc,
         der=leaf.public_bytes(Encoding.DER),
     )
+
+
+def _usage() -> x509.KeyUsage:
+    names = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign")
+    others = dict.fromkeys((*names, "encipher_only", "decipher_only"), False)
+    return x509.KeyUsage(digital_signature=True, key_cert_sign=True, **others)
 
 
 def _general_name(name: str) -> x509.GeneralName:

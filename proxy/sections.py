@@ -21,13 +21,16 @@ MESSAGE_LIMIT: Final = 0x40000000 - 1  # PostgreSQL's MaxAllocSize, 1 GiB - 1: n
 CONNECTIONS_LIMIT: Final = 100_000  # two descriptors a connection, and Linux's default hard limit is 524,288
 
 
+def parse_seconds(text: str) -> float:
+    """Read a duration (30s, 10m, 12h, 7d, 500ms). Raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", text.strip(), re.ASCII)
+    if found is None:
+        raise ValueError("write a duration like 30s, 10m, 12h or 7d")
+    return float(found[1]) * SECONDS[found[2]]
+
+
 def _seconds(value: object) -> object:
-    if isinstance(value, str):
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
-        if found is None:
-            raise ValueError("write a duration like 30s, 10m, 12h or 7d")
-        return float(found[1]) * SECONDS[found[2]]
-    return value
+    return parse_seconds(value) if isinstance(value, str) else value
 
 
 def _bytes(value: object) -> object:

@@ -1,0 +1,93 @@
+"""``gatecast config check``: everything that a start would read, read, and what it would start, as a value."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import protocols
+from proxy.admin.text import fields, harmless
+from proxy.certificates import server_context
+from proxy.config import ConfigErrors
+from proxy.core.errors import ConfigError
+from proxy.services import WEAK_FILE_SYSTEMS, credentials_of, file_system
+from proxy.snapshot import Snapshot, read_snapshot
+
+
+def check_config(path: Path) -> dict[str, Any]:
+    """Read a configuration with its rules, certificates and keys; nothing is made. Raises ConfigError."""
+    snapshot = read_snapshot(path, secrets.token_bytes(32))
+    loaded, config = snapshot.loaded, snapshot.loaded.config
+    problems: list[str] = []
+    warnings: list[str] = []
+    listeners = []
+    for index, listener in enumerate(config.listeners):
+        shown = {"name": listener.name, "protocol": listener.protocol, "address": listener.address}
+        if listener.tls is not None:
+            where = ("listeners", index, "tls")
+            ca = loaded.resolve(listener.tls.client_ca) if listener.tls.client_ca else None
+            cert, key = loaded.resolve(listener.tls.cert), loaded.resolve(listener.tls.key)
+            try:
+                _, certificate = server_context(cert, key, ca, protocols.load()[listener.protocol].alpn)
+            except ConfigError as error:
+                problems.append(loaded.document.error(where, str(error)))
+                continue
+            shown |= {"certificate": certificate.subject, "fingerprint": certificate.fingerprint}
+            warning = certificate.warning(datetime.now(UTC))
+            if warning is not None:
+                warnings.append(loaded.document.error(where, warning))
+        if listener.plain:
+            shown["plain"] = str(listener.plain)
+        listeners.append(shown)
+    warnings += _missing_secrets(snapshot)
+    weak = WEAK_FILE_SYSTEMS.get(file_system(loaded.state / config.recorder.directory))
+    if weak is not None:
+        warnings.append(loaded.document.error(("state",), f"tapes are not durable here: {weak}"))
+    if problems:
+        raise ConfigErrors(problems)
+    return {
+        "config": str(loaded.path),
+        "state": str(loaded.state),
+        "listeners": listeners,
+        "targets": [
+            {"name": one.name, "protocol": one.protocol, "host": one.host, "port": one.port, "recording": one.recording}
+            for one in snapshot.targets.values()
+        ],
+        "rules": {"count": len(snapshot.rules.rules), "revision": snapshot.rules.revision},
+        "issuers": [issuer.issuer for issuer in snapshot.issuers],
+        "users": [user.name for user in snapshot.users],
+        "warnings": warnings,
+    }
+
+
+def render_check(found: dict[str, Any]) -> str:
+    """The result for people."""
+    pairs = [("state", found["state"])]
+    for listener in found["listeners"]:
+        how = listener.get("certificate", "without TLS")
+        pairs.append(("listener", f"{listener['name']}: {listener['protocol']} on {listener['address']}, {how}"))
+    for target in found["targets"]:
+        place = f"{target['host']}:{target['port']}"
+        pairs.append(("target", f"{target['name']}: {target['protocol']} at {place}, {target['recording']}"))
+    pairs.append(("rules", f"{found['rules']['count']}, revision {found['rules']['revision']}"))
+    pairs += [("issuer", issuer) for issuer in found["issuers"]]
+    pairs += [("user", user) for user in found["users"]]
+    warnings = "".join(f"warning: {harmless(text)}\n" for text in found["warnings"])
+    return f"{found['config']} is good. It starts:\n\n{fields(pairs)}{warnings}"
+
+
+def _missing_secrets(snapshot: Snapshot) -> list[str]:
+    """Credentials that are not there now. A warning: the gateway may run elsewhere, with another environment."""
+    found = []
+    sources = credentials_of(snapshot)
+    document = snapshot.loaded.document
+    for index, target in enumerate(snapshot.loaded.config.targets):
+        source, where = sources[target.name], ("targets", index, "credential")
+        if source.password_env is not None and not os.environ.get(source.password_env):
+            found.append(document.error(where, f"the environment variable {source.password_env} is not set here"))
+        if source.password_file is not None and not os.access(source.password_file, os.R_OK):
+            found.append(document.error(where, f"{source.password_file} cannot be read here"))
+    return found

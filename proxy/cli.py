@@ -1,0 +1,306 @@
+"""The command line: gatecast serve, demo, config, token, approvals, policy, sessions, replay, export, verify.
+
+Only arguments are parsed here; what a command does is in proxy/commands.py, imported when it runs, so that --help
+is quick and replay needs no database driver. Every error is one line on stderr that says what to do next; a stack
+only with GATECAST_DEBUG=1.
+
+Exit codes: 0 done; 1 it failed, or the answer is no; 2 the arguments are wrong; 130 interrupted. verify: 0 genuine
+and complete, 1 altered, 2 genuine but incomplete, 3 cannot be told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, TypeAlias
+
+from proxy import __version__
+
+EXPORT_FORMATS = ("asciicast-v2", "asciicast-v3", "txt", "jsonl")
+STATES = ("pending", "approved", "denied", "expired", "withdrawn", "all")
+_ENVIRONMENT = """\
+environment:
+  GATECAST_CONFIG   the configuration file, in place of ./gatecast.yaml
+  GATECAST_TOKEN    the token that proves who approves (approvals approve|deny)
+  GATECAST_DEBUG    1: errors come with their stack
+exit codes: 0 done; 1 failed, or the answer is no; 2 wrong arguments; 130 interrupted"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"gatecast: {message}; see {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = _Parser(
+        prog="gatecast",
+        description="A wire-level access gateway that decides on, masks and records every command.",
+        epilog=f"{_ENVIRONMENT}\n\nExample:\n  gatecast serve -c gatecast.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"gatecast {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    _serve(commands)
+    _config(commands)
+    _tokens(commands)
+    _approvals(commands)
+    _policy(commands)
+    _sessions(commands)
+    _tapes(commands)
+    version = _command(commands, "version", "version", "print the version", "gatecast version --json")
+    _json(version)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(arguments)
+    module, _, name = options.run.rpartition(":")
+    try:
+        code: int = getattr(importlib.import_module(module), name)(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (head): nothing is wrong, and the interpreter's own flush must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # the last net: one line in place of a stack
+        return _failed(error)
+    return code
+
+
+def _failed(error: Exception) -> int:
+    if os.environ.get("GATECAST_DEBUG", "") not in ("", "0"):
+        raise error
+    from proxy.core.errors import GatecastError
+
+    lines = str(error).splitlines() or [type(error).__name__]
+    expected = isinstance(error, GatecastError) or type(error).__module__.partition(".")[0] == "recorder"
+    if isinstance(error, OSError):
+        lines = [f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)]
+    elif not expected:
+        lines = [f"internal error: {type(error).__name__}; run it again with GATECAST_DEBUG=1 to see where"]
+    for line in lines:
+        print(f"gatecast: {line}", file=sys.stderr)
+    return 1
+
+
+# -- the commands' arguments ------------------------------------------------------------------------------
+
+
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"  # argparse gives it no public name
+
+
+def _command(
+    commands: _Commands, name: str, function: str, text: str, example: str, module: str = "proxy.commands"
+) -> _Parser:
+    made = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"Example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.set_defaults(run=f"{module}:{function}")
+    return made
+
+
+def _group(commands: _Commands, name: str, text: str, example: str) -> _Commands:
+    made = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"Example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return made.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+
+
+def _file(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-c", "--config", metavar="FILE", help="the configuration file (default: ./gatecast.yaml)")
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def _serve(commands: _Commands) -> None:
+    serve = _command(
+        commands,
+        "serve",
+        "serve",
+        "start the gateway; without a configuration, a commented example in .gatecast/",
+        "gatecast serve -c /etc/gatecast/gatecast.yaml",
+    )
+    _file(serve)
+    serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    serve.add_argument("--log-json", action="store_true", help="log JSON also on a terminal")
+    demo = _command(
+        commands,
+        "demo",
+        "main",
+        "show a real psql at work through the gateway",
+        "gatecast demo --keep",
+        module="proxy.demo",
+    )
+    demo.add_argument("--keep", action="store_true", help="leave everything running and print what to try")
+    reload = _command(
+        commands, "reload", "reload", "read the configuration again in a running gateway", "gatecast reload"
+    )
+    status = _command(commands, "status", "status", "show how a running gateway is", "gatecast status --json")
+    for command in (reload, status):
+        _file(command)
+        _json(command)
+
+
+def _config(commands: _Commands) -> None:
+    group = _group(commands, "config", "check and describe configuration files", "gatecast config check")
+    check = _command(
+        group,
+        "check",
+        "config_check",
+        "read a configuration and say what it would start, or all that is wrong with it",
+        "gatecast config check -c gatecast.yaml",
+    )
+    _file(check)
+    _json(check)
+    _command(
+        group, "schema", "config_schema", "print the JSON schema of gatecast.yaml", "gatecast config schema > s.json"
+    )
+    _command(
+        group, "example", "config_example", "print a commented configuration", "gatecast config example > gatecast.yaml"
+    )
+
+
+def _tokens(commands: _Commands) -> None:
+    group = _group(commands, "token", "issue, revoke and list gateway tokens", "gatecast token list")
+    issue = _command(
+        group,
+        "issue",
+        "token_issue",
+        "make a token; it is shown this once",
+        "gatecast token issue ana@example.com --group dba --agent claude --for 12h",
+    )
+    issue.add_argument("subject", help="whom the token stands for")
+    issue.add_argument("--group", action="append", default=[], metavar="NAME", help="a group; may be repeated")
+    issue.add_argument("--agent", action="append", default=[], metavar="NAME", help="an agent, the nearest last")
+    issue.add_argument("--for", dest="life", metavar="TIME", help="how long it holds: 12h, 30d (default: 30d)")
+    issue.add_argument("--note", default="", help="what it is for")
+    revoke = _command(
+        group, "revoke", "token_revoke", "end a token within a second", "gatecast token revoke k3xq82mzpa"
+    )
+    revoke.add_argument("token", help="its id, or the whole token")
+    listing = _command(group, "list", "token_list", "list tokens, newest first", "gatecast token list --json")
+    listing.add_argument("--subject", help="only those of this subject")
+    for command in (issue, revoke, listing):
+        _file(command)
+        _json(command)
+
+
+def _approvals(commands: _Commands) -> None:
+    group = _group(commands, "approvals", "see and decide held commands", "gatecast approvals list")
+    listing = _command(
+        group, "list", "approvals_list", "list what waits for a human", "gatecast approvals list --state all"
+    )
+    listing.add_argument("--state", choices=STATES, default="pending")
+    listing.add_argument("--subject", help="only what this subject asks")
+    listing.add_argument("--target", help="only what goes to this target")
+    show = _command(group, "show", "approvals_show", "show one with its whole text", "gatecast approvals show ap_x")
+    approve = _command(group, "approve", "approvals_approve", "let it pass", "gatecast approvals approve ap_x")
+    deny = _command(
+        group, "deny", "approvals_deny", "refuse it", "gatecast approvals deny ap_x --reason 'use the replica'"
+    )
+    for command in (show, approve, deny):
+        command.add_argument("id", help="the approval's id (ap_...)")
+    for command in (approve, deny):
+        command.add_argument("--reason", help="told to who asked, and taped")
+    for command in (listing, show, approve, deny):
+        _file(command)
+        _json(command)
+
+
+def _policy(commands: _Commands) -> None:
+    group = _group(commands, "policy", "explain and test rules", "gatecast policy test cases.yaml")
+    explain = _command(
+        group,
+        "explain",
+        "policy_explain",
+        "say what the rules make of a statement, rule by rule",
+        "gatecast policy explain shop 'DELETE FROM orders' --subject ana@example.com --group dba",
+    )
+    explain.add_argument("target", help="a configured target, or target/database")
+    explain.add_argument("text", help="the statement")
+    explain.add_argument("--subject", required=True, help="who asks")
+    explain.add_argument("--group", action="append", default=[], metavar="NAME", help="a group of the subject")
+    explain.add_argument("--agent", action="append", default=[], metavar="NAME", help="an agent, the nearest last")
+    explain.add_argument("--at", metavar="TIME", help="as of this time: 2026-01-05T09:00:00Z (default: now)")
+    test = _command(
+        group, "test", "policy_test", "check the rules against a file of cases", "gatecast policy test cases.yaml"
+    )
+    test.add_argument("cases", metavar="FILE", help="the cases")
+    for command in (explain, test):
+        _file(command)
+        _json(command)
+
+
+def _sessions(commands: _Commands) -> None:
+    group = _group(commands, "sessions", "list, show and end sessions", "gatecast sessions list")
+    listing = _command(
+        group, "list", "sessions_list", "list recorded sessions, newest first", "gatecast sessions list --target shop"
+    )
+    for name in ("protocol", "target", "subject", "run"):
+        listing.add_argument(f"--{name}", default="")
+    listing.add_argument("--status", default="", choices=("", "live", "unsealed", "closed", "failed", "crashed"))
+    listing.add_argument("--since", default="", metavar="TIME", help="the beginning of a UTC time: 2026-11-21T10")
+    listing.add_argument("--until", default="", metavar="TIME")
+    listing.add_argument("--limit", type=int, default=100)
+    live = _command(group, "live", "sessions_live", "list the sessions that are open now", "gatecast sessions live")
+    show = _command(group, "show", "sessions_show", "show a session and its commands", "gatecast sessions show 01KA")
+    kill = _command(group, "kill", "sessions_kill", "end an open session", "gatecast sessions kill 01KA...")
+    for command in (show, kill):
+        command.add_argument("session", help="its id" + ("" if command is kill else ", or how it begins, or a file"))
+    for command in (listing, live, show, kill):
+        _file(command)
+        _json(command)
+
+
+def _tapes(commands: _Commands) -> None:
+    replay = _command(
+        commands,
+        "replay",
+        "replay",
+        "play a session in the terminal: space pauses, . steps, [ ] jump, + - change the speed, q quits",
+        "gatecast replay 01KA --speed 4 --idle-limit 1s",
+    )
+    replay.add_argument("tape", help="a file, a session's id, or how it begins")
+    replay.add_argument("--speed", type=float, default=1.0)
+    replay.add_argument("--idle-limit", metavar="TIME", help="cut longer pauses to this: 2s")
+    replay.add_argument("--from", dest="start", metavar="TIME", help="begin here: 90s")
+    replay.add_argument("--follow", action="store_true", help="go on while the session does")
+    export = _command(
+        commands,
+        "export",
+        "export",
+        "write a session in another format",
+        "gatecast export 01KA --format asciicast-v3 -o session.cast",
+    )
+    export.add_argument("tape", help="a file, a session's id, or how it begins")
+    export.add_argument("--format", required=True, choices=EXPORT_FORMATS)
+    export.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+    verify = _command(
+        commands,
+        "verify",
+        "verify",
+        "tell whether tapes are genuine and complete (exit code 0), altered (1), incomplete (2)",
+        "gatecast verify session.000.gct --key seal.key.pub",
+    )
+    verify.add_argument("tape", nargs="?", help="a file, a directory, a session's id (default: all tapes)")
+    verify.add_argument("--key", metavar="FILE", help="the public key (default: this gateway's own)")
+    _json(verify)
+    for command in (replay, export, verify):
+        _file(command)

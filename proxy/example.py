@@ -1,0 +1,121 @@
+"""The commented example: what ``gatecast serve`` starts on where there is no configuration yet.
+
+write_example() makes .gatecast/ with a configuration, rules, a self-signed certificate for localhost, and a first
+token that is printed once. What is there already is left alone. deploy/gatecast.example.yaml is the same text.
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from pathlib import Path
+from typing import Final, TextIO
+
+from proxy.certificates import self_signed
+from proxy.identity.commands import DATABASE_NAME, token_issue
+from proxy.services import prepare_state
+
+SUBJECT: Final = "you@example.com"
+GROUP: Final = "developers"
+
+EXAMPLE_CONFIG: Final = """\
+# gatecast.yaml: the gateway's whole configuration. gatecast config check reads it and says what is wrong, with the
+# line; gatecast config schema prints a JSON schema for editors. Paths are relative to this file. There is no
+# interpolation of variables: secrets come from *_env or *_file keys, so that this file can be shown to anyone.
+
+state: .                      # database, admin socket, keys and tapes
+
+listeners:
+  - name: pg
+    protocol: postgres
+    address: localhost:6432   # *:6432 listens on every IPv4 and IPv6 address
+    tls: {cert: tls.crt, key: tls.key}   # read again when the files change
+    login: token              # the password is a gateway token or a JWT; scram: users defined below
+
+targets:
+  # psql connects to a target by name: dbname=local, or dbname=local/otherdb
+  - name: local
+    host: 127.0.0.1
+    port: 5432
+    database: postgres
+    # What the gateway logs in with; its users never see it.
+    credential: {user: postgres, password_env: GATECAST_LOCAL_PASSWORD}
+    labels: {env: dev}
+    recording: durable        # a command leaves when the disk has it; written: when the operating system has it
+
+# identity:
+#   tokens: {max_days: 30}
+#   oidc:
+#     - issuer: https://login.example.com
+#       audience: gatecast
+#       groups_claim: groups
+#   users:                    # for listeners with login: scram
+#     - {name: ana, groups: [dba], scram_verifier_file: ana.scram}
+#   operators: {root: [oncall]}   # groups of this machine's users, as approvers
+
+# limits: {max_connections: 1000, login_seconds: 60, drain_seconds: 10}
+# approvals: {url: "https://gatecast.example.com/approvals/{id}"}
+
+rules_file: rules.yaml
+"""
+
+EXAMPLE_RULES: Final = """\
+# What nobody allows is denied. All rules that match count: deny over hold over allow; masks add up. Try them with
+#   gatecast policy explain local "DELETE FROM orders" --subject you@example.com --group developers
+# A change counts at the next command of every session, also of those that run. A file with a mistake changes nothing.
+rules:
+  # Developers and their agents may read everything.
+  - name: developers-read
+    who: {groups: [developers]}
+    on: {targets: [local]}
+    commands: {kinds: [read]}
+    allow: true
+
+  # Whatever looks like a mail address or a card number is masked on its way back.
+  - name: no-personal-data
+    on: {targets: [local]}
+    mask:
+      - {detectors: [email, card], action: partial, keep: 4}
+
+  # Writing waits for a human: gatecast approvals list, then approve or deny.
+  - name: writes-need-approval
+    who: {groups: [developers]}
+    on: {targets: [local]}
+    commands: {kinds: [write, define]}
+    hold: {approvers: ["local:@USER@"], timeout: 10m, reason: "a human looks at every change"}
+
+  # Emptying a whole table is nobody's business here.
+  - name: no-delete-without-where
+    on: {targets: [local]}
+    commands: {kinds: [delete]}
+    when: "sql.where_missing"
+    deny: {reason: "say which rows: a DELETE needs a WHERE"}
+
+  - name: deletes-need-approval
+    who: {groups: [developers]}
+    on: {targets: [local]}
+    commands: {kinds: [delete]}
+    hold: {approvers: ["local:@USER@"], timeout: 10m}
+"""
+
+
+def write_example(directory: Path, out: TextIO) -> Path:
+    """Make what is missing of the example in the directory and return the configuration's path. Raises ConfigError."""
+    prepare_state(directory)
+    config, rules = directory / "gatecast.yaml", directory / "rules.yaml"
+    if not (directory / "tls.crt").exists():
+        self_signed(directory, ["localhost", "127.0.0.1", "::1", socket.gethostname()])
+    if not rules.exists():
+        rules.write_text(EXAMPLE_RULES.replace("@USER@", getpass.getuser()))
+    token = token_issue(directory / DATABASE_NAME, SUBJECT, groups=[GROUP], note="the example's first token")["token"]
+    config.write_text(EXAMPLE_CONFIG)  # last: its presence says that the example is complete
+    out.write(
+        f"gatecast: no gatecast.yaml here, so a commented example was written to {directory}/\n"
+        f"gatecast: a first token for {SUBJECT} ({GROUP}), shown this once:\n\n"
+        f"    {token}\n\n"
+        "gatecast: try it ('local' is the PostgreSQL on port 5432; its password is in GATECAST_LOCAL_PASSWORD):\n\n"
+        f'    PGPASSWORD={token} psql "host=localhost port=6432 user=you dbname=local '
+        f'sslmode=verify-full sslrootcert={directory}/tls.crt"\n\n'
+    )
+    out.flush()
+    return config

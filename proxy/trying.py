@@ -1,0 +1,113 @@
+"""``gatecast policy explain`` and ``policy test``: the rules of a configuration, asked without a target.
+
+SQL is read as the gateway reads it, by the code that it decides with, but without the target's catalogue: a name
+without a schema is taken for one in public (pg_...: in pg_catalog), and a view for a table.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from protocols.postgres.reading import CommandReader
+from proxy.core.errors import ConfigError
+from proxy.core.events import Command
+from proxy.core.parties import Identity, Target
+from proxy.core.statement import Statement
+from proxy.policy.cases import exit_code, read_cases, render_results, run_cases
+from proxy.policy.explain import explain_json, explain_text
+from proxy.policy.sql import read_sql
+from proxy.snapshot import Snapshot, read_snapshot
+
+CASES_LIMIT_BYTES: Final = 1 << 20  # as for a rule file
+NOTE: Final = "(read without the target's catalogue: names without a schema are taken for public's, views for tables)\n"
+
+
+class Offline:
+    """A target's catalogue where no target is asked (protocols.postgres.reading.World)."""
+
+    version = 0
+
+    def resolve(self, name: str, search_path: tuple[str, ...] | None) -> tuple[str, ...]:
+        """The relation that a written name most likely means."""
+        if "." in name:
+            return (name,)
+        return (f"pg_catalog.{name}" if name.startswith("pg_") else f"public.{name}",)
+
+    def bases(self, name: str) -> frozenset[str]:
+        """A table is its own base; so is what we know nothing of."""
+        return frozenset({name})
+
+    def hides(self, name: str) -> bool:
+        """Not known; NOTE says that views are taken for tables."""
+        return False
+
+    def function_name(self, oid: int) -> str | None:
+        """Nothing is known by its oid."""
+        return None
+
+
+def to_command() -> Callable[[str], Command]:
+    """Return what reads SQL into the Command that the rules are asked about."""
+    reader = CommandReader(Offline())
+
+    def unknown(verb: str, name: str) -> Sequence[Statement] | None:
+        return None
+
+    def read(text: str) -> Command:
+        return reader.command(read_sql(text), text, b"", unknown, None)
+
+    return read
+
+
+def explain(
+    path: Path, target: str, text: str, subject: str, groups: Sequence[str], agents: Sequence[str], at: str | None
+) -> tuple[dict[str, Any], str]:
+    """Explain the decision on a statement, as JSON values and as text. Raises ConfigError."""
+    snapshot = read_snapshot(path, secrets.token_bytes(32))
+    place = _target(snapshot, target)
+    identity = Identity(subject, frozenset(groups), tuple(agents))
+    moment = None if at is None else _moment(at)
+    read = to_command()
+    data = explain_json(snapshot.rules, identity, place, read(text), moment)
+    return data, explain_text(snapshot.rules, identity, place, read(text), moment) + NOTE
+
+
+def test(path: Path, cases: Path) -> tuple[dict[str, Any], str, int]:
+    """Check the rules against a file of cases: JSON values, text, exit code. Raises ConfigError."""
+    snapshot = read_snapshot(path, secrets.token_bytes(32))
+    try:
+        with cases.open(encoding="utf-8") as file:
+            text = file.read(CASES_LIMIT_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{cases}: cannot be read") from error
+    if len(text) > CASES_LIMIT_BYTES:
+        raise ConfigError(f"{cases}: is longer than {CASES_LIMIT_BYTES} bytes")
+    results = run_cases(read_cases(text, str(cases), tuple(snapshot.targets.values())), snapshot.rules, to_command())
+    rows = [
+        {"name": one.case.name, "line": one.case.line, "passed": one.passed, "problems": list(one.problems)}
+        | {"verdict": one.verdict, "rule": one.rule}
+        for one in results
+    ]
+    return {"rules": snapshot.rules.revision, "cases": rows}, render_results(results, str(cases)), exit_code(results)
+
+
+def _target(snapshot: Snapshot, text: str) -> Target:
+    name, _, database = text.partition("/")
+    target = snapshot.targets.get(name)
+    if target is None:
+        known = ", ".join(sorted(snapshot.targets)) or "none"
+        raise ConfigError(f"there is no target {name}; configured: {known}")
+    return replace(target, database=database or target.database or name)
+
+
+def _moment(text: str) -> float:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"{text}: write a time like 2026-01-05T09:00:00Z") from error
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
