@@ -116,12 +116,14 @@ class Fields:
         self.node = node
         self.line = line_of(node)
         self.nodes: dict[str, Node] = {}
+        self.misspelt = False
         if not isinstance(node, MappingNode):
             problems.add(node, f"{what} must be a mapping: key: value")
             return
         for key_node, value in node.value:
             key = str(key_node.value) if isinstance(key_node, ScalarNode) else ""
             if allowed is not None and key not in allowed:
+                self.misspelt = True
                 problems.add(key_node, f"unknown key {key!r} in {what}{did_you_mean(key, allowed)}")
             elif key in self.nodes:
                 problems.add(key_node, f"the key {key!r} of {what} is there twice")

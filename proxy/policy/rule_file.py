@@ -15,7 +15,7 @@ from datetime import UTC, tzinfo
 from typing import Any, Final, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from proxy.core.events import KINDS
 from proxy.core.parties import Target
@@ -87,11 +87,9 @@ def _rule_nodes(top: Fields, problems: Problems) -> list[Node]:
     if node is None:
         problems.add(top.line, "the key 'rules' is missing")
         return []
-    if not getattr(node, "value", True) and not isinstance(node, ScalarNode | MappingNode):
+    if isinstance(node, SequenceNode) and not node.value:
         return []  # rules: [] is a policy too: nobody may do anything
-    found = entries(node, problems, "rules") if not isinstance(node, ScalarNode) or node.value else []
-    if isinstance(node, ScalarNode) and not node.value:
-        problems.add(node, "rules must be a list: [...]")
+    found = entries(node, problems, "rules")
     if len(found) > RULES_LIMIT:
         problems.add(node, f"more than {RULES_LIMIT} rules")
         return []
@@ -151,7 +149,7 @@ class _RuleReader:
             return None
         if "name" not in self.fields:
             self.problems.add(self.fields.line, "the rule has no name")
-        elif not _NAME.fullmatch(self.name):
+        elif self.name.strip() and not _NAME.fullmatch(self.name):
             self.problems.add(
                 self.fields.line_of("name"), f"the name {self.name!r} must be letters, digits, '.', '_' and '-'"
             )
@@ -183,7 +181,8 @@ class _RuleReader:
         if not found:
             if "mask" in self.fields:
                 return "mask"
-            self.problems.add(self.fields.line, "the rule says none of allow, hold, deny, mask")
+            if not self.fields.misspelt:
+                self.problems.add(self.fields.line, "the rule says none of allow, hold, deny, mask")
             return None
         effect: Effect = "allow" if found == ["allow"] else "hold" if found == ["hold"] else "deny"
         if effect == "deny" and "mask" in self.fields:
@@ -341,8 +340,11 @@ class _RuleReader:
                 )
         seconds = HOLD_SECONDS_DEFAULT
         if "timeout" in part:
-            read = duration_seconds(part.text("timeout"))
-            if read is None or not 1 <= read <= HOLD_SECONDS_LIMIT:
+            written = part.text("timeout")
+            read = duration_seconds(written)
+            if not written:
+                pass  # no text at all, which is told already
+            elif read is None or not 1 <= read <= HOLD_SECONDS_LIMIT:
                 self.problems.add(part.line_of("timeout"), "hold.timeout must be like 90s, 10m or 1h30m, up to 24h")
             else:
                 seconds = read

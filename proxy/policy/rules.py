@@ -37,8 +37,8 @@ What rules mean
    the verb is decided as a whole instead: a deny denies, a hold holds, an allow allows; it lets nobody in by who
    and on alone. A deny without kinds, verbs and objects, whose condition (if any) reads neither command.* nor
    sql.*, denies session business too. It carries the masks of every rule of the session (a COMMIT can quote data in
-   its error). Not session business, but decided like any other command: dark ones, and those that change a setting
-   of SETTINGS_UNDER_RULES.
+   its error). Not session business, but decided like any other command: dark ones, those that touch an object
+   (SELECT set_config(...) FROM t is of kind session), and those that change a setting of SETTINGS_UNDER_RULES.
 6. A command with parts (several statements) is decided part by part, the strictest verdict stands, masks add up.
    sql.multi is true for each of them if they are several.
 7. A condition that fails (a label that is not there, an index beyond the list) makes the decision a Deny by
@@ -138,7 +138,10 @@ class _Scope:
 
 def is_session_business(command: Command) -> bool:
     """Tell whether the command is of kind session and free to whoever may connect, unless a rule names it."""
-    if command.kind != "session" or is_dark(command):
+    facts = command.facts
+    if command.kind != "session" or is_dark(command) or command.objects or facts.get("moves_data"):
+        return False
+    if facts.get("tables_read") or facts.get("tables_written") or facts.get("tables"):
         return False
     name = setting_of(command)[0]
     return name not in SETTINGS_UNDER_RULES and name.partition(".")[0] not in SETTINGS_UNDER_RULES
@@ -348,7 +351,8 @@ def _key(scope: _Scope, command: Command, multi: bool, now: float) -> Hashable |
         extra = command.text
     if scope.reads_time:
         extra = (extra, int(now) if scope.reads_clock else int(now) // 60)
-    return (scope.number, command.verb, command.kind, command.objects, seen, command.exact, multi, extra)
+    opaque = facts.get("opaque")  # besides the facts' own key: what it decides is too much to rest on another's care
+    return (scope.number, command.verb, command.kind, command.objects, seen, opaque, command.exact, multi, extra)
 
 
 def _frozen(facts: Mapping[str, object]) -> Hashable:
