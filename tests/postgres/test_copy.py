@@ -353,6 +353,15 @@ def test_a_row_is_kept_up_to_the_limit(monkeypatch: pytest.MonkeyPatch, copy: Co
             assert mask.feed(row[at : at + 7]) == b""
 
 
+@pytest.mark.parametrize("copy", [TEXT, CSV, BINARY], ids=["text", "csv", "binary"])
+def test_a_row_leaves_with_its_last_byte(copy: Copy) -> None:
+    mask = CopyMask(copy, [b"k", None], 2, "UTF8")
+    first, second = WRITERS[copy.format](copy, [["a", None]] * 2), WRITERS[copy.format](copy, [["a", None]])
+    size = len(first) - len(second)
+    start = len(HEADER) if copy is BINARY else 0
+    assert [bool(mask.feed(first[at : at + 1])) for at in range(start + size)] == [False] * (start + size - 1) + [True]
+
+
 def test_no_mask_passes_the_very_same_bytes() -> None:
     data = b"anything at all"
     assert run(replace(TEXT, format="unknown"), [None, None], data) == data
