@@ -25,7 +25,7 @@ from proxy.core.events import NULL_CELL, CellMask, Column
 from proxy.core.verdict import Mask
 from proxy.masking.actions import REDACTED, Replace, fixed_text, replacer
 from proxy.masking.jsontext import JsonMask, json_string
-from proxy.masking.scanner import DETECT_LIMIT, Scanner
+from proxy.masking.scanner import DETECT_LIMIT, NEEDS_LIMIT, Scanner
 from proxy.masking.texts import TextMask
 
 # Types that no built-in detector can match, by PostgreSQL's names and the standard's.
@@ -156,7 +156,17 @@ def text_cell(texts: TextMask, custom: bool) -> Callable[[bytes], bytes | None]:
         hits = gates(cell)
         return opened(cell, hits) if hits else cell
 
-    return masked
+    needs = texts.scanner.needs
+    if not needs:
+        return masked
+    one, two, three = (needs * NEEDS_LIMIT)[:NEEDS_LIMIT]  # as numbers: many times faster to look for than bytes
+
+    def needing(cell: bytes) -> bytes | None:
+        if one not in cell and two not in cell and three not in cell and len(cell) <= DETECT_LIMIT:
+            return cell
+        return masked(cell)
+
+    return needing
 
 
 def _any_match(

@@ -18,7 +18,7 @@ action ``hash`` is the only secret, and equal keys on several gateways give equa
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,6 +36,8 @@ from proxy.masking.touch import Columns, output_touches, resolved_of, statements
 
 # Compiled sets of masks that are kept; a rule file has a few, each a megabyte at most.
 COMPILED_LIMIT: Final = 256
+# Answers that are kept for one set of masks, as many as the protocol keeps of facts.
+ANSWERS_LIMIT: Final = 2048
 # NIST SP 800-107 5.3.4: an HMAC key of at least the security strength asked for, here 128 bits.
 KEY_BYTES_LIMIT: Final = 16
 
@@ -62,6 +64,9 @@ class Compiled:
         named = [(known[name], choice) for name, choice in wanted.items()]
         self.custom = any(name not in BUILT_IN for name in wanted)
         self.detecting = chosen[0].rule if chosen else ""
+        # Answers for commands whose facts are equal (facts["cache_key"]); a plan holds for one tuple of columns.
+        self.guards: dict[Hashable, Deny | None] = {}
+        self.plans: dict[Hashable, tuple[tuple[Column, ...], ResultPlan | None]] = {}
         self.texts: TextMask | None = None
         self.numbers: Scanner | None = None
         if named:
@@ -97,6 +102,18 @@ class Masking:
     def plan(self, masks: tuple[Mask, ...], command: Command, columns: tuple[Column, ...]) -> ResultPlan | None:
         """Choose a cell mask for each column; None if all columns stay as they are."""
         compiled = self._compile(masks)
+        key = command.facts.get("cache_key")
+        if key is None:
+            return self._plan(compiled, command, columns)
+        place = (key, id(columns))  # the entry holds the columns, so that their id stays theirs
+        cached = compiled.plans.get(place)
+        if cached is None:
+            if len(compiled.plans) >= ANSWERS_LIMIT:
+                compiled.plans.clear()
+            cached = compiled.plans[place] = (columns, self._plan(compiled, command, columns))
+        return cached[1]
+
+    def _plan(self, compiled: Compiled, command: Command, columns: tuple[Column, ...]) -> ResultPlan | None:
         cells: list[CellMask | None] = []
         rules: dict[int, str] = {}
         for index, column in enumerate(columns):
@@ -123,14 +140,15 @@ class Masking:
         """Refuse what would carry masked values past the masks."""
         if not masks:
             return None
-        denied = guard.replication(command, masks[0].rule)
-        if denied is not None:
-            return denied
-        for mask, columns in self._compile(masks).by_column:
-            denied = guard.laundering(columns, command, mask.rule)
-            if denied is not None:
-                return denied
-        return None
+        compiled = self._compile(masks)
+        key = command.facts.get("cache_key")
+        if key is None:
+            return _guard(compiled, masks, command)
+        if key not in compiled.guards:
+            if len(compiled.guards) >= ANSWERS_LIMIT:
+                compiled.guards.clear()
+            compiled.guards[key] = _guard(compiled, masks, command)
+        return compiled.guards[key]
 
     def stream(self, masks: tuple[Mask, ...]) -> StreamMask | None:
         """Return a mask for a stream of text (a terminal, a program's output), None if no detector asks for it."""
@@ -149,6 +167,13 @@ class Masking:
                 self._compiled.clear()
             self._compiled[masks] = compiled
         return compiled
+
+
+def _guard(compiled: Compiled, masks: tuple[Mask, ...], command: Command) -> Deny | None:
+    denied = guard.replication(command, masks[0].rule)
+    for mask, columns in compiled.by_column:
+        denied = denied or guard.laundering(columns, command, mask.rule)
+    return denied
 
 
 def _covering(compiled: Compiled, command: Command, column: Column, index: int, width: int) -> Mask | None:

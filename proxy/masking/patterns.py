@@ -1,4 +1,4 @@
-"""The built-in value detectors: for each a gate (may it be in here at all?) and a finder (where exactly?).
+"""The built-in value detectors: each has probes, a gate (may it be in here at all?) and a finder (where exactly?).
 
 How: a gate is a regular expression that every match of its finder contains; all gates are compiled into one
 re2.Set (scanner.py), so that one pass over a cell asks all of them. Only where a gate opens does its finder run:
@@ -45,25 +45,26 @@ _OPTIONS.log_errors = False
 class Detector:
     """One value detector.
 
-    shortest: no match has fewer bytes. in_numbers: it can match the digits of a number. unicode: the gate is a pattern
-    on UTF-8 text, not on bytes.
+    probes: pairs of a gate and the finder that runs where it opens. shortest: no match has fewer bytes. in_numbers: it
+    can match the digits of a number. unicode: the gates are patterns on UTF-8 text, not on bytes. needs: every match
+    holds one of these bytes (none given: not so), which are found faster than a gate is asked where they are few.
     """
 
     name: str
-    gate: bytes
-    find: Finder
+    probes: tuple[tuple[bytes, Finder], ...]
     shortest: int
     in_numbers: bool = False
     unicode: bool = False
+    needs: bytes = b""
 
 
-def by_pattern(*patterns: bytes) -> Finder:
-    """Return a finder for all matches of the patterns; the one group of a pattern, if it has one, narrows the match."""
-    compiled = [re2.compile(pattern, _OPTIONS) for pattern in patterns]
-    numbered = [(each, 1 if each.groups else 0) for each in compiled]
+def by_pattern(pattern: bytes) -> Finder:
+    """Return a finder for all matches of a pattern; its one group, if it has one, narrows the match."""
+    compiled = re2.compile(pattern, _OPTIONS)
+    group = 1 if compiled.groups else 0
 
     def find(text: bytes) -> list[Span]:
-        return [match.span(group) for each, group in numbered for match in each.finditer(text)]
+        return [match.span(group) for match in compiled.finditer(text)]
 
     return find
 
@@ -216,10 +217,10 @@ def _take_word(text: bytes, start: int, count: int) -> tuple[int, bytes]:
 # National: North America 3-3-4 with separators; with trunk 0: an area code, a separator, and 10 to 12 digits in all;
 # France's five pairs. Not found, to stay quiet on identifiers, dates and amounts: bare digits without + or separator.
 _PHONE_GATE: Final = (
-    rb"\+[ (]{0,2}[1-9][0-9 ()./-]{6}"
-    rb"|00[1-9][0-9]{0,3}[ ()./-]"
-    rb"|[2-9][0-9]{2}[)]?[ .-]{0,2}[2-9][0-9]{2}[ .-][0-9]{4}"
-    rb"|0[1-9][0-9]{0,4}[)]?[ /.-]"
+    rb"\+[ (]{0,2}[1-9][0-9 ()./-]{7}"
+    rb"|\b00[1-9][0-9]{0,3}[ ()./-]"
+    rb"|[2-9][0-9]{2}[)]?[ .-]?[2-9][0-9]{2}[ .-][0-9]{4}"
+    rb"|\b0[1-9](?:[0-9]{1,4}[)]? ?[ /-]? ?|[)] ?)[0-9]{3}|\b0[1-9](?:[ .-][0-9]{2}){4}"
 )
 _PHONE: Final = re2.compile(
     rb"(?:"
@@ -294,25 +295,24 @@ def _has_alg(header: bytes) -> bool:
 # AWS: access key ids; the secret beside its id or behind a name that says so; session tokens. Google: API keys, OAuth
 # tokens and client secrets, private_key_id of a service account (its private_key is a private_key). Azure: storage
 # account keys, SAS signatures, client secrets.
-_CLOUD_GATE: Final = (
-    rb"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{4}|AIza[0-9A-Za-z_-]{4}|ya29\.|GOCSPX-|(?i:secret|aws|session_?token)"
-    rb"|private_key_id|[A-Za-z0-9+/]{20}==|[?&]sig=|[0-9]Q~"
-)
 _SEPARATED: Final = rb"\\?[\"']?[ \t]{0,4}(?:=>|:=|[:=,|])[ \t]{0,4}\\?[\"']?"
 _AWS_SECRET: Final = rb"([A-Za-z0-9/+]{40})(?:[^A-Za-z0-9/+=]|$)"
 _CLOUD: Final = (
-    rb"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}\b",
-    rb"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}[ \t,;:|\"'/=>]{1,8}" + _AWS_SECRET,
-    rb"(?i:secret|aws)[A-Za-z_. -]{0,32}" + _SEPARATED + _AWS_SECRET,
-    rb"(?i:secret)[A-Za-z_.-]{0,24}[ \t]{1,4}[\"']?" + _AWS_SECRET,
-    rb"(?i:session_?token)" + _SEPARATED + rb"([A-Za-z0-9/+=]{100,})",
-    rb"\bAIza[0-9A-Za-z_-]{35}",
-    rb"\bya29\.[0-9A-Za-z_-]{20,}",
-    rb"\bGOCSPX-[0-9A-Za-z_-]{20,}",
-    rb"private_key_id" + _SEPARATED + rb"([0-9a-f]{40})",
-    rb"(?:^|[^A-Za-z0-9+/])([A-Za-z0-9+/]{86}==)",
-    rb"[?&]sig=([A-Za-z0-9%+/_-]{40,}=?)",
-    rb"(?:^|[^A-Za-z0-9_~.-])([A-Za-z0-9_~.-]{3}[0-9]Q~[A-Za-z0-9_~.-]{31,34})",
+    (rb"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{4}", rb"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}\b"),
+    (
+        rb"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}[ \t,;:|\"'/=>]",
+        rb"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}[ \t,;:|\"'/=>]{1,8}" + _AWS_SECRET,
+    ),
+    (rb"(?i:secret|aws)", rb"(?i:secret|aws)[A-Za-z_. -]{0,32}" + _SEPARATED + _AWS_SECRET),
+    (rb"(?i:secret)[A-Za-z_.-]{0,24}[ \t]", rb"(?i:secret)[A-Za-z_.-]{0,24}[ \t]{1,4}[\"']?" + _AWS_SECRET),
+    (rb"(?i:session_?token)", rb"(?i:session_?token)" + _SEPARATED + rb"([A-Za-z0-9/+=]{100,})"),
+    (rb"AIza[0-9A-Za-z_-]{4}", rb"\bAIza[0-9A-Za-z_-]{35}"),
+    (rb"ya29\.", rb"\bya29\.[0-9A-Za-z_-]{20,}"),
+    (rb"GOCSPX-", rb"\bGOCSPX-[0-9A-Za-z_-]{20,}"),
+    (rb"private_key_id", rb"private_key_id" + _SEPARATED + rb"([0-9a-f]{40})"),
+    (rb"[A-Za-z0-9+/]{20}==", rb"(?:^|[^A-Za-z0-9+/])([A-Za-z0-9+/]{86}==)"),
+    (rb"[?&]sig=", rb"[?&]sig=([A-Za-z0-9%+/_-]{40,}=?)"),
+    (rb"[0-9]Q~", rb"(?:^|[^A-Za-z0-9_~.-])([A-Za-z0-9_~.-]{3}[0-9]Q~[A-Za-z0-9_~.-]{31,34})"),
 )
 
 # -- private keys -------------------------------------------------------------------------------------------------
@@ -344,38 +344,38 @@ def find_private_keys(text: bytes) -> list[Span]:
 # -- tokens -------------------------------------------------------------------------------------------------------
 # Secrets with a telling prefix: GitHub, GitLab, Slack (and its web hooks), Stripe, OpenAI and Anthropic, npm, PyPI,
 # Hugging Face, SendGrid, DigitalOcean.
-_TOKEN_GATE: Final = (
-    rb"gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22}|glpat-[A-Za-z0-9_-]{20}|xox[abeoprs]-[A-Za-z0-9-]{10}|xapp-[0-9]"
-    rb"|hooks\.slack\.com/|[spr]k_(?:live|test)_[A-Za-z0-9]{10}|whsec_[A-Za-z0-9+/]{20}|sk-[A-Za-z0-9_-]{20}|npm_[A-Za-z0-9]{36}"
-    rb"|pypi-[A-Za-z0-9_-]{40}|hf_[A-Za-z0-9]{30}|SG\.[A-Za-z0-9_-]{16}|do[opr]_v1_[a-f0-9]{64}"
-)
 _TOKENS: Final = (
-    rb"\bgh[pousr]_[A-Za-z0-9]{36,255}\b",
-    rb"\bgithub_pat_[A-Za-z0-9_]{22,255}",
-    rb"\bglpat-[A-Za-z0-9_-]{20,255}",
-    rb"\bxox[abeoprs]-[A-Za-z0-9-]{10,255}",
-    rb"\bxapp-[0-9]-[A-Za-z0-9-]{20,255}",
-    rb"\bhooks\.slack\.com/(?:services|workflows|triggers)/([A-Za-z0-9/_-]{20,200})",
-    rb"\b[spr]k_(?:live|test)_[A-Za-z0-9]{10,255}",
-    rb"\bwhsec_[A-Za-z0-9+/=]{20,255}",
-    rb"\bsk-[A-Za-z0-9_-]{20,300}",
-    rb"\bnpm_[A-Za-z0-9]{36}\b",
-    rb"\bpypi-[A-Za-z0-9_-]{40,500}",
-    rb"\bhf_[A-Za-z0-9]{30,60}\b",
-    rb"\bSG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{32,64}",
-    rb"\bdo[opr]_v1_[a-f0-9]{64}\b",
+    (rb"gh[pousr]_[A-Za-z0-9]{8}", rb"\bgh[pousr]_[A-Za-z0-9]{36,255}\b"),
+    (rb"github_pat_", rb"\bgithub_pat_[A-Za-z0-9_]{22,255}"),
+    (rb"glpat-", rb"\bglpat-[A-Za-z0-9_-]{20,255}"),
+    (rb"xox[abeoprs]-", rb"\bxox[abeoprs]-[A-Za-z0-9-]{10,255}"),
+    (rb"xapp-[0-9]", rb"\bxapp-[0-9]-[A-Za-z0-9-]{20,255}"),
+    (rb"hooks\.slack\.com/", rb"\bhooks\.slack\.com/(?:services|workflows|triggers)/([A-Za-z0-9/_-]{20,200})"),
+    (rb"[spr]k_(?:live|test)_", rb"\b[spr]k_(?:live|test)_[A-Za-z0-9]{10,255}"),
+    (rb"whsec_", rb"\bwhsec_[A-Za-z0-9+/=]{20,255}"),
+    (rb"sk-[A-Za-z0-9_-]{8}", rb"\bsk-[A-Za-z0-9_-]{20,300}"),
+    (rb"npm_[A-Za-z0-9]{8}", rb"\bnpm_[A-Za-z0-9]{36}\b"),
+    (rb"pypi-[A-Za-z0-9_-]{8}", rb"\bpypi-[A-Za-z0-9_-]{40,500}"),
+    (rb"hf_[A-Za-z0-9]{8}", rb"\bhf_[A-Za-z0-9]{30,60}\b"),
+    (rb"SG\.[A-Za-z0-9_-]{8}", rb"\bSG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{32,64}"),
+    (rb"do[opr]_v1_", rb"\bdo[opr]_v1_[a-f0-9]{64}\b"),
 )
+
+
+def _probes(patterns: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, Finder], ...]:
+    return tuple((gate, by_pattern(pattern)) for gate, pattern in patterns)
+
 
 BUILT_IN: Final[dict[str, Detector]] = {
     each.name: each
     for each in (
-        Detector("email", _EMAIL_GATE, find_emails, 6),
-        Detector("card", _CARD_GATE, find_cards, 13, in_numbers=True),
-        Detector("iban", _IBAN_GATE, find_ibans, 15),
-        Detector("phone", _PHONE_GATE, find_phones, 9),
-        Detector("jwt", _JWT_GATE, find_jwts, 10),
-        Detector("cloud_key", _CLOUD_GATE, by_pattern(*_CLOUD), 20),
-        Detector("private_key", _PEM_GATE, find_private_keys, 20),
-        Detector("token", _TOKEN_GATE, by_pattern(*_TOKENS), 16),
+        Detector("email", ((_EMAIL_GATE, find_emails),), 6, needs=b"@%"),
+        Detector("card", ((_CARD_GATE, find_cards),), 13, in_numbers=True),
+        Detector("iban", ((_IBAN_GATE, find_ibans),), 15),
+        Detector("phone", ((_PHONE_GATE, find_phones),), 9),
+        Detector("jwt", ((_JWT_GATE, find_jwts),), 10, needs=b"."),
+        Detector("cloud_key", _probes(_CLOUD), 20),
+        Detector("private_key", ((_PEM_GATE, find_private_keys),), 20, needs=b"-"),
+        Detector("token", _probes(_TOKENS), 15),
     )
 }

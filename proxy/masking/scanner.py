@@ -18,8 +18,7 @@ Left out: texts over DETECT_LIMIT, which the callers mask whole (cells) or cut (
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import re2
 
@@ -33,6 +32,9 @@ DETECT_LIMIT: Final = 1024 * 1024
 PATTERN_LIMIT: Final = 2048
 # Memory for the automaton of one set of masks; RE2's default is 8 MiB for one pattern.
 AUTOMATON_LIMIT: Final = 32 * 1024 * 1024
+
+# Looking for one byte in a short cell costs 20 ns, asking the automaton 500 ns.
+NEEDS_LIMIT: Final = 3
 
 _SENTINEL: Final = b"\x00gatecast\x00sentinel\x00"
 
@@ -61,11 +63,10 @@ def custom_detector(name: str, pattern: str) -> Detector:
     def find(text: bytes) -> list[Span]:
         return [span for match in raw.finditer(text) if (span := match.span(group))[1] > span[0]]
 
-    return Detector(name, pattern.encode(), find, 1, in_numbers=True, unicode=True)
+    return Detector(name, ((pattern.encode(), find),), 1, in_numbers=True, unicode=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A span that some mask covers; choice is that mask's index in the scanner's order."""
 
     start: int
@@ -73,49 +74,33 @@ class Found:
     choice: int
 
 
-Gates = Callable[[bytes], list[int]]
+Gates = Callable[[bytes], list[int] | None]
 
 
 class Scanner:
     """All detectors of some masks. wanted: pairs of a detector and the index of the mask that asks for it first."""
 
     def __init__(self, wanted: Sequence[tuple[Detector, int]]) -> None:
-        self._wanted = tuple(wanted)
         self.shortest = min((detector.shortest for detector, _ in wanted), default=1)
-        narrow = [place for place, (detector, _) in enumerate(wanted) if not detector.unicode]
-        wide = [place for place, (detector, _) in enumerate(wanted) if detector.unicode]
-        self.gates = _union([self._gates(places) for places in (narrow, wide) if places])
-
-    def _gates(self, places: Sequence[int]) -> Gates:
-        """Compile the gates at these places of wanted, which share an encoding, into one automaton."""
-        settings = re2.Options()
-        if not self._wanted[places[0]][0].unicode:
-            settings.encoding = re2.Options.Encoding.LATIN1
-        settings.log_errors = False
-        settings.max_mem = AUTOMATON_LIMIT
-        gates = re2.Set.SearchSet(settings)
-        try:
-            for place in places:
-                gates.Add(self._wanted[place][0].gate)
-            gates.Add(_SENTINEL)
-            gates.Compile()
-        except re2.error as error:
-            raise ConfigError("the masks' detectors do not compile together") from error
-        match: Gates = gates.Match
-        if len(places) not in match(_SENTINEL):
-            raise ConfigError("the masks' detectors are too large together; use fewer or simpler patterns")
-        if list(places) == list(range(len(places))):
-            return match
-        return lambda text: [places[hit] for hit in match(text) if hit < len(places)]
+        needs = bytes(sorted({each for detector, _ in wanted for each in detector.needs}))
+        # Bytes of which every match holds one, if that is true of all detectors and they are few.
+        self.needs = needs if all(each.needs for each, _ in wanted) and len(needs) <= NEEDS_LIMIT else b""
+        narrow = [pair for pair in wanted if not pair[0].unicode]
+        wide = [pair for pair in wanted if pair[0].unicode]
+        self._probes = [(find, choice) for pairs in (narrow, wide) for each, choice in pairs for _, find in each.probes]
+        first = _automaton([gate for each, _ in narrow for gate, _ in each.probes], unicode=False) if narrow else None
+        second = _automaton([gate for each, _ in wide for gate, _ in each.probes], unicode=True) if wide else None
+        # Says which probes are worth running on a text: a list of their numbers, or None. The hot path calls it.
+        self.gates: Gates = _both(first, second, sum(len(each.probes) for each, _ in narrow))
 
     def locate(self, text: bytes, opened: Sequence[int] | None = None) -> list[Found]:
         """Return what is to be masked, in order, without overlaps. opened: what gates(text) said, if known."""
         hits = self.gates(text) if opened is None else opened
         found: list[tuple[int, int, int]] = []
-        for hit in hits:
-            if hit < len(self._wanted):
-                detector, choice = self._wanted[hit]
-                found += [(start, end, choice) for start, end in detector.find(text)]
+        for hit in hits or ():
+            if hit < len(self._probes):  # the last of an automaton is its sentinel
+                find, choice = self._probes[hit]
+                found += [(start, end, choice) for start, end in find(text)]
         if len(found) < 2:
             return [Found(*each) for each in found]
         found.sort()
@@ -131,11 +116,38 @@ class Scanner:
         return merged
 
 
-def _union(gates: Sequence[Gates]) -> Gates:
-    if len(gates) == 1:
-        return gates[0]
-    first, second = gates
-    return lambda text: first(text) + second(text)
+def _automaton(gates: Sequence[bytes], unicode: bool) -> Gates:
+    """Compile gates of one encoding into one automaton. Raises ConfigError."""
+    settings = re2.Options()
+    settings.encoding = re2.Options.Encoding.UTF8 if unicode else re2.Options.Encoding.LATIN1
+    settings.log_errors = False
+    settings.max_mem = AUTOMATON_LIMIT
+    automaton = re2.Set.SearchSet(settings)
+    try:
+        for gate in (*gates, _SENTINEL):
+            automaton.Add(gate)
+        automaton.Compile()
+    except re2.error as error:
+        raise ConfigError("the masks' detectors do not compile together") from error
+    match: Gates = automaton.Match
+    if len(gates) not in (match(_SENTINEL) or ()):
+        raise ConfigError("the masks' detectors are too large together; use fewer or simpler patterns")
+    return match
+
+
+def _both(narrow: Gates | None, wide: Gates | None, shift: int) -> Gates:
+    """Ask both automata; the second one's numbers follow the first one's."""
+    if narrow is None or wide is None:
+        only = narrow or wide
+        assert only is not None, "a scanner has a detector"
+        return only
+    first, second = narrow, wide
+
+    def gates(text: bytes) -> list[int] | None:
+        hits = [hit for hit in first(text) or () if hit < shift]
+        return hits + [hit + shift for hit in second(text) or ()]
+
+    return gates
 
 
 def detectors(custom: Mapping[str, str]) -> dict[str, Detector]:
