@@ -4,9 +4,9 @@ Masking is the hot path of the house. A stretch of rows is copied once into a by
 lengths are written in place; each masked cell is cut out by one slice, and one join puts the new values in. The
 walk reads only the lengths of the columns up to the last masked one; the message's own length leads past the
 rest. For long stretches the walk of one shape (column count, masked positions, constant or function) is
-generated as straight-line Python, which takes half the time of loops over columns and masks
-(benchmarks/rows.py: 0.45 us for 0.93 us a row); compiling it costs as much as some thousand rows, so that short stretches go through the
-loops. Nothing that a peer sent gets into the generated source: it is made of integers.
+generated as straight-line Python, which takes half the time of loops over columns and masks (0.45 us a row
+instead of 0.93, benchmarks/rows.py); compiling it costs as much as some thousand rows, so that short stretches
+go through the loops. Nothing that a peer sent gets into the generated source: it is made of integers.
 
 Left out: the message boundary itself (wire.py hands over whole messages) and any meaning of the cells.
 
