@@ -14,7 +14,7 @@ def _served(version: Version) -> Iterator[PostgresServer]:
         with postgres_server(version) as server:
             yield server
     except PeerMissing as missing:
-        need(missing)
+        need(missing, optional=version == "18tls")
 
 
 @pytest.fixture(scope="session")

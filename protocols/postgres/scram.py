@@ -63,8 +63,9 @@ def prepare(password: str) -> bytes:
     raw = password.encode("utf-8", "surrogateescape")
     if password.isascii():
         return raw
+    # U+200B is in both tables; PostgreSQL asks first whether it is a space.
     mapped = "".join(
-        " " if stringprep.in_table_c12(char) else char for char in password if not stringprep.in_table_b1(char)
+        " " if stringprep.in_table_c12(char) else "" if stringprep.in_table_b1(char) else char for char in password
     )
     normal = unicodedata.normalize("NFKC", mapped)
     if not normal or any(map(_prohibited, mapped)) or not _bidi(mapped):

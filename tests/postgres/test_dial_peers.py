@@ -9,9 +9,10 @@ from typing import TypeVar
 
 import pytest
 import uvloop
+from psycopg import sql
 from structlog.testing import capture_logs
 
-from protocols.postgres import startup
+from protocols.postgres import scram, startup
 from protocols.postgres.dial import TargetLink, TargetLoginError, TargetStartupError, cancel, dial
 from proxy.core.parties import Credential, Secret, Target
 from proxy.core.stream import read_exactly
@@ -324,3 +325,25 @@ def test_nothing_of_ours_runs_in_the_session(server: PostgresServer) -> None:
             await link.stream.close()
 
     run(work())
+
+
+ODD_PASSWORDS = (
+    *("pencil", "I\u00adX", "\u00aa", "\u2168", "a\u00a0b", "\x07", "\u0627\u0031", "\u06271\u0628", "\u0221"),
+    *("\u00ad", "\u1100\u1161", "e\u0301\u0345", "\u200b", "\ufb01", "\u0340a", "x\ufffdy", "\u2028"),
+    *("\U0001f600", "\u0130\u0307"),
+)
+
+
+def test_saslprep_is_the_servers(server: PostgresServer) -> None:
+    """The verifier that the server stores is the one that we make, whatever the password."""
+    with server.connect() as connection:
+        connection.execute("create role prepared login")
+        try:
+            for password in ODD_PASSWORDS:
+                connection.execute(sql.SQL("alter role prepared password {}").format(password))
+                row = connection.execute("select rolpassword from pg_authid where rolname = 'prepared'").fetchone()
+                assert row is not None and isinstance(row[0], str)
+                salt = scram.parse_verifier(row[0]).salt
+                assert scram.make_verifier(password, salt=salt) == row[0], ascii(password)
+        finally:
+            connection.execute("drop role prepared")
