@@ -35,6 +35,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -199,8 +200,8 @@ async def _connect(settings: DialSettings, address: Address | None) -> tuple[Soc
         except BaseException:
             sock.close()
             raise
-    detail = failure.strerror if failure is not None else None
-    raise TargetLoginError(f"no connection: {detail or 'timed out'}", UNREACHABLE, "08001") from failure
+    detail = os.strerror(failure.errno) if failure is not None and failure.errno else "timed out"
+    raise TargetLoginError(f"no connection: {detail}", UNREACHABLE, "08001") from failure
 
 
 async def _secure(stream: SocketStream, settings: DialSettings, credential: Credential) -> None:
