@@ -36,6 +36,7 @@ from protocols import Protocol
 from proxy import __version__, sections
 from proxy.admin.handlers import Admin
 from proxy.admin.server import AdminServer
+from proxy.admin.text import iso
 from proxy.admission import Admission
 from proxy.certificates import ServerCertificate, server_context
 from proxy.config import Loaded
@@ -266,7 +267,7 @@ class Gateway:
             "version": __version__,
             "pid": os.getpid(),
             "node": self.services.node,
-            "started": self.started,
+            "started": iso(self.started),
             "config": str(snapshot.loaded.path),
             "listeners": self.addresses(),
             "targets": sorted(snapshot.targets),

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
-    module, _, name = options.run.rpartition(":")
+    module, _, name = options.function.rpartition(":")
     try:
         code: int = getattr(importlib.import_module(module), name)(options)
         sys.stdout.flush()
@@ -106,7 +106,7 @@ def _command(
         epilog=f"Example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.set_defaults(run=f"{module}:{function}")
+    made.set_defaults(function=f"{module}:{function}")
     return made
 
 

@@ -56,7 +56,8 @@ def status(options: Namespace) -> int:
     from proxy.admin import commands
 
     result = commands.status(_admin(options))
-    return _print(options, result, commands.render_status(result))
+    places = [f"{name} {place}" for name, places in result["listeners"].items() for place in places]
+    return _print(options, result, commands.render_status({**result, "listeners": places}))
 
 
 def version(options: Namespace) -> int:
@@ -92,10 +93,12 @@ def config_schema(options: Namespace) -> int:
 
 def config_example(options: Namespace) -> int:
     """gatecast config example."""
+    import getpass
+
     from proxy.example import EXAMPLE_CONFIG, EXAMPLE_RULES
 
-    inline = "".join(f"{line}\n" for line in EXAMPLE_RULES.splitlines())
-    sys.stdout.write(EXAMPLE_CONFIG.replace("rules_file: rules.yaml\n", inline))
+    rules = EXAMPLE_RULES.replace("@USER@", getpass.getuser())
+    sys.stdout.write(EXAMPLE_CONFIG.replace("rules_file: rules.yaml\n", rules))
     return 0
 
 
