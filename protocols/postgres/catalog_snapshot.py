@@ -312,7 +312,7 @@ class Snapshot:
         numbers = [column.attnum for column in self._columns(view)]
         statement = self._parsed(view)
         if statement is not None:
-            exact = self._by_text(statement, numbers, reads)
+            exact = self._by_text(statement, numbers, reads, view.oid in self._calls)
             # pg_depend knows no relation of the system itself; the text does.
             system = {
                 relation.oid
@@ -336,15 +336,19 @@ class Snapshot:
         return statements[0] if len(statements) == 1 and statements[0].error is None else None
 
     def _by_text(
-        self, statement: Statement, numbers: Sequence[int], reads: set[Key]
+        self, statement: Statement, numbers: Sequence[int], reads: set[Key], calls: bool
     ) -> Mapping[int, frozenset[Key] | None] | None:
-        """Return each column's sources out of the definition, None where any is in doubt."""
+        """Return each column's sources out of the definition, None where any is in doubt.
+
+        calls: functions of users are behind something in it, perhaps an operator or a cast that does not look like
+        a call, so that only a bare column is what it seems.
+        """
         outputs = statement.outputs
         if outputs is None or not statement.outputs_exact or len(outputs) != len(numbers):
             return None
         found: dict[int, frozenset[Key] | None] = {}
         for number, output in zip(numbers, outputs, strict=True):
-            if output.opaque:
+            if output.opaque or (calls and not output.bare):
                 found[number] = None
                 continue
             keys: set[Key] = set()

@@ -10,7 +10,9 @@ import pytest
 import uvloop
 
 from protocols.postgres.catalog import Catalog, CatalogError
+from proxy.core.gate import Reader
 from proxy.core.parties import Credential, Secret, Target
+from proxy.policy.sql import SqlReader
 from tests.peers.postgres import PASSWORD, PostgresServer
 
 pytestmark = pytest.mark.peer
@@ -44,6 +46,13 @@ create table public.old (a int);
 create table public.young (b int) inherits (public.old);
 create function crm.mail(int) returns text language sql stable as 'select email from crm.cust where id = $1';
 create view crm.hidden as select crm.mail(id) as x, id from public.orders;
+create function crm.join2(text, text) returns text language sql stable as 'select email from crm.cust limit 1';
+create operator crm.@@@ (leftarg = text, rightarg = text, function = crm.join2);
+create view crm.plus as select note operator(crm.@@@) 'x' as x, note from public.orders;
+create view crm.keys as select rolname, rolpassword from pg_authid;
+create view crm.both as select id, email from crm.cust union all select id, note from public.orders;
+create view crm.const as select 1 as one, exists (select 1 from crm.cust where email = 'x@') as found;
+create view crm.whole as select c from crm.cust c;
 create table "crm"."odd.name" ("a.b" int, "Üpper" text);
 create sequence crm.counter;
 """
@@ -54,10 +63,10 @@ def run(work: Coroutine[object, object, T]) -> T:
         return runner.run(work)
 
 
-def catalog_of(server: PostgresServer, database: str) -> Catalog:
+def catalog_of(server: PostgresServer, database: str, reader: Reader | None = None) -> Catalog:
     settings: dict[str, object] = {"sslmode": "prefer"}
     target = Target("t", "postgres", "127.0.0.1", server.port, database, settings=settings)
-    return Catalog(target, Credential("by_scram", Secret(PASSWORD)))
+    return Catalog(target, Credential("by_scram", Secret(PASSWORD)), reader)
 
 
 @pytest.fixture(scope="module", params=["15", "18"])
@@ -121,6 +130,31 @@ def test_views_lead_to_their_tables(catalog: Catalog, oid: Callable[[str], int])
     assert catalog.bases("crm.cust") == {"crm.cust"}
     assert catalog.bases("no.such") == {"no.such"}
     assert catalog.hides("crm.hidden") and not catalog.hides("crm.mails")
+
+
+def test_a_reader_of_sql_tells_a_views_columns_apart(server: PostgresServer, oid: Callable[[str], int]) -> None:
+    catalog = catalog_of(server, "catalogue", SqlReader())
+    run(catalog.refresh())
+
+    def found(name: str, attnum: int) -> tuple[str, ...] | None:
+        return catalog.origins(oid(name), attnum)
+
+    assert found("crm.mails", 1) == ("crm.mails.id", "crm.cust.id")
+    assert found("crm.mails", 2) == ("crm.mails.mail", "crm.cust.email")
+    assert found("crm.mails2", 1) == ("crm.mails2.up", "crm.cust.email", "crm.mails.mail")
+    assert found("crm.mails2", 2) == ("crm.mails2.note", "public.orders.note")
+    assert found("crm.stars", 7) == ("crm.stars.low", "crm.cust.email", "crm.cust.low")
+    assert found("crm.over_stored", 1) == ("crm.over_stored.email", "crm.cust.email", "crm.stored.email")
+    assert found("crm.hidden", 1) is None
+    assert found("crm.hidden", 2) == ("crm.hidden.id", "public.orders.id")
+    assert found("crm.plus", 1) is None  # an operator that is a function of a user
+    assert found("crm.plus", 2) == ("crm.plus.note", "public.orders.note")
+    assert found("crm.keys", 2) == ("crm.keys.rolpassword", "pg_catalog.pg_authid.rolpassword")
+    assert found("crm.both", 2) == ("crm.both.email", "crm.cust.email", "public.orders.note")
+    assert found("crm.const", 1) == ("crm.const.one",)
+    whole = found("crm.whole", 1)
+    assert whole is not None and {"crm.cust.email", "crm.cust.low"} <= set(whole)
+    assert catalog.bases("crm.keys") == {"pg_catalog.pg_authid"}
 
 
 def test_partitions_keep_a_columns_name_and_not_its_number(catalog: Catalog, oid: Callable[[str], int]) -> None:
