@@ -61,10 +61,10 @@ def test_the_time_can_be_chosen() -> None:
 
 
 def test_dark_commands_and_session_business_are_explained() -> None:
-    assert (
-        "does not name 'unknown'" in reasons(sql("UNPARSABLE"))["readers"][1]
-        or not reasons(sql("UNPARSABLE"))["readers"][0]
-    )
+    matched, reason = reasons(sql("UNPARSABLE"))["readers"]
+    assert not matched and reason == "commands.kinds: 'unknown' is not read"
+    (outcome,) = rules("- {name: r, allow: true}").explain(ANA, SHOP, sql("DO"))
+    assert not outcome.matched and "does not say opaque: true" in outcome.reason
     found = reasons(CONNECT)
     assert found["readers"][0] and "session business" in found["readers"][1]
     assert found["writers"][0]
