@@ -68,7 +68,7 @@ def load_config(path: Path, protocols: frozenset[str]) -> Loaded:
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of gatecast.yaml."""
     schema = Config.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "gatecast.yaml", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "gatecast.yaml"}
 
 
 def _cross_check(config: Config, protocols: frozenset[str]) -> list[tuple[Place, str]]:
