@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from proxy.core.events import Command
 from proxy.core.parties import Identity, Target
 from proxy.core.verdict import Allow, Deny, Hold, Mask, Verdict, combine
 from proxy.policy.conditions import compile_condition
-from proxy.policy.rule import Commands, Globs, On, Rule, Who
+from proxy.policy.rule import Commands, Globs, On, Opaque, Rule, Who
 from proxy.policy.rules import RuleSet
 from tests.policy.rules_kit import ANA, BOT, CONNECT, LAB, NOON, SHOP, several, sql
 
@@ -49,7 +50,7 @@ def a_rule(draw: st.DrawFn, effect: str | None = None) -> Rule:
     }
     who = draw(st.sampled_from([Who(), Who(groups=Globs(("dba",))), Who(agents=Globs(("claude*",)))]))
     on = draw(st.sampled_from([On(), On(targets=Globs(("shop-*",))), On(labels=(("env", Globs(("test",))),))]))
-    opaque = draw(st.sampled_from(["also", "only", "never"]))
+    opaque: Opaque = draw(st.sampled_from(get_args(Opaque)))
     commands = Commands(draw(kinds), draw(verbs), draw(st.none() | globs), opaque)
     return Rule(name, 1, chosen, who, on, commands, draw(st.sampled_from(CONDITIONS)), verdicts[chosen], masks)  # type: ignore[arg-type]
 
