@@ -1,0 +1,1 @@
+"""What may pass: the rules (rules.py) and what a statement touches (sql.py)."""
