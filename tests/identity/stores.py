@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,8 +82,8 @@ class FakeIssuer:
 
 
 @contextmanager
-def fake_issuer(*keys: jwk.Key) -> Iterator[FakeIssuer]:
-    """Run an issuer on a free port."""
+def fake_issuer(*keys: jwk.Key, tls: ssl.SSLContext | None = None) -> Iterator[FakeIssuer]:
+    """Run an issuer on a free port, in the clear or in TLS."""
     issuer = FakeIssuer(keys=public_set(*keys))
 
     class Handler(BaseHTTPRequestHandler):
@@ -106,9 +107,12 @@ def fake_issuer(*keys: jwk.Key) -> Iterator[FakeIssuer]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # handshakes fail on purpose
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    issuer.url = f"http://127.0.0.1:{server.server_port}"
+    issuer.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     try:
         yield issuer
     finally:

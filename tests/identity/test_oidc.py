@@ -7,6 +7,9 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
+import ssl
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from proxy.identity import keys
 from proxy.identity.oidc import HEADER_LIMIT, Issuer, Verifier, looks_like_jwt, peek_issuer
 from proxy.identity.proof import PROOF_LIMIT, ProofRefused
 from tests.identity.stores import Clock, fake_issuer, make_key, public_set, sign
+from tests.peers.certificates import Authority
 
 NOW = 1_800_000_000
 URL = "https://id.example.com"
@@ -328,6 +332,52 @@ def test_an_issuer_that_is_down_keeps_its_keys_for_a_day() -> None:
     assert [entry["event"] for entry in logs] == ["issuer-keys-failed"]
     tick.advance(keys.STALE_LIMIT_SECONDS)
     assert why(checker, token) == "unknown-key"
+
+
+def test_an_issuer_in_tls_is_verified(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("localhost")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(pair.certificate_file, pair.key_file)
+    with fake_issuer(RSA, tls=tls) as server:
+        token = sign(claims(iss=server.url), RSA)
+        trusting = Verifier(Issuer(server.url, ("gatecast",), ca_file=authority.ca_file), clock=Clock(NOW))
+        assert check(trusting, token).subject == "alice"
+        strict = Verifier(Issuer(server.url, ("gatecast",)), clock=Clock(NOW))
+        with capture_logs() as logs:
+            assert why(strict, token) == "unknown-key"
+        assert "certificate verify failed" in logs[0]["error"]
+
+
+def test_an_issuer_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "FETCH_LIMIT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(keys.KeysError, match="timed out"):
+        keys.fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/jwks")
+
+
+def test_a_stuck_issuer_holds_one_thread_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "FETCH_LIMIT_SECONDS", 0.02)
+    tick = Clock(0.0)
+    release, loads = threading.Event(), []
+
+    def load() -> bytes:
+        loads.append(1)
+        release.wait(20)
+        return json.dumps(public_set(RSA)).encode()
+
+    async def story() -> None:
+        cache = keys.Keys("stuck", load, monotonic=tick)
+        for _ in range(5):
+            assert await cache.find("rsa", "RS256") == []
+            tick.advance(keys.REFRESH_SECONDS)
+        assert len(loads) == 1
+        release.set()
+        while not (cache._running and cache._running.done()):
+            await asyncio.sleep(0)
+        assert len(await cache.find("rsa", "RS256")) == 1
+
+    asyncio.run(story())
+    assert len(loads) == 2
 
 
 def broken(server: Any, why: str) -> None:
