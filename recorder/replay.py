@@ -130,11 +130,13 @@ class Player:
         if index:
             self._write(f"... {index} commands before{newline}")
         for record in self._records(first):
-            if record.kind == Kind.COMMAND:
-                self._count_command(record)
+            counted = record.kind != Kind.COMMAND
             for piece in transcript.feed(record):
                 if self._wait(piece, record.n, previous_ns):
                     return self._jump
+                if not counted:  # not before its time has come: keys count from what was shown last
+                    self._count_command(record)
+                    counted = True
                 previous_ns = max(previous_ns, piece.t_ns)
                 if piece.code == "o":
                     self._write(piece.text)

@@ -1,0 +1,317 @@
+"""The player in a pseudo terminal: its keys, its timing, and a terminal that is always left as it was found.
+
+No test sleeps: tapes have pauses of a thousand seconds, so whatever appears was asked for by a key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from recorder.reader import TapeReader
+from recorder.replay import Player, ReplayOptions
+from recorder.tape import OUT, Kind
+from tests.recorder.tapes import Clock, command, open_tape, recorder
+
+DEADLINE_SECONDS = 10.0
+WHOLE_DAY_MS = 1_000_000.0
+
+
+def make(directory: Path, gap_ms: float = WHOLE_DAY_MS, commands: int = 4, after_ms: float = 0.0) -> Path:
+    """Commands a long time apart; after_ms: from a command to its verdict."""
+    clock = Clock()
+
+    async def scenario() -> Path:
+        tape = open_tape(recorder(directory, monotonic_ns=clock))
+        for i in range(1, commands + 1):
+            command(tape, f"SELECT {i}", verdict=None)
+            clock.pass_ms(after_ms)
+            tape.append(OUT, Kind.MARK, b"\x82\xa5label\xa4done\xa4text\xa1%d" % i)
+            clock.pass_ms(gap_ms)
+        await tape.close("closed")
+        return tape.path
+
+    return asyncio.run(scenario())
+
+
+class Viewer:
+    """A pseudo terminal with somebody at it."""
+
+    def __init__(self) -> None:
+        self.master, self.slave = pty.openpty()
+        self.found = termios.tcgetattr(self.slave)
+        self.seen = ""
+        self.errors: list[BaseException] = []
+        self.thread: threading.Thread | None = None
+
+    def watch(self, path: Path, **options: object) -> None:
+        player = Player(
+            TapeReader(path),
+            ReplayOptions(**options),  # type: ignore[arg-type]
+            self.slave,
+            self.slave,
+            timed=True,
+        )
+
+        def run() -> None:
+            try:
+                player.play()
+            except BaseException as error:
+                self.errors.append(error)
+
+        self.thread = threading.Thread(target=run)
+        self.thread.start()
+
+    def until(self, text: str) -> str:
+        """Read until the text was shown; return all that was shown before it, and forget both."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while text not in self.seen:
+            ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"{text!r} was not shown, but {self.seen!r}"
+            self.seen += os.read(self.master, 65536).decode()
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def nothing_comes(self) -> None:
+        ready, _, _ = select.select([self.master], [], [], 0.2)
+        if ready:
+            self.seen += os.read(self.master, 65536).decode()
+        assert "SELECT" not in self.seen and "done" not in self.seen, self.seen
+
+    def press(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def ends(self) -> None:
+        assert self.thread is not None
+        self.thread.join(DEADLINE_SECONDS)
+        assert not self.thread.is_alive()
+        assert termios.tcgetattr(self.slave) == self.found
+        assert self.errors == []
+
+    def close(self) -> None:
+        if self.thread is not None and self.thread.is_alive():
+            self.press("q")
+            self.thread.join(DEADLINE_SECONDS)
+        os.close(self.master)
+        os.close(self.slave)
+
+
+@pytest.fixture
+def viewer() -> Iterator[Viewer]:
+    one = Viewer()
+    yield one
+    one.close()
+
+
+SELECT = "\x1b[94mSELECT\x1b[0m "
+
+
+def nth(i: int) -> str:
+    return f"{SELECT}\x1b[36m{i}\x1b[0m"
+
+
+def test_forward_and_back(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.watch(make(tmp_path))
+    assert "REC " in viewer.until(nth(1))
+    viewer.until("done: 1")
+    viewer.press("]")
+    viewer.until(nth(2))
+    viewer.until("done: 2")
+    viewer.press("\x1b[C")  # the arrow to the right
+    viewer.until("done: 3")
+    viewer.press("[")
+    before = viewer.until(nth(2))
+    assert "\x1b[2J" in before
+    assert "... 1 commands before" in before
+    viewer.until("done: 2")
+    viewer.press("\x1b[D")
+    assert "commands before" not in viewer.until(nth(1))
+    viewer.until("done: 1")
+    viewer.press("]]]")  # in one go: each counts from what was shown last
+    viewer.until(nth(2))
+    viewer.until("done: 2")
+    viewer.nothing_comes()
+    viewer.press("q")
+    viewer.ends()
+
+
+def test_step_pauses_and_space_goes_on(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.watch(make(tmp_path, after_ms=1))
+    viewer.until("done: 1")
+    viewer.press(".")
+    viewer.until(nth(2))
+    viewer.nothing_comes()  # a millisecond later on the tape, but it is paused
+    viewer.press(" ")
+    viewer.until("done: 2")
+    viewer.press(".")
+    viewer.until(nth(3))
+    viewer.press(".")
+    viewer.until("done: 3")
+    viewer.until(nth(4))
+    viewer.nothing_comes()
+    viewer.press(".")  # none is left: to the end
+    viewer.until("session closed")
+    viewer.ends()
+
+
+def test_pause_stops_and_keeps_the_time(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.watch(make(tmp_path, gap_ms=400))
+    viewer.until("done: 1")
+    viewer.press(" ")
+    viewer.nothing_comes()
+    viewer.nothing_comes()
+    viewer.nothing_comes()
+    viewer.press(" ")
+    viewer.until(nth(2))
+    viewer.press("q")
+    viewer.ends()
+
+
+def test_speed(viewer: Viewer, tmp_path: Path) -> None:
+    began = time.monotonic()
+    viewer.watch(make(tmp_path, gap_ms=6_400))
+    viewer.until("done: 1")
+    viewer.press("++++++++")  # up to the limit, 64 times
+    viewer.until("session closed")
+    viewer.ends()
+    assert time.monotonic() - began < 6.4
+
+
+def test_slower(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.watch(make(tmp_path, gap_ms=5_000), speed=32.0)
+    viewer.until("done: 1")
+    viewer.press("------------------")
+    viewer.nothing_comes()
+    viewer.press("q")
+    viewer.ends()
+
+
+def test_real_timing(viewer: Viewer, tmp_path: Path) -> None:
+    began = time.monotonic()
+    viewer.watch(make(tmp_path, gap_ms=100, commands=3))
+    viewer.until("session closed")
+    assert 0.28 <= time.monotonic() - began < 3
+
+
+def test_idle_limit(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.watch(make(tmp_path), idle_limit_seconds=0.01)
+    viewer.until("session closed")
+    viewer.ends()
+
+
+def test_from(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.watch(make(tmp_path), from_seconds=2500.0)
+    before = viewer.until(nth(3))
+    assert "... 2 commands before" in before
+    assert nth(1) not in before
+    viewer.until("done: 3")
+    viewer.nothing_comes()
+    viewer.press("q")
+    viewer.ends()
+
+
+@pytest.mark.parametrize("keys", ["q", "Q", "\x04"])
+def test_quit(viewer: Viewer, tmp_path: Path, keys: str) -> None:
+    viewer.watch(make(tmp_path))
+    viewer.until("done: 1")
+    assert not termios.tcgetattr(viewer.slave)[3] & (termios.ECHO | termios.ICANON)
+    viewer.press("xyz\x1b[5~" + keys)  # unknown keys do nothing
+    viewer.ends()
+
+
+def test_an_error_restores_the_terminal_too(viewer: Viewer, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    viewer.watch(path)
+    viewer.until("done: 1")
+    data = bytearray(path.read_bytes())
+    place = TapeReader(path).segment(0).data[0]
+    data[place.offset + 60] ^= 1
+    path.write_bytes(data)
+    viewer.press("[")  # back to the start: the tape is damaged now
+    assert viewer.thread is not None
+    viewer.thread.join(DEADLINE_SECONDS)
+    assert termios.tcgetattr(viewer.slave) == viewer.found
+    assert [type(error).__name__ for error in viewer.errors] == ["FormatError"]
+
+
+def test_follow_a_live_session(viewer: Viewer, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        tape = open_tape(recorder(tmp_path))
+        command(tape, "SELECT 1")
+        await tape.written()
+        viewer.watch(tape.path, follow=True, idle_limit_seconds=0.0)
+        await asyncio.to_thread(viewer.until, nth(1))
+        command(tape, "SELECT 2")
+        await tape.written()
+        await asyncio.to_thread(viewer.until, nth(2))
+        await tape.close("closed")
+        await asyncio.to_thread(viewer.until, "session closed")
+
+    asyncio.run(scenario())
+    viewer.ends()
+
+
+def test_piped_it_prints_everything_at_once_and_plain(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    out, write = os.pipe()
+    Player(TapeReader(path), ReplayOptions(), write, None, timed=False).play()
+    os.close(write)
+    with os.fdopen(out, "rb") as file:
+        text = file.read().decode()
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert [f"SELECT {i}" in text for i in (1, 2, 3, 4)] == [True] * 4
+    assert text.endswith("-- session closed\n")
+
+
+SCRIPT = "import sys; from pathlib import Path; from recorder.cli import replay_main; from recorder.replay import \
+ReplayOptions; sys.exit(replay_main(Path(sys.argv[1]), ReplayOptions()))"
+
+
+def start(path: Path, **streams: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)], cwd=Path(__file__).parents[2], **streams)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"),
+    [
+        (lambda process, viewer: process.send_signal(signal.SIGTERM), 128 + signal.SIGTERM),
+        (lambda process, viewer: process.send_signal(signal.SIGINT), 0),
+        (lambda process, viewer: viewer.press("q"), 0),
+    ],
+    ids=["SIGTERM", "SIGINT", "q"],
+)
+def test_the_real_thing(
+    viewer: Viewer, tmp_path: Path, stop: Callable[[subprocess.Popen[bytes], Viewer], None], code: int
+) -> None:
+    streams = {"stdin": viewer.slave, "stdout": viewer.slave, "stderr": viewer.slave}
+    with start(make(tmp_path), **streams) as process:
+        viewer.until("done: 1")
+        stop(process, viewer)
+        assert process.wait(DEADLINE_SECONDS) == code
+    assert termios.tcgetattr(viewer.slave) == viewer.found
+    viewer.until("\x1b[?25h")
+    assert "Traceback" not in viewer.seen
+
+
+def test_the_real_thing_into_a_pipe_that_closes(tmp_path: Path) -> None:
+    path = make(tmp_path, commands=5000, gap_ms=1)
+    with start(path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(3) == b"REC"
+        process.stdout.close()
+        assert process.wait(DEADLINE_SECONDS) == 0
+        assert process.stderr.read() == b""
