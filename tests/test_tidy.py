@@ -20,7 +20,9 @@ FUNCTION_LIMIT = 60
 OUTER = frozenset({
     "proxy.app", "proxy.cli", "proxy.__main__", "proxy.config", "proxy.sections", "proxy.lines", "proxy.logging",
     "proxy.certificates", "proxy.sockets", "proxy.connections", "proxy.services", "proxy.watch", "proxy.example",
-    "proxy.demo", "proxy.commands",
+    "proxy.demo", "proxy.commands", "proxy.snapshot", "proxy.admission", "proxy.notify", "proxy.checking",
+    "proxy.trying",
+    "proxy.identity.commands",  # what the command line does with tokens: nothing inside imports it
 })  # fmt: skip
 IMPURE = frozenset({"asyncio", "time", "logging", "socket", "os", "ssl", "select", "threading", "random", "structlog"})
 BANNED_WORDS = ("Manager", "Helper", "Util", "Utils", "Base")
