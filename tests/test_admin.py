@@ -22,12 +22,12 @@ from proxy.admin import commands, server
 from proxy.admin.client import AdminClient
 from proxy.admin.handlers import Admin
 from proxy.admin.server import AdminServer
-from proxy.admin.text import harmless, iso, span, table
 from proxy.admin.wire import REQUEST_LIMIT, AdminError, Caller
 from proxy.approvals import Approvals, Request
 from proxy.core.errors import ConfigError
 from proxy.core.events import Command
 from proxy.core.parties import Identity, Target
+from proxy.core.text import harmless, iso, span, table
 from proxy.core.verdict import Hold
 from proxy.identity.service import Service
 from proxy.identity.tokens import Tokens

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxy.admin.client import AdminClient
-from proxy.admin.text import fields, harmless, iso, span, table
+from proxy.core.text import fields, harmless, iso, span, table
 
 JsonObject = dict[str, Any]
 _TIMES = ("created", "expires", "decided")

@@ -30,6 +30,7 @@ Handler = Callable[[Caller, Mapping[str, Any]], Awaitable[Any]]
 CONNECTIONS_LIMIT: Final = 32  # people at keyboards
 IDLE_LIMIT_SECONDS: Final = 30.0
 HANDLER_LIMIT_SECONDS: Final = 30.0
+LINGER_LIMIT_SECONDS: Final = 2.0
 SOCKET_MODE: Final = 0o600
 _PEERCRED: Final = struct.Struct("3i")  # pid, uid, gid: struct ucred
 
@@ -81,9 +82,9 @@ class AdminServer:
             caller = _caller(writer)
             if caller.uid not in (0, os.geteuid()):
                 log.warning("admin-refused", uid=caller.uid, pid=caller.pid)
-                await _answer(writer, _error("not-allowed", "only root and the gateway's own user may do this"))
+                await _turn_away(reader, writer, "not-allowed", "only root and the gateway's own user may do this")
             elif len(self._tasks) > CONNECTIONS_LIMIT:
-                await _answer(writer, _error("busy", "too many administrators at once; try again"))
+                await _turn_away(reader, writer, "busy", "too many administrators at once; try again")
             else:
                 await self._converse(caller, reader, writer)
         except (OSError, TimeoutError):
@@ -102,7 +103,7 @@ class AdminServer:
             except asyncio.IncompleteReadError:
                 return
             except asyncio.LimitOverrunError:
-                await _answer(writer, _error("malformed", f"a request has at most {REQUEST_LIMIT} bytes"))
+                await _turn_away(reader, writer, "malformed", f"a request has at most {REQUEST_LIMIT} bytes")
                 return
             await _answer(writer, await self._handle(caller, line))
 
@@ -132,6 +133,16 @@ async def _answer(writer: asyncio.StreamWriter, line: bytes) -> None:
     async with asyncio.timeout(IDLE_LIMIT_SECONDS):
         writer.write(line)
         await writer.drain()
+
+
+async def _turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, code: str, text: str) -> None:
+    """Answer, then read a little of what the other end still sends: closed at once, it would see a broken pipe only."""
+    await _answer(writer, _error(code, text))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_LIMIT_SECONDS):
+            left = 4 * REQUEST_LIMIT
+            while left > 0 and (data := await reader.read(left)):
+                left -= len(data)
 
 
 def _caller(writer: asyncio.StreamWriter) -> Caller:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from proxy.admin.text import fields, harmless, iso, table
+from proxy.core.text import fields, harmless, iso, table
 from proxy.identity.tokens import MAX_SECONDS, Tokens
 from proxy.store.database import Database
 from proxy.store.tokens import Lock, Token
