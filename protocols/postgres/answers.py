@@ -103,7 +103,8 @@ class Answers:
         self._after: list[Answer] = []  # what is to be said behind the bytes that pass
         self._copies: dict[int, CopyMask] = {}
         self.masking = False  # a permit with masks was given in this session
-        self.encoding = "utf-8"
+        self.encoding = "utf-8"  # Python's codec for client_encoding
+        self.client_encoding = "UTF8"
 
     @property
     def between_messages(self) -> bool:
@@ -218,16 +219,9 @@ class Answers:
         if mask is None:
             statement = self._statement(reply)
             assert statement is not None and statement.copy is not None and reply.columns is not None
-            mask = CopyMask(statement.copy, cells, len(reply.columns), self.encoding)
+            mask = CopyMask(statement.copy, cells, len(reply.columns), self.client_encoding)
             self._copies[id(reply)] = mask
-        out = []
-        pos = 0
-        while pos < len(chunk):
-            end = pos + 1 + wire.U32.unpack_from(chunk, pos + 1)[0]
-            out.append(chunk[pos + 5 : end])
-            pos = end
-        masked = mask.feed(b"".join(out))
-        return wire.message(COPY_DATA, masked) if masked else b""
+        return mask.feed_messages(chunk)
 
     def _fields(self, reply: Reply) -> tuple[wire.Field, ...] | None:
         if reply.fields is not None:

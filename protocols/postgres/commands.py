@@ -109,6 +109,7 @@ class Conversation:
         self._commands = commands
         self._token = token
         self._messages = wire.UserMessages(query_limit)
+        self.date_style = "ISO, MDY"
         self._replication = replication
         self._search_path = search_path
         self._strings_unsafe = False
@@ -149,8 +150,11 @@ class Conversation:
         if name == "client_encoding":
             self._codec = codec_of(value)
             self.answers.encoding = self._codec or "latin-1"
+            self.answers.client_encoding = value
         elif name == "standard_conforming_strings":
             self._strings_unsafe = value != "on"
+        elif name == "DateStyle":
+            self.date_style = value
         elif name == "search_path":
             self._search_path = None
 

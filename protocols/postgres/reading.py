@@ -215,7 +215,7 @@ class CommandReader:
             "opaque": statement.opaque,
             "opaque_reason": statement.opaque_reason,
             "moves_data": statement.moves_data,
-            "setting": statement.setting[0] if statement.setting else "",
+            "setting": statement.setting or ("", None),
             "replication": bool(statement.more.get("replication")),
         }
         if key is not None:

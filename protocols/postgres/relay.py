@@ -19,7 +19,7 @@ from protocols.postgres.dial import TargetLink
 from protocols.postgres.tokens import new_token
 from protocols.postgres.wording import notice, option_settings
 from protocols.postgres.world import World
-from proxy.core.errors import Refused, TargetPeerError
+from proxy.core.errors import Refused, TargetPeerError, UserPeerError
 from proxy.core.events import Frame, Output, Result
 from proxy.core.gate import Gate, Pending
 from proxy.core.session import Session, TargetWriter, UserWriter
@@ -60,6 +60,7 @@ class Relay:
         self._to_target = TargetWriter(link.stream, session)
         self._to_user = UserWriter(user, session)
         self._notices: list[bytes] = []
+        self._leaving = False
         settings = option_settings(parameters)
         settings.update({name.lower(): value for name, value in parameters.items()})
         self._conversation = Conversation(
@@ -129,7 +130,8 @@ class Relay:
                     case Terminate():
                         writer.send(Frame(item.wire))
                         await writer.flush()
-                        raise _Over("")
+                        self._leaving = True
+                        return  # the target ends what it still runs, then the connection, as it does directly
                     case _:
                         assert_never(item)
             await writer.flush()
@@ -185,6 +187,8 @@ class Relay:
         while True:
             data = await self._link.stream.read(READ_BYTES)
             if not data:
+                if self._leaving:
+                    raise _Over("")
                 raise TargetPeerError("the target closed the connection unexpectedly", "08006")
             over = False
             for answer in self._conversation.from_target(data):
@@ -198,7 +202,7 @@ class Relay:
                         if answer.result.tag.startswith(_DDL):
                             self._world.stale()
                     case NeedColumns():
-                        answer.reply.columns = await self._world.columns(answer.fields)
+                        answer.reply.columns = await self._world.columns(answer.fields, self._conversation.date_style)
                     case NeedCopy():
                         answer.reply.columns = await self._world.copy_columns(
                             answer.copy, answer.statement, answer.count, answer.reply.permit
@@ -218,7 +222,11 @@ class Relay:
             notices, self._notices = self._notices, []
             for message in notices:
                 self._to_user.send(None, Frame(message, by_gate=True))
-        await self._to_user.flush()
+        try:
+            await self._to_user.flush()
+        except UserPeerError:
+            if not self._leaving:
+                raise
 
 
 def _first(errors: BaseExceptionGroup[Any]) -> BaseException:

@@ -23,7 +23,7 @@ from protocols.postgres import startup
 from protocols.postgres.cancels import CancelKeys
 from protocols.postgres.login import HOW_TO_LOG_IN, INVALID_AUTHORIZATION, authenticate, greet
 from protocols.postgres.relay import Relay
-from protocols.postgres.wording import fatal, options_setting
+from protocols.postgres.wording import fatal, option_settings, options_setting, without_own
 from protocols.postgres.world import Worlds
 from proxy.core.errors import LoginRefused, PeerError, Refused, TapeError, TargetPeerError, UserPeerError
 from proxy.core.events import Command
@@ -192,7 +192,9 @@ def _target(gate: Gate, parameters: Mapping[str, str]) -> Target:
     user = parameters.get("user", "")
     if not user:
         raise UserPeerError("no PostgreSQL user name specified in startup packet", INVALID_AUTHORIZATION)
-    name, _, database = (parameters.get("database") or user).partition("/")
+    # pg_basebackup and pg_receivewal cannot name a database: PGOPTIONS="-c gatecast.target=NAME" does it for them.
+    asked = options_setting(parameters, "gatecast.target") or parameters.get("database") or user
+    name, _, database = asked.partition("/")
     target = gate.targets.find(name)
     if target is None or target.protocol != "postgres":
         raise UserPeerError(f'gatecast has no target "{name}"; connect with dbname=TARGET or TARGET/DATABASE', "3D000")
@@ -202,6 +204,10 @@ def _target(gate: Gate, parameters: Mapping[str, str]) -> Target:
 def _target_parameters(parameters: Mapping[str, str], target: Target) -> dict[str, str]:
     """The start-up parameters for the target: the user's own, but for who and where."""
     passed = {key: value for key, value in parameters.items() if key not in ("user", "database")}
+    if "options" in passed:
+        passed["options"] = without_own(passed["options"])
+        if not passed["options"]:
+            del passed["options"]
     return {"user": "", "database": target.database, **passed}
 
 
@@ -212,7 +218,17 @@ def _opening(target: Target, parameters: Mapping[str, str], replication: bool) -
     if replication:
         facts = {**facts, "replication": True, "statements": (), "resolved": {}}
         commands.append(Command("postgres", "REPLICATION", "transfer", f"{text} for replication", facts=facts))
+    # What a SET would be asked about is asked about here too; harmless settings pass as session business.
+    settings = option_settings(parameters)
+    settings.update({name.lower(): value for name, value in parameters.items() if name.lower() not in _NOT_SETTINGS})
+    for name, value in settings.items():
+        if not name.startswith("gatecast."):
+            facts = {"setting": (name, value), "statements": (), "resolved": {}}
+            commands.append(Command("postgres", "SET", "session", f"SET {name} = {value!r}", facts=facts))
     return commands
+
+
+_NOT_SETTINGS: Final = frozenset(("user", "database", "replication", "options"))
 
 
 def _identity_map(identity: Identity) -> dict[str, Any]:

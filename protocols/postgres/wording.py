@@ -53,6 +53,18 @@ def split_options(options: str) -> list[str]:
     return words
 
 
+def without_own(options: str) -> str:
+    """Return ``options`` without the settings named gatecast.*, which are for the gateway."""
+    kept: list[str] = []
+    words = iter(split_options(options))
+    for word in words:
+        both = [word, next(words, "")] if word == "-c" else [word]
+        setting = both[-1].removeprefix("--").removeprefix("-c").lower()
+        if not setting.startswith("gatecast."):
+            kept += both
+    return " ".join("".join("\\" + char if char.isspace() or char == "\\" else char for char in word) for word in kept)
+
+
 def option_settings(parameters: Mapping[str, str]) -> dict[str, str]:
     """Return the settings given by ``-c name=value`` and ``--name=value`` in ``options``, names folded."""
     found: dict[str, str] = {}

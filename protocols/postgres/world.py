@@ -94,7 +94,7 @@ class World:
 
     # -- columns for masks -------------------------------------------------------------------------------
 
-    async def columns(self, fields: tuple[Field, ...]) -> tuple[Column, ...]:
+    async def columns(self, fields: tuple[Field, ...], date_style: str) -> tuple[Column, ...]:
         """Describe the columns of a result for the masks; unknown tables are looked for once more."""
         unknown = {field.table_oid for field in fields if field.table_oid and self._origins(field) is None}
         if any((self.version, oid) not in self._missed for oid in unknown):
@@ -103,14 +103,14 @@ class World:
             if len(self._missed) > MISSED_LIMIT:
                 self._missed.clear()
             self._missed |= {(self.version, oid) for oid in unknown}
-        return tuple(self._column(field) for field in fields)
+        return tuple(self._column(field, date_style) for field in fields)
 
     def _origins(self, field: Field) -> tuple[str, ...] | None:
         return self._catalog.origins(field.table_oid, field.attnum) if field.table_oid else None
 
-    def _column(self, field: Field) -> Column:
+    def _column(self, field: Field, date_style: str) -> Column:
         binary = field.format == 1
-        image = describe(field.type_oid, field.type_mod, binary, self._catalog.user_type)
+        image = describe(field.type_oid, field.type_mod, binary, self._catalog.user_type, date_style)
         return Column(
             field.name, self._origins(field), image.kind, image.constant, image.prefix, image.type_name, binary
         )
