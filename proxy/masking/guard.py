@@ -135,8 +135,11 @@ def laundering(columns: Columns, command: Command, rule: str) -> Deny | None:
             continue
         for each in nested(statement):
             reason = _reason(columns, each, statement, resolved)
-            if reason is None and moving and each is not statement and each.verb in ("EXECUTE", "FETCH"):
-                reason = "it stores the result of a prepared statement, which may hold masked columns; store a query"
+            if reason is None and each.verb == "EXECUTE" and (moving or each is statement):
+                # Where the protocol knows what the name stands for, it puts that in EXECUTE's place.
+                reason = (
+                    "it runs a prepared statement that is not known here or stores its result; write the query itself"
+                )
             if reason is not None:
                 return Deny(rule, reason)
     return None

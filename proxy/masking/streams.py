@@ -4,7 +4,8 @@ How: text is held back from the last line break on (LF, CR, or ESC, which begins
 no built-in match but a private key crosses one; so a value that is split over reads is seen whole, and any split of the
 text gives the same bytes. A private key is held back until its END, or for PRIVATE_KEY_LIMIT bytes. A line that
 outgrows LOOKBACK_LIMIT is let go in part, up to a point that no match crosses: on such a line values up to half of
-the limit are found. A longer one is replaced, and what follows it of the same word is dropped.
+the limit are found. One that is longer, but can be told by its beginning, is replaced, and what follows of the same
+word is dropped.
 
 flush() lets all of it go, masked as if the text ended there: at the end of the stream, and whenever the caller cannot
 wait any longer (a prompt has no line break; call it when the stream has been idle). Of a value that is split by a
