@@ -12,8 +12,9 @@ from typing import Final, Literal
 
 from proxy.core.statement import Copy
 from proxy.policy.sql_scope import Node
+from proxy.policy.sql_where import constant_text
 
-_FALSE_WORDS: Final = frozenset(("false", "off", "0", "no", "f", "n"))
+_FALSE_WORDS: Final = frozenset(("false", "off", "0"))
 
 
 def flag(arg: Node | None) -> bool:
@@ -61,7 +62,7 @@ def copy_options(
         found = option_text(arg) if arg is not None else None
         return default if found is None else found
 
-    format_ = _FORMATS.get(text("format", "text").lower(), "unknown")
+    format_: Literal["text", "csv", "binary", "unknown"] = _FORMATS.get(text("format", "text").lower(), "unknown")
     defaults = _CSV if format_ == "csv" else _TEXT
     quote = text("quote", defaults["quote"])
     if "header" in options and text("header", "true").lower() == "match":

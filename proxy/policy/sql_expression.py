@@ -60,7 +60,7 @@ class Expressions:
             elif tag in _LEAVES:
                 continue
             elif tag == "A_Expr":
-                self.operator(body["name"])
+                self.operator(body["name"], stream)
                 for key in ("lexpr", "rexpr"):
                     if key in body:
                         self.expression(body[key], scope, stream)
@@ -93,7 +93,8 @@ class Expressions:
                     if name not in _NOT_EXPRESSIONS:
                         self.children(each, scope, stream)
 
-    def operator(self, name: Sequence[Node]) -> None:
+    def operator(self, name: Sequence[Node], stream: Stream) -> None:
+        """Note an operator that is not PostgreSQL's own: it calls a function that nobody knows."""
         symbol = name[-1]["String"].get("sval", "")
         if len(name) == 1 and symbol in _COMMON_OPERATORS:
             return
@@ -103,6 +104,7 @@ class Expressions:
             if written not in self.also_pure and parts[-1] not in _KEYWORD_OPERATORS:
                 self.facts.functions[written] = None
                 self._unknown_call(written)
+                stream.opaque = True
 
     def _unknown_call(self, name: str) -> None:
         self.facts.calls_unknown = True
@@ -149,6 +151,8 @@ class Expressions:
         items = self.query(body["subselect"], scope)
         if "testexpr" in body:
             self.expression(body["testexpr"], scope, stream)
+        if "operName" in body:
+            self.operator(body["operName"], stream)
         if body.get("subLinkType") != "EXISTS_SUBLINK":
             for item in items:
                 stream.add(item.flow)
@@ -181,7 +185,7 @@ class Expressions:
 
 def _sort_by(walker: Expressions, body: Node, scope: Scope, stream: Stream) -> None:
     if "useOp" in body:
-        walker.operator(body["useOp"])
+        walker.operator(body["useOp"], stream)
     walker.children(body["node"], scope, stream)
 
 

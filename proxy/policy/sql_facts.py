@@ -120,7 +120,14 @@ def column_name(node: Node) -> str:
     ((tag, body),) = node.items()
     match tag:
         case "ColumnRef":
-            return name_of(body["fields"][-1]) if "String" in body["fields"][-1] else "?column?"
+            names = [name_of(field) for field in body["fields"] if "String" in field]
+            return names[-1] if names else "?column?"
+        case "A_Expr":
+            return "nullif" if body.get("kind") == "AEXPR_NULLIF" else "?column?"
+        case "XmlExpr":
+            return str(body["op"]).removeprefix("IS_").lower()
+        case "JsonFuncExpr":
+            return str(body["op"]).removesuffix("_OP").lower()
         case "FuncCall":
             return name_of(body["funcname"][-1])
         case "TypeCast":

@@ -11,8 +11,6 @@ before pg_catalog; only the target's catalogue can tell. So do casts and types t
 Source: pg_proc of PostgreSQL 15.18 and 18.6 (sql_functions_data.py), PostgreSQL 18 docs 9.28, 10.3, F.*.
 """
 
-
-
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -142,10 +142,10 @@ class Walker(Expressions):
                 continue
             stream = Stream()
             self.expression(value, scope, stream)
-            name = target.get("name") or column_name(value)
-            items.append(Item(name, stream.flow()))
-            if _may_be_row(value):  # (f(x)).*, or an alias that is a row and is spread with .*
-                items.append(UNKNOWN_WIDTH)
+            if _spreads_row(value):  # ends in .*: columns of unknown number, any of which may hold any of it
+                items.append(Item(STAR, stream.flow(), True))
+            else:
+                items.append(Item(target.get("name") or column_name(value), stream.flow()))
         return tuple(items)
 
     def _star(self, parts: list[str], scope: Scope) -> list[Item]:
@@ -370,7 +370,7 @@ def _close(flow: Flow, marks: dict[ColumnRef, Flow]) -> Flow:
     return Flow(tuple(sources), False, opaque)
 
 
-def _may_be_row(value: Node) -> bool:
+def _spreads_row(value: Node) -> bool:
     """Whether a target ends in ``.*`` behind an expression, which spreads a row of unknown width."""
     indirection = value.get("A_Indirection", {}).get("indirection", ())
     return bool(indirection) and "A_Star" in indirection[-1]

@@ -212,7 +212,7 @@ class Scope:
             if sure:
                 break
             scope = scope.parent
-        return _either(name, list(tables), [flow for flow in flows if flow.sources or flow.opaque])
+        return _either(name, list(tables), list(dict.fromkeys(flows)))
 
     def qualified(self, parts: Sequence[str]) -> Flow:
         """The flow of ``relation.column``, ``schema.relation.column`` or ``database.schema.relation.column``."""
@@ -241,24 +241,20 @@ class Scope:
 
 
 def _either(name: str, tables: list[str], flows: list[Flow]) -> Flow:
-    if len(tables) == 1:
-        flows.append(Flow((ColumnRef(tables[0], name),), True))
-    elif tables:
-        flows.append(Flow((ColumnRef(None, name),), True))
-    elif not flows:
-        return Flow((ColumnRef(None, name),), True)
-    return join_flows(flows)
+    if tables or not flows:  # a column of a table; of which one, only a single candidate tells
+        flows.append(Flow((ColumnRef(tables[0] if len(tables) == 1 else None, name),), True))
+    told = [flow for flow in flows if flow.sources or flow.opaque]
+    return join_flows(told) if told else NOTHING
 
 
 def table_name(schema: str, name: str) -> str:
-    """Write a relation's name as facts have it: "schema.table"; a part with a dot or a quote in it is quoted."""
-    if "." in name or '"' in name:
-        name = _quote(name)
-    if not schema:
-        return name
-    if "." in schema or '"' in schema:
-        schema = _quote(schema)
-    return f"{schema}.{name}"
+    """Write a relation's name as facts have it: "schema.table", or "table" where the text names no schema."""
+    return dotted((schema, name)) if schema else dotted((name,))
+
+
+def dotted(parts: Sequence[str]) -> str:
+    """Join the parts of a name; a part with a dot or a quote in it is quoted, so that no two names look alike."""
+    return ".".join(_quote(part) if "." in part or '"' in part else part for part in parts)
 
 
 def _quote(name: str) -> str:

@@ -29,7 +29,7 @@ QUERIES: Final = frozenset(("SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStm
 # Statements that run the expressions in them at once, over the rows that are there.
 _RUN_AT_ONCE: Final = frozenset(("IndexStmt", "AlterTableStmt", "AlterDomainStmt"))
 # What these nodes name is looked at, not changed.
-_READ_UNDER: Final = frozenset(("TableLikeClause", "pktable", "inhRelations", "LockStmt", "fromClause"))
+_READ_UNDER: Final = frozenset(("TableLikeClause", "pktable", "inhRelations", "LockStmt", "CreateStatsStmt"))
 
 Handler = Callable[["Maker", Node], Statement]
 
@@ -114,6 +114,8 @@ class Maker:
         items = self.walker(facts).query(node, scope)
         verb = STATEMENTS[tag][0]
         fields: dict[str, Any] = {}
+        if any(each != "present" for each in facts.wheres):
+            fields["more"] = {"unrestricted": True}  # an UPDATE or DELETE of all rows, also one in a WITH
         if tag == "SelectStmt":
             if "intoClause" in body:
                 verb = "SELECT INTO"

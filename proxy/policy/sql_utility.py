@@ -20,7 +20,7 @@ from proxy.core.events import Kind
 from proxy.core.statement import ColumnRef, OutputColumn, Statement
 from proxy.policy.sql_copy import copy_options, flag
 from proxy.policy.sql_facts import Facts, Stream, outputs_of
-from proxy.policy.sql_scope import Node, Scope, table_name
+from proxy.policy.sql_scope import Node, Scope, dotted, gravest, table_name
 from proxy.policy.sql_statement import Handler, Maker, whole_table
 from proxy.policy.sql_verbs import ADMIN_OBJECTS, object_name
 from proxy.policy.sql_where import constant_text
@@ -152,6 +152,8 @@ def _around(
     facts.moved.update(dict.fromkeys(inner.moved))
     fields.setdefault("moves_data", inner.moves_data)
     facts.opaque_reason = inner.opaque_reason
+    if inner.more.get("unrestricted") and gravest(kinds) != "read":
+        fields["more"] = {**fields.get("more", {}), "unrestricted": True}
     if inner.setting is not None:
         facts.settings.append(inner.setting)
     return maker.make(verb, facts, outputs, inner=inner, where=inner.where, limit=inner.limit, **fields)
@@ -333,7 +335,7 @@ def _drop(maker: Maker, body: Node) -> Statement:
             facts.written[_joined(parts)] = None
         elif body["removeType"] in _ON_TABLE:
             facts.written[_joined(parts[:-1])] = None
-    more: dict[str, object] = {"objects": tuple(_joined(parts) for parts in names)}
+    more: dict[str, object] = {"objects": tuple(dotted(parts) for parts in names)}
     if body.get("behavior") == "DROP_CASCADE":
         more["cascade"] = True
     return maker.make(f"DROP {what}", facts, more=more)
@@ -344,10 +346,11 @@ def _about_object(tag: str, verb: str) -> Handler:
 
     def handle(maker: Maker, body: Node) -> Statement:
         parts = _object_parts(body["object"]) if "object" in body else []
+        more = {"objects": (dotted(parts),)}
         if body.get("objtype") in _ON_TABLE:
             parts = parts[:-1]
         table = object_name(body.get("objtype")) in _TABLE_LIKE or body.get("objtype") in _ON_TABLE
-        statement = maker.plain(tag, {}, verb, more={"objects": (_joined(parts),)})
+        statement = maker.plain(tag, {}, verb, more=more)
         return _writing_name(statement, _joined(parts)) if table else statement
 
     return handle
@@ -380,7 +383,7 @@ def _joined(parts: Sequence[str]) -> str:
 def _create_function(maker: Maker, body: Node) -> Statement:
     parts = [each["String"]["sval"] for each in body["funcname"]]
     verb = "CREATE PROCEDURE" if body.get("is_procedure") else "CREATE FUNCTION"
-    return maker.plain("CreateFunctionStmt", body, verb, more={"objects": (_joined(parts),)})
+    return maker.plain("CreateFunctionStmt", body, verb, more={"objects": (dotted(parts),)})
 
 
 def _create_trigger(maker: Maker, body: Node) -> Statement:
@@ -395,7 +398,7 @@ def _rename(maker: Maker, body: Node) -> Statement:
     what = object_name(kind or body.get("renameType"))
     statement = maker.plain("RenameStmt", body, f"ALTER {what}", "admin" if what in ADMIN_OBJECTS else "define")
     objects = _object_parts(body["object"]) if "object" in body else []
-    return replace(statement, more={**statement.more, "objects": (_joined(objects),)}) if objects else statement
+    return replace(statement, more={**statement.more, "objects": (dotted(objects),)}) if objects else statement
 
 
 def _grant(maker: Maker, body: Node) -> Statement:

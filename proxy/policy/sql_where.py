@@ -74,7 +74,7 @@ class _Judge:
                     return _SAME
                 return _TRUE if null == (body.get("nulltesttype", "IS_NULL") == "IS_NULL") else _FALSE
             case _:
-                return _ROWS if _sees_rows(body) else _SAME
+                return _ROWS if _sees_rows(node) else _SAME
 
     def _boolean(self, body: Node) -> str:
         answers = [self.judge(each) for each in body["args"]]
