@@ -163,6 +163,11 @@ def test_detectors_inside_json(document: bytes, expected: bytes) -> None:
     assert apply(cell_of(by_detectors(), column("json", prefix=b"\x01")), b"\x01" + document) == b"\x01" + expected
 
 
+def test_a_replacement_is_escaped_in_json() -> None:
+    cell = cell_of(by_detectors("email", text='a "b" \\'), column("json"))
+    assert apply(cell, b'["x bob@example.com"]') == b'["x a \\"b\\" \\\\"]'
+
+
 def test_a_match_in_json_with_null_makes_the_document_null() -> None:
     assert apply(cell_of(by_detectors("email", action="null"), column("json")), b'["a@b.de"]') is None
 
