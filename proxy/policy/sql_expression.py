@@ -18,7 +18,7 @@ from typing import Any, Final
 from proxy.core.statement import ColumnRef
 from proxy.policy.sql_facts import Facts, Stream, name_of
 from proxy.policy.sql_functions import SET_CONFIG, function_class, gives_whole_row, known_operator
-from proxy.policy.sql_scope import STAR, Flow, Item, Node, Scope
+from proxy.policy.sql_scope import Flow, Item, Node, Scope, blur, join_flows
 from proxy.policy.sql_where import constant_text
 
 
@@ -159,20 +159,31 @@ class Expressions:
 
     def _indirection(self, body: Node, scope: Scope, stream: Stream) -> None:
         """``(c).email``, ``(f(x)).a``, ``a[1]``."""
-        inner = Stream()
-        self.expression(body["arg"], scope, inner)
-        fields: list[str] = []
+        fields = [name_of(node) for node in body.get("indirection", ()) if "String" in node]
         for node in body.get("indirection", ()):
-            if "String" in node:
-                fields.append(name_of(node))
-            else:
+            if "String" not in node:
                 self.children(node, scope, stream)
-        for source in inner.sources:
-            # A field of a whole row is that column; a field of anything else is part of its value.
-            narrow = source.name == STAR and fields and not gives_whole_row(fields[0])
-            stream.sources[ColumnRef(source.table, fields[0]) if narrow else source] = None
-        self.facts.columns.update(stream.sources)
-        stream.opaque |= inner.opaque
+        narrow = self._field(body["arg"], fields, scope) if fields else None
+        if narrow is None:
+            self.expression(body["arg"], scope, stream)
+        else:
+            stream.add(self.note(narrow))
+
+    def _field(self, arg: Node, fields: list[str], scope: Scope) -> Flow | None:
+        """The flow of ``(c).email`` where c names a relation and cannot be another one's column; else None.
+
+        c may still be a column of that relation, whose field, or function of that name, email is then.
+        """
+        names = arg.get("ColumnRef", {}).get("fields", ())
+        if len(names) != 1 or "String" not in names[0] or gives_whole_row(fields[0]):
+            return None
+        name = name_of(names[0])
+        relation = scope.relation(name)
+        if relation is None or scope.column(name) != relation.whole():
+            return None
+        flow = scope.qualified((name, fields[0]))
+        also = relation.named(name) or (Flow((ColumnRef(relation.table, name),)) if relation.table else Flow())
+        return blur(join_flows((flow, also, *relation.perhaps(name))))
 
     def _cast(self, body: Node, scope: Scope, stream: Stream) -> None:
         names = body["typeName"].get("names", ())

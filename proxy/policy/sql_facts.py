@@ -116,44 +116,60 @@ def outputs_of(items: Iterable[Item]) -> tuple[tuple[OutputColumn, ...], bool]:
 
 
 def column_name(node: Node) -> str:
-    """The name that PostgreSQL gives to an unnamed result column. Source: parse_target.c FigureColname."""
+    """The name that PostgreSQL gives to an unnamed result column."""
+    return _name_and_strength(node)[0] or "?column?"
+
+
+def _name_and_strength(node: Node) -> tuple[str, int]:
+    """The name, and 2 for a good one, 1 for one that a cast overrides, 0 for none."""
     ((tag, body),) = node.items()
     match tag:
         case "ColumnRef":
             names = [name_of(field) for field in body["fields"] if "String" in field]
-            return names[-1] if names else "?column?"
+            return (names[-1], 2) if names else ("", 0)
         case "A_Expr":
-            return "nullif" if body.get("kind") == "AEXPR_NULLIF" else "?column?"
+            return ("nullif", 2) if body.get("kind") == "AEXPR_NULLIF" else ("", 0)
         case "XmlExpr":
-            return str(body["op"]).removeprefix("IS_").lower()
+            return str(body["op"]).removeprefix("IS_").lower(), 2
         case "JsonFuncExpr":
-            return str(body["op"]).removesuffix("_OP").lower()
+            return str(body["op"]).removesuffix("_OP").lower(), 2
         case "FuncCall":
-            return name_of(body["funcname"][-1])
+            return name_of(body["funcname"][-1]), 2
         case "TypeCast":
-            inner = column_name(body["arg"])
-            return inner if inner != "?column?" else name_of(body["typeName"]["names"][-1])
+            inner = _name_and_strength(body["arg"])
+            return inner if inner[1] > 1 else (name_of(body["typeName"]["names"][-1]), 1)
         case "A_Indirection":
             fields = [name_of(each) for each in body.get("indirection", ()) if "String" in each]
-            return fields[-1] if fields else column_name(body["arg"])
+            return (fields[-1], 2) if fields else _name_and_strength(body["arg"])
         case "CollateClause":
-            return column_name(body["arg"])
+            return _name_and_strength(body["arg"])
         case "CaseExpr":
-            inner = column_name(body["defresult"]) if "defresult" in body else "?column?"
-            return inner if inner != "?column?" else "case"
+            inner = _name_and_strength(body["defresult"]) if "defresult" in body else ("", 0)
+            return inner if inner[1] > 1 else ("case", 1)
         case "SubLink":
-            if body.get("subLinkType") == "EXPR_SUBLINK":
-                targets = body["subselect"].get("SelectStmt", {}).get("targetList")
-                if targets:
-                    target = targets[0]["ResTarget"]
-                    return target.get("name") or column_name(target["val"])
-            return {"EXISTS_SUBLINK": "exists", "ARRAY_SUBLINK": "array"}.get(body.get("subLinkType"), "?column?")
+            return _sublink_name(body)
         case "SQLValueFunction":
-            return str(body["op"]).removeprefix("SVFOP_").removesuffix("_N").lower()
+            return str(body["op"]).removeprefix("SVFOP_").removesuffix("_N").lower(), 2
         case "MinMaxExpr":
-            return "least" if body.get("op") == "IS_LEAST" else "greatest"
+            return ("least" if body.get("op") == "IS_LEAST" else "greatest"), 2
         case _:
-            return _FIXED_NAMES.get(tag, "?column?")
+            return _FIXED_NAMES.get(tag, ""), 2 if tag in _FIXED_NAMES else 0
+
+
+def _sublink_name(body: Node) -> tuple[str, int]:
+    kind = body.get("subLinkType")
+    if kind != "EXPR_SUBLINK":
+        name = {"EXISTS_SUBLINK": "exists", "ARRAY_SUBLINK": "array"}.get(str(kind), "")
+        return name, 2 if name else 0
+    select = body["subselect"].get("SelectStmt", {})
+    while "larg" in select:
+        select = select["larg"]
+    if "valuesLists" in select:
+        return "column1", 2
+    for node in select.get("targetList", ()):
+        target = node["ResTarget"]
+        return target.get("name") or column_name(target["val"]), 2
+    return "", 0
 
 
 _FIXED_NAMES: Final = {

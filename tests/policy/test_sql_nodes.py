@@ -103,7 +103,7 @@ def test_builtins_are_classified() -> None:
         assert function_class((name,)) == ("read", False)
     assert len(PURE) > 800
     assert not any(
-        name.startswith(("pg_read", "pg_ls", "lo_", "dblink", "pg_logical", "pg_replication")) for name in PURE
+        name.startswith(("pg_read", "pg_ls_", "lo_", "dblink", "pg_logical", "pg_replication")) for name in PURE
     )
     assert not any(name.endswith("_to_xml") for name in PURE)
     assert {CLASSES[name].kind for name in ("nextval", "setval", "pg_read_file", "set_config", "lo_unlink")} == {
