@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgpack
 
@@ -63,9 +63,10 @@ class Segment:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data: list[Place] = []
         self.seal: Seal | None = None
+        self._places: list[Place] = []
         self._commands: list[int] = []
+        self._index: list[int] = []  # INDEX blocks that were not looked into yet
         self._seq = 0
         # The file is opened for each access and never kept: a tape of a thousand segments needs no thousand handles.
         with path.open("rb", buffering=0) as file:
@@ -76,12 +77,25 @@ class Segment:
                 self._walk(file.fileno())
 
     @property
-    def size_bytes(self) -> int:
-        return self.path.stat().st_size
+    def data(self) -> list[Place]:
+        """The places of the DATA and GAP blocks. The INDEX is read when this is first asked for."""
+        if self._index:
+            with self.path.open("rb", buffering=0) as file:
+                try:
+                    for offset in self._index:
+                        self._take_index(self.read(offset, file.fileno())[1])
+                except FormatError:  # the blocks are there all the same
+                    self._places, self._commands, self.seal = [], [], None
+                    self._walk(file.fileno())
+            self._index = []
+        return self._places
 
     @property
     def next_record(self) -> int:
         """The number behind the last record that is here."""
+        count = self._sealed_number("records")
+        if count is not None:
+            return self.header.first_record + count
         return self.data[-1].first_record + self.data[-1].n_records if self.data else self.header.first_record
 
     def refresh(self) -> None:
@@ -147,46 +161,51 @@ class Segment:
         """Return the COMMANDS entries; of an unsealed segment []. Raises FormatError."""
         entries: list[CommandEntry] = []
         with self.path.open("rb", buffering=0) as file:
-            for offset in self._commands:
+            for offset in self._commands if self.data else ():  # which the INDEX tells
                 entries += decode_commands(self.read(offset, file.fileno())[1])
         return entries
 
     def last_ns(self) -> int:
         """The time of the last record."""
-        if self.seal is not None:
-            return int(self.seal.body.get("t_last", 0))
+        sealed = self._sealed_number("t_last")
+        if sealed is not None:
+            return sealed
         return max((record.t_ns for record in self.records(self.data[-1].first_record if self.data else 0)), default=0)
+
+    def _sealed_number(self, name: str) -> int | None:
+        value = self.seal.body.get(name) if self.seal is not None else None
+        return value if isinstance(value, int) else None
 
     def _note(self, block: Block, descriptor: int) -> None:
         if block.type in (BlockType.DATA, BlockType.GAP):
-            self.data.append(Place(block.offset, block.type, block.first_record, block.t0_ns, block.n_records))
+            self._places.append(Place(block.offset, block.type, block.first_record, block.t0_ns, block.n_records))
         elif block.type is BlockType.COMMANDS:
             self._commands.append(block.offset)
         elif block.type in (BlockType.SEAL, BlockType.CRASHSEAL):
             self.seal = decode_seal(self.read(block.offset, descriptor)[1])
 
     def _open_by_trailer(self, descriptor: int) -> bool:
-        """Read the INDEX that the trailer points to; False if that does not work out (then the blocks are walked)."""
+        """Find INDEX and seal by the trailer; False if that does not work out (then the blocks are walked)."""
         try:
             size = os.fstat(descriptor).st_size
             offset = decode_trailer(os.pread(descriptor, TRAILER_BYTES, max(0, size - TRAILER_BYTES)))
-            while offset < size - TRAILER_BYTES:
-                block, raw = self.read(offset, descriptor)
+            while self.seal is None and offset < size - TRAILER_BYTES:
+                block = _block_at(descriptor, offset)
                 if block.type is BlockType.INDEX:
-                    self._take_index(raw)
+                    self._index.append(offset)
                 else:
                     self._note(block, descriptor)
                 offset = block.end
         except FormatError:
             pass
-        if self.seal is None:
-            self.data, self._commands = [], []
+        if self.seal is None or not self._index:
+            self._places, self._commands, self._index, self.seal = [], [], [], None
         return self.seal is not None
 
     def _take_index(self, raw: bytes) -> None:
         for at, kind, _seq, first, t0, count, _leaf in decode_index(raw):
             if kind in (BlockType.DATA, BlockType.GAP):
-                self.data.append(Place(at, kind, first, t0, count))
+                self._places.append(Place(at, kind, first, t0, count))
             elif kind == BlockType.COMMANDS:
                 self._commands.append(at)
 
@@ -296,12 +315,6 @@ def name_of(path: Path) -> tuple[str, int] | None:
 def _mark(label: str, text: str) -> bytes:
     packed: bytes = msgpack.packb({"label": label, "text": text})
     return packed
-
-
-def header_fields(path: Path) -> dict[str, Any]:
-    """Return what a segment's header says. Raises OSError, FormatError."""
-    with path.open("rb") as file:
-        return dict(decode_header(file.read(HEADER_LIMIT + 32)).map_)
 
 
 def _block_at(descriptor: int, offset: int) -> Block:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from recorder.cli import SessionFilter, export, find_tape, list_sessions, show
 from recorder.errors import FormatError
 from recorder.reader import TapeReader
-from recorder.tape import OUT, USER, Kind
+from recorder.tape import GATE, OUT, USER, Kind
 from recorder.ulid import is_ulid, new_ulid
-from tests.recorder.tapes import Clock, command, open_tape, recorder, small_tape
+from tests.recorder.tapes import Clock, command, open_tape, pack, recorder, small_tape
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,26 @@ def test_commands_lead_to_their_records(long_tape: Path) -> None:
         record = next(reader.records(entry.n))
         assert (record.n, record.kind, record.t_ns) == (entry.n, Kind.COMMAND, entry.t_ns)
     assert reader.duration_ns == 30_000_000_000
+
+
+def test_the_first_verdict_stands_in_the_index(tmp_path: Path) -> None:
+    async def scenario() -> Path:
+        tape = open_tape(recorder(tmp_path))
+        n = command(tape, "SELECT 1", verdict=None)
+        held = command(tape, "SELECT 2", verdict=None)
+        for verdict in ("deny", "allow"):
+            tape.append(GATE, Kind.VERDICT, pack({"command": n, "verdict": verdict, "rule": "r"}))
+        tape.append(GATE, Kind.VERDICT, pack({"command": held, "verdict": "allow", "rule": "r", "approval": "A1"}))
+        tape.append(GATE, Kind.VERDICT, pack({"command": 99, "verdict": "allow", "rule": "r"}))  # of no command
+        command(tape, "SELECT 3", verdict=None)
+        await tape.written()
+        live = [(e.text, e.verdict) for e in TapeReader(tape.path).commands()]
+        await tape.close("closed")
+        assert [(e.text, e.verdict) for e in TapeReader(tape.path).commands()] == live
+        assert live == [("SELECT 1", "deny"), ("SELECT 2", "held-allow"), ("SELECT 3", "")]
+        return tape.path
+
+    asyncio.run(scenario())
 
 
 def test_follow_a_live_tape(tmp_path: Path) -> None:

@@ -377,6 +377,9 @@ def test_a_gap_is_what_a_crash_leaves_and_never_verified(sealed: Path) -> None:
     change, body = gap(listed=True)
     sealed.write_bytes(remake(good, change, body))  # a plain seal over a crash
     assert "does not fit" in reason_of(sealed, "altered")
+    change, body = gap(listed=True)
+    sealed.write_bytes(remake(good, change, lambda seal: seal.update(gaps=[1])))  # as if it had been closed cleanly
+    assert "gaps without a crash" in reason_of(sealed, "altered")
     change, body = gap(listed=True, lie=True)
     sealed.write_bytes(remake(good, change, body, seal_type=BlockType.CRASHSEAL))
     assert "GAP unlike" in reason_of(sealed, "altered")
@@ -449,6 +452,15 @@ def test_a_directory_is_as_good_as_its_worst_tape(tmp_path: Path) -> None:
     report = verify(tmp_path, KEYS)
     assert report.exit_code == 1
     assert sorted(tape.status for tape in report.tapes) == ["altered", "incomplete", "verified", "verified"]
+
+
+def test_tapes_above_the_limit_are_not_passed_over_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = recorder(tmp_path)
+    for _ in range(3):
+        asyncio.run(small_tape(of, commands=0))
+    for limit, code in ((4, 0), (3, 0), (2, 3)):
+        monkeypatch.setattr("recorder.verify.TAPES_LIMIT", limit)
+        assert verify(tmp_path, KEYS).exit_code == code
 
 
 def test_two_different_tapes_of_one_session(tmp_path: Path) -> None:
