@@ -69,6 +69,11 @@ def blocks_of(data: bytes) -> list[tuple[Block, bytes]]:
     return found
 
 
+def head_of(item: dict[str, Any]) -> bytes:
+    names = ("type", "flags", "seq", "first_record", "t0_ns", "n_records", "raw_len")
+    return encode_block_header(*(item[name] for name in names), len(item["stored"]))
+
+
 def remake(
     data: bytes,
     change: Callable[[list[dict[str, Any]]], None] = lambda blocks: None,
@@ -96,16 +101,7 @@ def remake(
                 item["raw_len"] = len(entries)
                 item["flags"], item["stored"] = store(entries)
         stored = item["stored"]
-        head = encode_block_header(
-            item["type"],
-            item["flags"],
-            item["seq"],
-            item["first_record"],
-            item["t0_ns"],
-            item["n_records"],
-            item["raw_len"],
-            len(stored),
-        )
+        head = head_of(item)
         leaf = item.get("leaf") or leaf_hash(head, stored)
         chain = chain_hash(chain, leaf)
         tree.add(leaf)
@@ -339,16 +335,7 @@ def gap(
 
     def change(blocks: list[dict[str, Any]]) -> None:
         block = blocks[1]
-        head = encode_block_header(
-            block["type"],
-            block["flags"],
-            block["seq"],
-            block["first_record"],
-            block["t0_ns"],
-            block["n_records"],
-            block["raw_len"],
-            len(block["stored"]),
-        )
+        head = head_of(block)
         leaf = leaf_hash(head, block["stored"])
         stored = head + leaf
         block.update(type=BlockType.GAP, flags=0, stored=stored, raw_len=len(stored), leaf=leaf)
