@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -486,7 +487,7 @@ def test_the_content_of_a_block_is_checked_too(sealed: Path) -> None:
     good = sealed.read_bytes()
     block, stored = blocks_of(good)[0]
     raw = restore(block, stored)
-    items = list(msgpack.Unpacker(raw_bytes(raw)))
+    items = list(msgpack.Unpacker(io.BytesIO(raw)))
     items[0][1] = 10**6  # the first record later than the second
 
     def change(blocks: list[dict[str, Any]]) -> None:
@@ -495,9 +496,3 @@ def test_the_content_of_a_block_is_checked_too(sealed: Path) -> None:
 
     sealed.write_bytes(remake(good, change))
     assert "time goes back" in reason_of(sealed, "altered")
-
-
-def raw_bytes(raw: bytes) -> Any:
-    import io
-
-    return io.BytesIO(raw)
