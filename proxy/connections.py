@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -36,6 +36,7 @@ from recorder.tape import Recorder, Tape
 SEAL_SECONDS: Final = 10.0  # a tape's last sync takes milliseconds; beyond this the disk is gone
 FAREWELL_SECONDS: Final = 10.0  # for serve() to tell its user and close both sides after it was cancelled
 NO_DESCRIPTOR_PAUSE_SECONDS: Final = 0.2  # accept would fail again at once; others end meanwhile
+REFUSED_LIMIT: Final = 64  # connections above the limit that are told so, at once; further ones are just closed
 _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 log = structlog.get_logger(__name__)
@@ -185,14 +186,18 @@ class Connections:
                     log.error("accept-failed", listener=listener, error=error.strerror)
                     await asyncio.sleep(NO_DESCRIPTOR_PAUSE_SECONDS)
                 continue  # the user left before we got to it (ECONNABORTED), or its network failed: accept(2)
+            front = gate()
             if len(self._open) >= self.limit:
                 self._refused += 1
                 log.warning("too-many-connections", listener=listener, limit=self.limit)
-                sock.close()
-                continue
+                if len(self._open) >= self.limit + REFUSED_LIMIT:
+                    sock.close()
+                    continue
+                # The protocol says it in its own words, and still takes what needs no session (a cancel request).
+                front = replace(front, settings={**front.settings, "refuse": "sorry, too many clients already"})
             self._count += 1
             number = self._count
-            task = group.create_task(self._run(number, sock, listener, protocol, gate()))
+            task = group.create_task(self._run(number, sock, listener, protocol, front))
             # Counted before the task runs: a burst of users does not get past the limit.
             self._open[number] = Connection(listener, protocol.name, "", self._clock(), task)
             self._empty.clear()

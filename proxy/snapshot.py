@@ -73,7 +73,14 @@ def read_snapshot(path: Path, hash_key: bytes) -> Snapshot:
     try:
         text, name = _rules_text(loaded)
         verbs = {protocol.name: protocol.verbs for protocol in known.values()}
-        rules = load_rules(text, name, tuple(targets.values()), verbs=verbs, detectors=DETECTORS | set(custom))
+        rules = load_rules(
+            text,
+            name,
+            tuple(targets.values()),
+            verbs=verbs,
+            detectors=DETECTORS | set(custom),
+            check_mask=masking.check if masking is not None else None,
+        )
     except ConfigError as error:
         problems.append(str(error))
     if problems or masking is None or rules is None:
@@ -135,6 +142,8 @@ def _target(loaded: Loaded, section: TargetSection, protocol: protocols.Protocol
         if path is not None:
             settings[name] = str(loaded.resolve(path))
     settings["connect_timeout_seconds"] = section.connect_timeout
+    if section.limits.max_connections is not None:
+        settings["max_connections"] = section.limits.max_connections
     target = Target(
         name=section.name,
         protocol=section.protocol,

@@ -256,7 +256,7 @@ def test_the_limit_of_connections(folder: Path, logs: StringIO) -> None:
         token, _ = token_of(folder)
         async with talk(gateway, token) as one, talk(gateway, token), talk(gateway, token):
             async with talk(gateway) as fourth:
-                assert await fourth.hear() == ""
+                assert await fourth.hear() == "refused: sorry, too many clients already"
             assert gateway.connections.refused == 1
             assert await one.say("look") == "ok look"
         await until(lambda: len(gateway.connections) == 0)

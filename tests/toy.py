@@ -36,6 +36,9 @@ async def on_hold(pending: Pending) -> None:
 async def serve(user: Stream, gate: Gate) -> None:
     tls = gate.settings["tls"]
     await user.start(tls)
+    if gate.settings.get("refuse"):
+        await user.write(f"refused: {gate.settings['refuse']}\n".encode())
+        return
     async with asyncio.timeout(gate.settings["login_seconds"]):
         token, _, name = (await read_line(user)).partition(" ")
         try:

@@ -34,7 +34,7 @@ DATA_ROW: Final = ord("D")
 COPY_DATA: Final = ord("d")
 _FATAL: Final = ("FATAL", "PANIC")
 _ROLES: Final[Mapping[str, str]] = {
-    "M": "message", "D": "detail", "H": "hint", "W": "where", "q": "query", "S": "severity", "C": "code",
+    "M": "message", "D": "detail", "H": "hint", "W": "where", "q": "query", "C": "code",
 }  # fmt: skip
 _LETTERS: Final = {role: letter for letter, role in _ROLES.items()}
 
@@ -429,9 +429,10 @@ class Answers:
         if not (permit.masks if permit is not None else self.masking):
             return None
         roles: dict[str, Any] = {_ROLES.get(letter, letter): value for letter, value in fields.items()}
+        roles["severity"] = fields.get("V", fields.get("S", ""))  # V is the one that is not in the user's language
 
         def rewrite(masked: RemarkFields) -> bytes:
-            kept = {_LETTERS.get(role, role): value for role, value in masked.items()}
+            kept = {_LETTERS.get(role, role): value for role, value in masked.items() if role != "severity"}
             for letter in "qDW":  # an internal query quotes values as it likes
                 if letter == "q" or not kept.get(letter):
                     kept.pop(letter, None)

@@ -61,6 +61,7 @@ class Relay:
         self._to_user = UserWriter(user, session)
         self._notices: list[bytes] = []
         self._leaving = False
+        self._idle_seconds = float(gate.settings.get("idle_seconds") or 0)
         settings = option_settings(parameters)
         settings.update({name.lower(): value for name, value in parameters.items()})
         self._conversation = Conversation(
@@ -114,7 +115,7 @@ class Relay:
     async def _up(self, cancel: Callable[[], Awaitable[None]]) -> None:
         conversation, session, writer = self._conversation, self._session, self._to_target
         while True:
-            data = await self._user.read(READ_BYTES)
+            data = await (self._user.read(READ_BYTES) if not self._idle_seconds else self._read_unless_idle())
             if not data:
                 await self._user_left(cancel)
             for item in conversation.from_user(data):
@@ -135,6 +136,16 @@ class Relay:
                     case _:
                         assert_never(item)
             await writer.flush()
+
+    async def _read_unless_idle(self) -> bytes:
+        """Read from the user, who may not be silent for idle_seconds while nothing runs."""
+        while True:
+            try:
+                async with asyncio.timeout(self._idle_seconds):
+                    return await self._user.read(READ_BYTES)
+            except TimeoutError:
+                if not self.busy:
+                    raise UserPeerError("terminating connection due to idle-session timeout", "57P05") from None
 
     async def _decide(self, asked: Asked) -> None:
         conversation = self._conversation

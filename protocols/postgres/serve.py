@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -68,6 +69,8 @@ async def _serve(user: Stream, gate: Gate, log: Any) -> None:
             found = await keys.cancel(message.pid, message.secret, str(user.info("peer")))
             log.info("cancel request", known=found)
             return
+        if gate.settings.get("refuse"):
+            raise UserPeerError(str(gate.settings["refuse"]), "53300")
         identity = await authenticate(user, gate, message)
     log = log.bind(identity=identity.display)
     target = _target(gate, message.parameters)
@@ -131,8 +134,7 @@ async def _connect_and_relay(
     user: Stream, gate: Gate, session: Session, message: startup.StartupMessage, log: Any
 ) -> tuple[str, bytes]:
     """Returns (why it ended, '' for a normal end; the last message for the user)."""
-    identity, target = session.identity, session.target
-    parameters = message.parameters
+    target, parameters = session.target, message.parameters
     intent = options_setting(parameters, "gatecast.intent")
     if intent:
         session.intent(intent)
@@ -150,9 +152,25 @@ async def _connect_and_relay(
         text = f'access to "{target.name}" denied by rule "{refused.deny.rule}": {refused.deny.reason}'
         return f"refused by {refused.deny.rule}", fatal(INVALID_AUTHORIZATION, text)
     await session.tape.commit()
+    places = _places(gate)
+    limit = target.settings.get("max_connections")
+    if isinstance(limit, int) and places[target.name] >= limit:
+        log.warning("too many connections to the target", limit=limit)
+        return "too many connections", fatal("53300", f'too many connections to "{target.name}"')
+    places[target.name] += 1
+    try:
+        return await _dial_and_relay(user, gate, session, message, replication, log)
+    finally:
+        places[target.name] -= 1
+
+
+async def _dial_and_relay(
+    user: Stream, gate: Gate, session: Session, message: startup.StartupMessage, replication: bool, log: Any
+) -> tuple[str, bytes]:
+    target, parameters = session.target, message.parameters
     worlds = _worlds(gate)
     try:
-        credential = await gate.credentials.get(identity, target)
+        credential = await gate.credentials.get(session.identity, target)
         link = await dialling.dial(target, credential, _target_parameters(parameters, target))
     except dialling.TargetStartupError as error:
         return "refused by the target", fatal(error.code, str(error), more=error.fields)
@@ -233,8 +251,8 @@ _NOT_SETTINGS: Final = frozenset(("user", "database", "replication", "options"))
 
 def _identity_map(identity: Identity) -> dict[str, Any]:
     return {
-        "human": identity.subject,
-        "agent": "/".join(identity.agents),
+        "subject": identity.subject,
+        "agents": list(identity.agents),
         "groups": sorted(identity.groups),
         "issuer": identity.issuer,
         "proof": identity.proof,
@@ -254,6 +272,11 @@ def _described(parameters: Mapping[str, str], target: Target, user: Stream) -> d
 def _cancel_keys(gate: Gate) -> CancelKeys:
     keys: CancelKeys = gate.shared.setdefault("postgres.cancels", CancelKeys(gate.clock))
     return keys
+
+
+def _places(gate: Gate) -> Counter[str]:
+    places: Counter[str] = gate.shared.setdefault("postgres.places", Counter())
+    return places
 
 
 def _worlds(gate: Gate) -> Worlds:

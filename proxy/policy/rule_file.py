@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from typing import Any, Final, get_args
@@ -44,10 +44,14 @@ _EFFECTS: Final = ("allow", "hold", "deny")
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The words that a rule file may use. verbs: per protocol (its VERBS); detectors: names of value detectors."""
+    """The words that a rule file may use. verbs: per protocol (its VERBS); detectors: names of value detectors.
+
+    check_mask: what the masker has to say against a mask, None if nothing.
+    """
 
     verbs: Mapping[str, Collection[str]]
     detectors: Collection[str]
+    check_mask: Callable[[Mask], str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,7 +381,12 @@ class _RuleReader:
             self.problems.add(part.line_of("text"), f"text is for the actions redact and constant, not for {action}")
         keep = part.number("keep", 1, KEEP_LIMIT)
         text = part.text("text") if "text" in part else None
-        return Mask(self.name, columns, detectors, action, KEEP_DEFAULT if keep is None else keep, text)
+        mask = Mask(self.name, columns, detectors, action, KEEP_DEFAULT if keep is None else keep, text)
+        if self.vocabulary.check_mask is not None and (columns or detectors):
+            wrong = self.vocabulary.check_mask(mask)
+            if wrong is not None:
+                self.problems.add(node, wrong)
+        return mask
 
     @staticmethod
     def _action_word(part: Fields) -> str:

@@ -373,16 +373,18 @@ def load_rules(
     *,
     verbs: Mapping[str, Collection[str]],
     detectors: Collection[str],
+    check_mask: Callable[[Mask], str | None] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> RuleSet:
     """Read and check a rule file.
 
     targets are the configured ones (None: not known, and what depends on them is not checked); verbs maps each
-    protocol to its VERBS; detectors are the names of the value detectors. A file of 1,000 rules takes about two
+    protocol to its VERBS; detectors are the names of the value detectors; check_mask is the masker's. A file of
+    1,000 rules takes about two
     seconds: call it in a thread. Raises ConfigError with ``source_name:line: message``, one line a mistake.
     """
     problems = Problems(source_name)
-    found = read_rules(text, source_name, Vocabulary(verbs, detectors), targets, problems)
+    found = read_rules(text, source_name, Vocabulary(verbs, detectors, check_mask), targets, problems)
     problems.raise_if_any()
     find_unreachable(found.rules, targets, problems)
     problems.raise_if_any()

@@ -37,9 +37,7 @@ def classify_where(node: Node) -> tuple[WhereClass, bool]:
 
 def constant_text(node: Node) -> str | None:
     """The text of a constant, perhaps with a cast on it; None for NULL and all else."""
-    while "TypeCast" in node:
-        node = node["TypeCast"]["arg"]
-    body = node.get("A_Const")
+    body = _under(node).get("A_Const")
     if body is None or body.get("isnull"):
         return None
     value = _value(body)
@@ -64,14 +62,16 @@ class _Judge:
             case "A_Const" | "ParamRef":
                 self.literal = True
                 return _truth(body) if tag == "A_Const" else _SAME
-            case "TypeCast" if is_value(body["arg"]):
+            case "TypeCast" if is_value(node):
                 self.literal = True
-                return _truth(body["arg"]["A_Const"]) if "A_Const" in body["arg"] else _SAME
+                inner = _under(node)
+                return _truth(inner["A_Const"]) if "A_Const" in inner else _SAME
             case "NullTest" if is_value(body["arg"]):
                 self.literal = True
-                null = bool(body["arg"].get("A_Const", {}).get("isnull"))
-                if "ParamRef" in body["arg"]:
+                inner = _under(body["arg"])
+                if "A_Const" not in inner:
                     return _SAME
+                null = bool(inner["A_Const"].get("isnull"))
                 return _TRUE if null == (body.get("nulltesttype", "IS_NULL") == "IS_NULL") else _FALSE
             case _:
                 return _ROWS if _sees_rows(node) else _SAME
@@ -91,6 +91,7 @@ class _Judge:
     def _operator(self, body: Node) -> str:
         left, right = body.get("lexpr"), body.get("rexpr")
         if left is None or right is None:
+            self.literal |= is_value({"A_Expr": body})
             return _ROWS if _sees_rows(body) else _SAME
         kind = body.get("kind", "AEXPR_OP")
         operator = body["name"][-1]["String"].get("sval", "")
@@ -111,10 +112,15 @@ class _Judge:
 
 
 def is_value(node: Node) -> bool:
-    """Whether this is a constant or a parameter, perhaps under casts: a normalised text does not tell them apart."""
-    while "TypeCast" in node:
-        node = node["TypeCast"]["arg"]
-    return "A_Const" in node or "ParamRef" in node
+    """Whether this is a constant or a parameter, perhaps under casts: a normalised text does not tell them apart.
+
+    Neither does it tell ``-'x'`` from ``'x'``: it takes the minus for a sign.
+    """
+    node = _under(node)
+    if "A_Const" in node or "ParamRef" in node:
+        return True
+    negated = node.get("A_Expr")
+    return negated is not None and "lexpr" not in negated and "A_Const" in negated.get("rexpr", ())
 
 
 def _value(body: Node) -> bool | int | float | str | None:
@@ -146,7 +152,7 @@ def _truth(body: Node) -> str:
 
 def _compare(left: Node, operator: str, right: Node) -> str:
     one, two = constant_text(left), constant_text(right)
-    if "ParamRef" in _under(left) or "ParamRef" in _under(right):
+    if "A_Const" not in _under(left) or "A_Const" not in _under(right):
         return _SAME
     if one is None or two is None:
         return _FALSE  # a comparison with NULL
