@@ -10,9 +10,11 @@ a query touches and where its columns come from), sql_scope (names), sql_where, 
 
 SqlReader is the same with a cache. First by text. Then by pgparse.normalize, which puts a parameter in the place of
 every constant and leaves all else, comments included: equal normalised texts parse to the same tree but for
-constants and parameters. So a statement whose facts did not look at one (literal_free) serves every text of its
+constants and parameters (and a sign). So a statement whose facts did not look at one (literal_free) serves every text of its
 normalised form, with the text replaced. pgparse.fingerprint cannot be that key: it ignores the order of columns, the
 aliases of tables, and the names of cursors and prepared statements, and is a hash that can be collided on purpose.
+normalize takes the token behind a minus for the constant, though in ``-(1)`` it is a parenthesis: a text with such a
+minus, or a ``--`` comment, is kept by its text alone.
 
 Limits: a text with a NUL is refused (the parser would stop there, silently); so is one whose structure, literals
 left out, is longer than STRUCTURE_LIMIT. Nesting of more than some 300 levels is unknown (the interpreter's stack);
@@ -27,6 +29,7 @@ Source: postgres note, section 10; PostgreSQL 17 src/backend/parser/gram.y.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import count
@@ -48,6 +51,7 @@ CACHED_TEXT_LIMIT: Final = 16 * 1024
 CACHED_TEXTS_LIMIT: Final = 4096
 CACHED_CHARACTERS_LIMIT: Final = 8 * 1024 * 1024
 
+_UNSAFE_MINUS: Final = re.compile(r"-\s*(?:[-(]|/\*)")
 _NO_NAMES: Final[frozenset[str]] = frozenset()
 
 
@@ -114,6 +118,17 @@ def _slices(text: str, nodes: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _normal(text: str) -> str | None:
+    """The text with parameters for its constants; None where it has no form that others can be told by."""
+    if "-" in text and _UNSAFE_MINUS.search(text):
+        return None
+    try:
+        normal: str = pgparse.normalize(text)
+    except Exception:  # what cannot be normalised is read, and refused, by read_sql
+        return None
+    return normal
+
+
 class _Template(NamedTuple):
     """A statement that serves every text of one normalised form: its own text is all but before and after."""
 
@@ -140,10 +155,7 @@ class SqlReader:
             return found
         if len(text) > CACHED_TEXT_LIMIT or "\0" in text:
             return self._numbered(read_sql(text, self._also_pure))
-        try:
-            normal: str | None = pgparse.normalize(text)
-        except Exception:  # what cannot be normalised is read, and refused, by read_sql
-            normal = None
+        normal = _normal(text)
         template = self._templates.get(normal) if normal is not None else None
         if normal is not None and template is not None:
             self._templates.move_to_end(normal)

@@ -207,6 +207,10 @@ length('a') = 1
 exists (select 1)
 not (1 > 2 or false)
 true is true
+-'1'
+-'1' = 1
+'1'::text::bool
+$1::bool is null
 current_user = 'x'
 (1 = 1)
 1.0 = 1

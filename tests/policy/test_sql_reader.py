@@ -156,8 +156,34 @@ def test_a_comment_that_quotes_the_statement_does_not_move_its_text() -> None:
     assert statement.text.endswith("select a from t where b = 23")
 
 
+@pytest.mark.parametrize("text", ["select -(1)", "select - (-1)", "select - - 1", "select -/* x */ 1", "select 1 -- x"])
+def test_what_is_normalised_wrongly_is_kept_by_text_alone(text: str) -> None:
+    reader = SqlReader()
+    reader(text)
+    assert reader._templates == {}
+    assert text in reader._texts
+    reader("select a -1, b->'c', -1 from t where d = '-'")
+    assert len(reader._templates) == 1
+
+
 # Whatever a text of the same normal form may have in the place of a constant.
-SUBSTITUTES = ("0", "1", "2", "'a'", "'1'", "'%'", "'true'", "true", "false", "null", "1.5", "$9", "'x''y'")
+SUBSTITUTES = (
+    "0",
+    "1",
+    "2",
+    "'a'",
+    "'1'",
+    "'%'",
+    "'true'",
+    "true",
+    "false",
+    "null",
+    "1.5",
+    "$9",
+    "'x''y'",
+    "-'x'",
+    "- 1",
+)
 
 
 @pytest.mark.parametrize("text", GOOD_TEXTS)
@@ -166,7 +192,7 @@ def test_literal_free_means_it(text: str) -> None:
     (statement, *more) = read_sql(text)
     if more or not statement.literal_free:
         return
-    constants = list(re.finditer(r"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b|\btrue\b|\bfalse\b|\bnull\b", text))
+    constants = list(re.finditer(r"-?'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b|\btrue\b|\bfalse\b|\bnull\b", text))
     for constant in constants:
         for substitute in SUBSTITUTES:
             other = text[: constant.start()] + substitute + text[constant.end() :]

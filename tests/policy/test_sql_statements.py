@@ -270,6 +270,7 @@ select * from t where purge(a) | SELECT | execute! | t |
 select a from t order by purge(a) | SELECT | execute! | t |
 select count(*) filter (where purge()) from t | SELECT | execute! | t |
 select sum(a) over (order by purge()) from t | SELECT | execute! | t |
+select a from t where a = -'1' and b = - 1 limit -'1' | SELECT | read | t |
 select * from t limit purge() | SELECT | execute! | t |
 select public.lower(a) from t | SELECT | execute! | t |
 select pg_catalog.lower(a) from t | SELECT | read | t |
