@@ -10,6 +10,7 @@ The wheel's server is built without OpenSSL. GATECAST_POSTGRES18_TLS may name an
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +52,10 @@ METHOD_LINES: Final = (
     "host all,replication all 127.0.0.1/32 trust",
 )
 CERT_LINE: Final = "hostssl all by_cert 127.0.0.1/32 cert"
+
+
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class PeerMissing(Exception):
@@ -253,7 +259,14 @@ def _popen(
             user=owner.pw_uid if owner is not None else None,
             group=owner.pw_gid if owner is not None else None,
             extra_groups=[] if owner is not None else None,
+            preexec_fn=_end_with_us,  # after the change of user, which would clear it
         )
+
+
+def _end_with_us() -> None:
+    """In the child: have the kernel end it (fast shutdown) when the test run is killed."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _initialise(found: Installation, folder: Path, owner: pwd.struct_passwd | None) -> None:

@@ -49,6 +49,9 @@ create view crm.hidden as select crm.mail(id) as x, id from public.orders;
 create function crm.join2(text, text) returns text language sql stable as 'select email from crm.cust limit 1';
 create operator crm.@@@ (leftarg = text, rightarg = text, function = crm.join2);
 create view crm.plus as select note operator(crm.@@@) 'x' as x, note from public.orders;
+create function crm.pair_text(pair) returns text language sql stable as 'select email from crm.cust limit 1';
+create cast (pair as text) with function crm.pair_text(pair);
+create view crm.casts as select pair::text as x, pair from crm.cust;
 create view crm.keys as select rolname, rolpassword from pg_authid;
 create view crm.both as select id, email from crm.cust union all select id, note from public.orders;
 create view crm.const as select 1 as one, exists (select 1 from crm.cust where email = 'x@') as found;
@@ -59,8 +62,12 @@ create sequence crm.counter;
 
 
 def run(work: Coroutine[object, object, T]) -> T:
+    async def bounded() -> T:
+        async with asyncio.timeout(60):  # a signal's exception would not get out of uvloop
+            return await work
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+        return runner.run(bounded())
 
 
 def catalog_of(server: PostgresServer, database: str, reader: Reader | None = None) -> Catalog:
@@ -149,6 +156,8 @@ def test_a_reader_of_sql_tells_a_views_columns_apart(server: PostgresServer, oid
     assert found("crm.hidden", 2) == ("crm.hidden.id", "public.orders.id")
     assert found("crm.plus", 1) is None  # an operator that is a function of a user
     assert found("crm.plus", 2) == ("crm.plus.note", "public.orders.note")
+    assert found("crm.casts", 1) is None  # a cast that is a function of a user
+    assert found("crm.casts", 2) == ("crm.casts.pair", "crm.cust.pair")
     assert found("crm.keys", 2) == ("crm.keys.rolpassword", "pg_catalog.pg_authid.rolpassword")
     assert found("crm.both", 2) == ("crm.both.email", "crm.cust.email", "public.orders.note")
     assert found("crm.const", 1) == ("crm.const.one",)

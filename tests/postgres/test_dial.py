@@ -98,8 +98,12 @@ async def fake(script: Script) -> AsyncIterator[tuple[Target, list[Scripted]]]:
 
 
 def run(work: Coroutine[object, object, T]) -> T:
+    async def bounded() -> T:
+        async with asyncio.timeout(60):  # a signal's exception would not get out of uvloop
+            return await work
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+        return runner.run(bounded())
 
 
 def with_settings(target: Target, **settings: object) -> Target:

@@ -26,8 +26,12 @@ CANARY = "canary-7f3a"
 
 
 def run(work: Coroutine[object, object, T]) -> T:
+    async def bounded() -> T:
+        async with asyncio.timeout(60):  # a signal's exception would not get out of uvloop
+            return await work
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+        return runner.run(bounded())
 
 
 def target_of(server: PostgresServer, **settings: object) -> Target:
