@@ -9,8 +9,8 @@ The parts: sql_verbs (what there is), sql_statement and sql_utility (one stateme
 a query touches and where its columns come from), sql_scope (names), sql_where, sql_functions.
 
 SqlReader is the same with a cache. First by text. Then by pgparse.normalize, which puts a parameter in the place of
-every constant and leaves all else, comments included: equal normalised texts parse to the same tree but for
-constants and parameters (and a sign). So a statement whose facts did not look at one (literal_free) serves every text of its
+every constant and leaves all else, comments included: equal normalised texts parse to the same tree but for constants
+and parameters (and a sign). So a statement whose facts did not look at one (literal_free) serves every text of its
 normalised form, with the text replaced. pgparse.fingerprint cannot be that key: it ignores the order of columns, the
 aliases of tables, and the names of cursors and prepared statements, and is a hash that can be collided on purpose.
 normalize takes the token behind a minus for the constant, though in ``-(1)`` it is a parenthesis: a text with such a

@@ -139,9 +139,9 @@ def test_reader_equals_read_sql(text: str) -> None:
 
 def test_a_template_serves_other_literals_with_their_own_text() -> None:
     reader = SqlReader()
-    (first,) = reader("  /* é */ select a from t where b = 1 ; -- x")
-    (second,) = reader("  /* é */ select a from t where b = 'a longer one' ; -- x")
-    (other,) = reader("  /* é */ select a from t where c = 1 ; -- x")
+    (first,) = reader("  /* é */ select a from t where b = 1 ; /* x */")
+    (second,) = reader("  /* é */ select a from t where b = 'a longer one' ; /* x */")
+    (other,) = reader("  /* é */ select a from t where c = 1 ; /* x */")
     assert second.text == "/* é */ select a from t where b = 'a longer one'"
     assert same_facts(first, second)
     assert first.key == second.key != 0
