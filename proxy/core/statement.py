@@ -68,7 +68,7 @@ class Statement:
     makes, uses or drops. inner: the statement inside PREPARE, DECLARE, EXPLAIN, COPY (query), CREATE TABLE AS,
     CREATE VIEW. moves_data: it stores what it reads (INSERT..SELECT, CREATE TABLE AS, SELECT INTO, UPDATE from
     columns, MERGE, materialized view, COPY to a file or program). literal_free: the facts do not depend on any literal,
-    so that another text of the same fingerprint has the same facts. key: equal and not 0 in two Statements whose
+    so that another text of the same normalised form has the same facts. key: equal and not 0 in two Statements whose
     every field but text is equal (SqlReader numbers them), so that what is derived from them can be cached.
     kinds: every kind found in it, kind being the gravest. columns: those read; columns_written: those that INSERT,
     UPDATE, MERGE or COPY name as their place. moved: the columns whose values it stores, if moves_data.
