@@ -252,7 +252,7 @@ class Answers:
                 reply = self._pipeline.done()
                 if reply.kind not in (wire.SYNC, wire.QUERY, wire.FUNCTION_CALL):
                     raise TargetPeerError("the target was ready before it had answered", "08P01")
-                self._pipeline.status = data[end - 1]
+                self._pipeline.ready(data[end - 1])
                 return None
             case 67:  # C CommandComplete
                 self._complete(wire.command_tag(data[pos:end]))
@@ -416,7 +416,8 @@ class Answers:
             answers = self._remark(head.permit, fields, message, b"E")
         if head.permit is not None:
             text = fields.get("M", "") if answers is None else "(masked)"
-            self._after.append(Ended(head.permit, Result("", error={"code": fields.get("C", ""), "message": text})))
+            error = {"severity": fields.get("S", "ERROR"), "code": fields.get("C", ""), "message": text}
+            self._after.append(Ended(head.permit, Result("", error=error)))
         for reply in dropped[1:]:
             if reply.permit is not None:
                 self._after.append(Ended(reply.permit, Result("SKIPPED")))

@@ -24,7 +24,7 @@ from protocols.postgres import wire
 from protocols.postgres.answers import Answer, Answers
 from protocols.postgres.display import show_cell
 from protocols.postgres.pipeline import Pipeline
-from protocols.postgres.reading import PROTOCOL_NAME, CommandReader
+from protocols.postgres.reading import PROTOCOL_NAME, CommandReader, changes_catalogue
 from protocols.postgres.replication import replication_statement
 from protocols.postgres.replies import Portal, Prepared, Reply
 from proxy.core.errors import Refused, UserPeerError
@@ -113,6 +113,9 @@ class Conversation:
         self._replication = replication
         self._search_path = search_path
         self._strings_unsafe = False
+        self._reported = {"client_encoding": "UTF8", "standard_conforming_strings": "on"}
+        self._unsettled = False  # something in flight may change how texts are read
+        self._encoding_unsure = False
         self._asked: Reply | None = None
         self._asked_name = b""
         self._asked_wire = b""
@@ -147,16 +150,22 @@ class Conversation:
 
     def setting(self, name: str, value: str) -> None:
         """Learn a setting of the session: start-up parameters and ParameterStatus."""
-        if name == "client_encoding":
-            self._codec = codec_of(value)
-            self.answers.encoding = self._codec or "latin-1"
-            self.answers.client_encoding = value
-        elif name == "standard_conforming_strings":
-            self._strings_unsafe = value != "on"
+        if name in self._reported:
+            self._reported[name] = value
+            self._settle()
         elif name == "DateStyle":
             self.date_style = value
         elif name == "search_path":
             self._search_path = None
+
+    def _settle(self) -> None:
+        """Take what the target reported last for what holds now."""
+        encoding = self._reported["client_encoding"]
+        self._codec = codec_of(encoding)
+        self.answers.encoding = self._codec or "latin-1"
+        self.answers.client_encoding = encoding
+        self._strings_unsafe = self._reported["standard_conforming_strings"] != "on"
+        self._unsettled = self._encoding_unsure = False
 
     def permitted(self, permit: Permit) -> Sequence[Cargo]:
         """Take note of the leave for what was asked last; returns what to send, () if the target skips it."""
@@ -200,7 +209,7 @@ class Conversation:
         if self.pipeline.skipping:
             return None
         reply.refused = refused
-        reply.effects = False
+        reply.effects = reply.ddl = False
         token = self._token()
         match reply.kind:
             case wire.QUERY:
@@ -222,8 +231,14 @@ class Conversation:
 
     def _query(self, message: bytes) -> Asked:
         text, statements = self._statements(wire.parse_query(message))
-        self._asked = Reply(wire.QUERY, statements=statements, effects=_touches_names(statements))
+        self._asked = self._running(wire.QUERY, statements)
         return Asked(self._command(statements, text, message))
+
+    @staticmethod
+    def _running(kind: int, statements: Sequence[Statement], portal: Portal | None = None) -> Reply:
+        effects = any(statement.verb in _NAME_VERBS for statement in statements)
+        ddl = any(changes_catalogue(statement) for statement in statements)
+        return Reply(kind, portal=portal, statements=statements, effects=effects, ddl=ddl)
 
     def _parse(self, message: bytes) -> Asked:
         name, body, oids = wire.parse_parse(message)
@@ -258,7 +273,7 @@ class Conversation:
                 return self._unknown("EXECUTE", message, Reply(wire.EXECUTE), name, 0)
             return self._missing(wire.EXECUTE, name, "portal", b"")
         statements = portal.prepared.statements
-        self._asked = Reply(wire.EXECUTE, portal=portal, statements=statements, effects=_touches_names(statements))
+        self._asked = self._running(wire.EXECUTE, statements, portal)
         self._asked_name = name
         command = self._command(statements, portal.prepared.text, message, values=portal.values)
         return Asked(command, follows=portal.permit)
@@ -341,7 +356,9 @@ class Conversation:
     # -- reading texts --------------------------------------------------------------------------------
 
     def _statements(self, body: bytes) -> tuple[str, Sequence[Statement]]:
-        if self._codec is None:
+        if self._unsettled and self.pipeline.peek() is None:
+            self._settle()  # reports come before ReadyForQuery: nothing is in flight, so they are the truth
+        if self._codec is None or (self._encoding_unsure and not body.isascii()):
             text = body.decode("ascii", "backslashreplace")
             return text, (_unreadable(text, "this client_encoding can hide where a string ends; use UTF8"),)
         try:
@@ -350,27 +367,34 @@ class Conversation:
             text = body.decode(self._codec, "backslashreplace")
             return text, (_unreadable(text, "the text is not valid in the session's client_encoding"),)
         if self._strings_unsafe and "\\" in text:
-            return text, (_unreadable(text, "standard_conforming_strings is off"),)
+            return text, (_unreadable(text, "standard_conforming_strings is off, or may be"),)
         if self._replication:
             statement = replication_statement(text)
             if statement is not None:
                 return text, (statement,)
         statements = self._read(text)
         for statement in statements:
-            if statement.setting is not None:
+            if statement.setting is not None or statement.opaque:
                 self._learn(statement)
         return text, statements
 
     def _learn(self, statement: Statement) -> None:
-        """Prepare for what a SET may do; the target's ParameterStatus may come after the next text does."""
-        assert statement.setting is not None
+        """Prepare for what a SET, or code that nobody can see, may do before the target reports it."""
+        if statement.setting is None:
+            self._unsettled = self._strings_unsafe = self._encoding_unsure = True
+            return
         name, value = statement.setting[0].lower(), statement.setting[1]
         if name in ("client_encoding", "names"):
-            # RESET goes back to what nobody here knows, until the target reports it.
-            self._codec = codec_of(value) if value else None
+            self._unsettled = True
+            if value is None or codec_of(value) != self._codec:
+                self._encoding_unsure = True
+            if value is not None and codec_of(value) is None:
+                self._codec = None
         elif name == "standard_conforming_strings":
-            self._strings_unsafe = True  # until the target reports "on"
-        elif name in ("search_path", "schema", "role", "session_authorization", "all"):
+            self._unsettled = self._strings_unsafe = True
+        elif name == "all":
+            self._unsettled = self._strings_unsafe = self._encoding_unsure = True
+        if name in ("search_path", "schema", "role", "session_authorization", "all"):
             self._search_path = None
 
     def _command(
@@ -392,6 +416,7 @@ class Conversation:
             prepares=prepares,
             rest_bytes=rest_bytes,
             values=values,
+            unsure=self.pipeline.unsure,
         )
 
     def _lookup(self, verb: str, name: str) -> Sequence[Statement] | None:
@@ -426,10 +451,6 @@ def _unreadable(text: str, why: str) -> Statement:
 
 
 _NAME_VERBS: Final = frozenset(("PREPARE", "DEALLOCATE", "DECLARE", "CLOSE", "DISCARD", "UNPARSABLE"))
-
-
-def _touches_names(statements: Sequence[Statement]) -> bool:
-    return any(statement.verb.split(" ")[0] in _NAME_VERBS for statement in statements)
 
 
 def _shown(bind: wire.Bind, prepared: Prepared) -> tuple[str | None, ...]:

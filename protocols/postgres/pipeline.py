@@ -8,6 +8,7 @@ the Syncs sent before CopyDone are struck off. Source: PostgreSQL 18 docs 54.2.3
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from protocols.postgres.replies import QUEUE_LIMIT, Names, Portal, Prepared, Reply
 from protocols.postgres.wire import (
@@ -20,6 +21,9 @@ from protocols.postgres.wire import (
 )
 from proxy.core.errors import TargetPeerError, UserPeerError
 from proxy.core.statement import Statement
+
+# CommandComplete tags of what changes the catalogue.
+_DDL: Final = ("CREATE", "ALTER", "DROP", "REFRESH", "IMPORT", "DO", "CALL")
 
 
 class Pipeline:
@@ -34,6 +38,9 @@ class Pipeline:
         self.copy_both = False
         self.status = ord("I")  # the target's last ReadyForQuery
         self.effects_pending = 0  # replies owed whose text makes or drops names by SQL
+        self.ddl_open = False  # DDL has run in a transaction that may still be open
+        self.ddl_done = False  # such a transaction has ended: the catalogue is behind
+        self.ddl_pending = 0  # replies owed whose text may change the catalogue
         self.uncertain = False  # a text that nobody could read may have made names
 
     def push(self, reply: Reply) -> None:
@@ -41,8 +48,8 @@ class Pipeline:
         if len(self.replies) >= QUEUE_LIMIT:
             raise UserPeerError("too many messages in flight", "54000")
         self.replies.append(reply)
-        if reply.effects:
-            self.effects_pending += 1
+        self.effects_pending += reply.effects
+        self.ddl_pending += reply.ddl
 
     def sent_sync(self) -> None:
         """A Sync goes up: it is owed a ReadyForQuery unless COPY FROM STDIN runs."""
@@ -76,9 +83,20 @@ class Pipeline:
         """Take the head off: the target has answered it."""
         reply = self.head()
         self.replies.popleft()
-        if reply.effects:
-            self.effects_pending -= 1
+        self.effects_pending -= reply.effects
+        self.ddl_pending -= reply.ddl
         return reply
+
+    @property
+    def unsure(self) -> bool:
+        """Whether DDL that the catalogue cannot show yet may have changed what is behind names."""
+        return self.ddl_open or self.ddl_pending > 0
+
+    def ready(self, status: int) -> None:
+        """ReadyForQuery came."""
+        self.status = status
+        if self.ddl_open and status == ord("I"):
+            self.ddl_open, self.ddl_done = False, True
 
     def began_copy_in(self) -> None:
         """CopyInResponse came: the Syncs that were sent before CopyDone are ignored by the target."""
@@ -107,8 +125,8 @@ class Pipeline:
         while self.replies and self.replies[0].kind != SYNC:
             dropped.append(self.replies.popleft())
         for reply in reversed(dropped):
-            if reply.effects:
-                self.effects_pending -= 1
+            self.effects_pending -= reply.effects
+            self.ddl_pending -= reply.ddl
             if reply.undo is not None:
                 # A failed Parse or Bind drops the unnamed one before anything else; a named one stays as it was.
                 gone = reply is head and reply.kind in (PARSE, BIND) and reply.undo.name == b""
@@ -122,6 +140,9 @@ class Pipeline:
         index = reply.completed
         reply.completed += 1
         statement = statements[index] if index < len(statements) else None
+        # CREATE TABLE AS and SELECT INTO complete as SELECT.
+        if tag.startswith(_DDL) or (statement is not None and statement.verb in ("CREATE TABLE AS", "SELECT INTO")):
+            self.ddl_open = True
         if tag in ("DISCARD ALL", "DEALLOCATE ALL"):
             self.prepared.clear()
         if tag in ("DISCARD ALL", "CLOSE CURSOR ALL"):

@@ -5,9 +5,9 @@ is known, all of that name where it is not (a set search_path is not followed; e
 allowed). EXECUTE and FETCH are decided as what they run. A text of several statements is a Command with parts.
 
 Facts of a command, for rules and masks: statements, resolved (written name -> names, with the base tables of
-views), tables_read, tables_written, tables, columns, functions, where, where_missing, has_limit, limit, multi,
-control, opaque, opaque_reason, moves_data, setting, values (of parameters, as display text), replication,
-cache_key (hashable: equal keys mean equal facts).
+views; () = it may be anything), tables_read, tables_written, tables, columns, columns_written, kinds, functions,
+where, where_missing, has_limit, limit, multi, control, opaque, opaque_reason, moves_data, setting (name, value),
+values (of parameters, as display text), replication, cache_key (hashable: equal keys mean equal facts).
 
 Source: postgres note 4, 9, 10.
 """
@@ -15,10 +15,11 @@ Source: postgres note 4, 9, 10.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from proxy.core.events import KINDS, Command, Kind
-from proxy.core.statement import Statement
+from proxy.core.statement import ColumnRef, Statement
 
 PROTOCOL_NAME: Final = "postgres"
 TEMPLATE_LIMIT: Final = 2048  # cached facts a connection's database; small values
@@ -75,8 +76,12 @@ class CommandReader:
         prepares: bool = False,
         rest_bytes: int = 0,
         values: tuple[str | None, ...] | None = None,
+        unsure: bool = False,
     ) -> Command:
-        """Return the Command of a text, ready to be decided."""
+        """Return the Command of a text, ready to be decided.
+
+        unsure: DDL of an open transaction may have changed what is behind names, unseen by the catalogue.
+        """
         if len(statements) == 1:
             template = self._single(statements[0], lookup, search_path)
         elif not statements:
@@ -84,6 +89,10 @@ class CommandReader:
         else:
             template = self._several(statements, lookup, search_path)
         facts = template.facts if values is None else {**template.facts, "values": values}
+        parts = template.parts
+        if unsure or any(changes_catalogue(statement) for statement in statements[:-1]):
+            facts = _unsure(facts)
+            parts = tuple(replace(part, facts=_unsure(part.facts)) for part in parts)
         return Command(
             PROTOCOL_NAME,
             template.verb,
@@ -93,7 +102,7 @@ class CommandReader:
             template.objects,
             facts,
             True,
-            template.parts,
+            parts,
             prepares,
             rest_bytes,
         )
@@ -200,14 +209,12 @@ class CommandReader:
             "tables_read": tables_read,
             "tables_written": tables_written,
             "tables": objects,
-            "columns": tuple(
-                dict.fromkeys(
-                    f"{column.table}.{column.name}" if column.table else column.name for column in statement.columns
-                )
-            ),
+            "columns": _column_names(statement.columns),
             "functions": statement.functions,
             "where": statement.where or "",
-            "where_missing": statement.verb in ("UPDATE", "DELETE") and statement.where in ("none", "always_true"),
+            "where_missing": bool(statement.more.get("unrestricted")),
+            "kinds": statement.kinds or (statement.kind,),
+            "columns_written": _column_names(statement.columns_written),
             "has_limit": statement.limit is not None,
             "limit": statement.limit or 0,
             "multi": False,
@@ -223,6 +230,7 @@ class CommandReader:
         return Command(PROTOCOL_NAME, statement.verb, statement.kind, statement.text, b"", objects, facts)
 
 
+_DDL_VERBS: Final = ("CREATE", "ALTER", "DROP", "SELECT INTO", "REFRESH", "IMPORT", "DO", "CALL", "UNPARSABLE")
 _PLUMBING_VERBS: Final = frozenset(("DEALLOCATE", "CLOSE", "UNLISTEN"))
 
 
@@ -235,6 +243,22 @@ def _hidden(statement: Statement) -> tuple[str, str] | None:
             if each.verb in ("FETCH", "MOVE"):
                 return "FETCH", each.name
     return None
+
+
+def changes_catalogue(statement: Statement) -> bool:
+    """Tell whether a statement may change what is behind a name: DDL, or code that nobody can see."""
+    return statement.opaque or statement.verb.startswith(_DDL_VERBS)
+
+
+def _unsure(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same facts, with every name standing for anything."""
+    kept = {**facts, "resolved": dict.fromkeys(facts.get("resolved", ()), ())}
+    kept.pop("cache_key", None)
+    return kept
+
+
+def _column_names(columns: Sequence[ColumnRef]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(f"{each.table}.{each.name}" if each.table else each.name for each in columns))
 
 
 def _nothing(verb: str, name: str) -> None:

@@ -27,7 +27,6 @@ from proxy.core.stream import Stream
 
 READ_BYTES: Final = 64 * 1024
 GOODBYE_SECONDS: Final = 5.0
-_DDL: Final = ("CREATE", "ALTER", "DROP", "SELECT INTO", "REFRESH", "IMPORT")
 
 
 class _Over(Exception):
@@ -210,8 +209,6 @@ class Relay:
                             self._conversation.answers.show(answer.reply, seen)
                     case Ended():
                         self._session.result(answer.permit, answer.result)
-                        if answer.result.tag.startswith(_DDL):
-                            self._world.stale()
                     case NeedColumns():
                         answer.reply.columns = await self._world.columns(answer.fields, self._conversation.date_style)
                     case NeedCopy():
@@ -224,6 +221,9 @@ class Relay:
                         over = True
                     case _:
                         assert_never(answer)
+            if self._conversation.pipeline.ddl_done:
+                self._conversation.pipeline.ddl_done = False
+                self._world.stale()
             await self._flush_user()
             if over:
                 raise _Over("ended by the target")

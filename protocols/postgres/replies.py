@@ -53,7 +53,8 @@ class Reply:
     """What one message sent to the target is owed.
 
     kind: the message's type byte. undo: what to take back if the target does not carry it out. hidden: the gate
-    asked, the user must not see the answer. missing: the name that the user used and nobody knows, and its kind.
+    asked, the user must not see the answer. effects: its text makes or drops names by SQL. ddl: its text may change
+    the catalogue. missing: the name that the user used and nobody knows, and its kind.
     """
 
     kind: int
@@ -62,6 +63,7 @@ class Reply:
     undo: Undo | None = None
     statements: Sequence[Statement] = ()
     effects: bool = False
+    ddl: bool = False
     prepared: Prepared | None = None
     portal: Portal | None = None
     hidden: bool = False
