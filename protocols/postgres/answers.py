@@ -96,7 +96,7 @@ class Answers:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._have = 0
         self._need = 0
         self._through = 0  # bytes of a long message that pass as they come
@@ -114,7 +114,7 @@ class Answers:
     def feed(self, data: bytes) -> Iterator[Answer]:
         """Yield answers for what the target sent. Raises TargetPeerError."""
         if self._parts:
-            self._parts.append(data)
+            wire.gather(self._parts, data)
             self._have += len(data)
             if self._have < self._need:
                 return

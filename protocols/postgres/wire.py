@@ -22,6 +22,7 @@ SHORT_MESSAGE_LIMIT: Final = 10_000  # PQ_SMALL_MESSAGE_LIMIT
 QUERY_LIMIT: Final = 16 * 1024 * 1024  # texts are held whole to be decided on: ours, postgres note 8
 STREAM_BYTES: Final = 64 * 1024  # a longer Bind, FunctionCall or CopyData goes on in pieces
 TARGET_MESSAGE_LIMIT: Final = 16 * 1024 * 1024  # of what is not a row and not COPY data
+SMALL_READ_BYTES: Final = 1024  # an object costs up to 50 bytes, which only a larger read may bear
 NAMES_LIMIT: Final = 8192  # two names at the start of a Bind; NAMEDATALEN is 64, so this is generous
 
 U32: Final = Struct(">I")
@@ -50,14 +51,14 @@ class UserMessages:
 
     def __init__(self, query_limit: int = QUERY_LIMIT) -> None:
         self._query_limit = query_limit
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._have = 0
         self._need = 0
         self._rest = 0
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes, int]]:
         if self._parts:
-            self._parts.append(data)
+            gather(self._parts, data)
             self._have += len(data)
             if self._have < self._need:
                 return
@@ -109,6 +110,16 @@ class UserMessages:
                 raise UserPeerError(f"the statement is longer than {self._query_limit} bytes", "54000")
         elif length > (LONG_MESSAGE_LIMIT if kind in LONG_TYPES else SHORT_MESSAGE_LIMIT):
             raise UserPeerError("invalid message length", "08P01")
+
+
+def gather(parts: list[bytes | bytearray], data: bytes) -> None:
+    """Add a read to what is there of a message; small ones share a buffer, or each byte could cost dozens."""
+    if len(data) >= SMALL_READ_BYTES:
+        parts.append(data)
+    elif parts and isinstance(parts[-1], bytearray):
+        parts[-1] += data
+    else:
+        parts.append(bytearray(data))
 
 
 # -- frontend messages: decoding ------------------------------------------------------------------------
