@@ -209,7 +209,8 @@ class Answers:
             rows = Rows(reply.columns, chunk, lambda cells: rewrite_rows(chunk, cells))
             yield Revealed(permit, rows, reply)
         else:
-            if reply.columns is None:
+            statement = self._statement(reply)
+            if reply.columns is None or statement is None or statement.copy is None:
                 raise TargetPeerError("the target sent COPY data that no mask can be put on", "08P01")
             copy = Rows(reply.columns, chunk, lambda cells: self._copy_masked(reply, chunk, cells))
             yield Revealed(permit, copy, reply)
