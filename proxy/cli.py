@@ -149,6 +149,7 @@ def _serve(commands: _Commands) -> None:
         module="proxy.demo",
     )
     demo.add_argument("--keep", action="store_true", help="leave everything running and print what to try")
+    _json(demo)
     reload = _command(
         commands, "reload", "reload", "read the configuration again in a running gateway", "gatecast reload"
     )

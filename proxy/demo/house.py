@@ -1,0 +1,232 @@
+"""The demo's gateway: its files, written as an operator would write them, and ``gatecast serve`` on them.
+
+The folder is all there is: gatecast.yaml, rules.yaml, a certificate, the target's password (0600), two tokens, and
+the gateway's state. Every process of the demo runs in it, so that what is shown can be typed again. There are two
+listeners: one with TLS, and one without, on loopback, for a psql that was built without TLS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import proxy
+from proxy.certificates import self_signed
+from proxy.demo.shop import DATABASE, ROLE, DemoError, Shop
+from proxy.identity.commands import DATABASE_NAME, token_issue
+from proxy.services import SOCKET_NAME, prepare_state
+
+START_SECONDS: Final = 30.0
+STOP_SECONDS: Final = 20.0
+POLL_SECONDS: Final = 0.05
+TLS_PORT: Final = 6432  # where they are free; any other does as well
+PLAIN_PORT: Final = 6433
+AGENT: Final = "shop-agent"
+OWNER: Final = "ana@example.com"
+APPROVER: Final = "mia@example.com"
+
+CONFIG: Final = """\
+state: state
+listeners:
+  - name: tls
+    protocol: postgres
+    address: localhost:{tls_port}
+    tls: {{cert: tls.crt, key: tls.key}}
+  - name: plain                      # loopback only: for a psql that was built without TLS
+    protocol: postgres
+    address: 127.0.0.1:{plain_port}
+    plain: true
+targets:
+  - name: shop
+    host: 127.0.0.1
+    port: {target_port}
+    database: {database}
+    credential: {{user: {role}, password_file: shop.password}}   # its users never see it
+    labels: {{env: demo}}
+limits: {{drain_seconds: 0.5}}
+rules_file: rules.yaml
+"""
+
+RULES: Final = """\
+# What no rule allows is denied. All rules that match count: deny over hold over allow; masks add up.
+rules:
+  - name: agents-read
+    who: {groups: [agents]}
+    on: {targets: [shop]}
+    commands: {kinds: [read], objects: ["public.*", "pg_catalog.*", "information_schema.*"]}
+    allow: true
+
+  - name: no-personal-data
+    on: {targets: [shop]}
+    mask:
+      - {columns: [public.customers.email], action: redact}
+      - {detectors: [email, card], action: partial, keep: 4}
+
+  - name: changes-need-a-human
+    who: {groups: [agents]}
+    on: {targets: [shop]}
+    commands: {kinds: [write], objects: ["public.*"]}
+    hold: {approvers: ["group:oncall"], timeout: 5m, reason: "an agent changes data"}
+
+  - name: no-ddl
+    on: {targets: [shop]}
+    commands: {kinds: [define, delete, admin]}
+    deny: {reason: "agents change no tables; ask for a migration"}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """A running gateway in its folder, and how to talk to it."""
+
+    folder: Path
+    tls_port: int
+    plain_port: int
+    agent_token: str
+    approver_token: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of every command of the demo: ``gatecast`` is this one, and the agent's token is set."""
+        return {**_environment(self.folder), "PGPASSWORD": self.agent_token}
+
+    @property
+    def log(self) -> str:
+        """What the gateway has logged so far."""
+        return (self.folder / "gateway.log").read_text(errors="replace")
+
+
+@contextlib.contextmanager
+def open_house(folder: Path, shop: Shop) -> Iterator[House]:
+    """Write the files into the folder and run the gateway on them. Raises DemoError."""
+    if _in_use(folder / "state" / SOCKET_NAME):
+        raise DemoError(f"a demo is running in {folder} already; stop it with Ctrl-C in its terminal")
+    agent, approver = _write(folder, shop)
+    with (folder / "gateway.log").open("wb") as log:
+        process = subprocess.Popen(  # ourselves
+            [sys.executable, "-m", "proxy", "serve", "-c", "gatecast.yaml", "--log-json"],
+            cwd=folder,
+            env=_environment(folder),
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for the demo, which stops the gateway itself
+        )
+    try:
+        ports = _ports(process, folder / "gateway.log")
+        yield House(folder, ports["tls"], ports["plain"], agent, approver, process)
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    """Stop a gateway as an operator would, and return its exit code."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_SECONDS)
+    return int(process.returncode)
+
+
+def _write(folder: Path, shop: Shop) -> tuple[str, str]:
+    """Write all files; returns the agent's and the approver's token."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    state = folder / "state"
+    prepare_state(state)
+    if not (folder / "tls.crt").exists():
+        self_signed(folder, ["localhost", "127.0.0.1", "::1"])
+    _secret(folder / "shop.password", shop.password + "\n")
+    (folder / "rules.yaml").write_text(RULES)
+    ports = {"tls_port": _free(TLS_PORT), "plain_port": _free(PLAIN_PORT), "target_port": shop.port}
+    (folder / "gatecast.yaml").write_text(CONFIG.format(database=DATABASE, role=ROLE, **ports))
+    command = folder / "bin" / "gatecast"
+    command.parent.mkdir(exist_ok=True)
+    command.write_text(f'#!/bin/sh\n{_path_line()}exec {shlex.quote(sys.executable)} -m proxy "$@"\n')
+    command.chmod(0o755)
+    database = state / DATABASE_NAME
+    agent = token_issue(database, OWNER, groups=["agents"], agents=[AGENT], seconds=86_400, note="the demo's agent")
+    approver = token_issue(database, APPROVER, groups=["oncall"], seconds=86_400, note="the demo's approver")
+    lines = {"PGPASSWORD": agent["token"], "APPROVER": approver["token"]}
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in lines.items())
+    _secret(folder / "env", f'export PATH={shlex.quote(str(command.parent))}:"$PATH"\nunset GATECAST_CONFIG\n{exports}')
+    return str(agent["token"]), str(approver["token"])
+
+
+def _secret(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
+def _path_line() -> str:
+    """How ``python -m proxy`` finds us where we are not installed."""
+    parent = Path(proxy.__file__).parents[1]
+    return "" if parent.name.endswith("-packages") else f"export PYTHONPATH={shlex.quote(str(parent))}\n"
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    # Nobody's own settings may change what is shown.
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "GATECAST_", "PSQL"))}
+    parent = Path(proxy.__file__).parents[1]
+    found: Mapping[str, str] = {} if parent.name.endswith("-packages") else {"PYTHONPATH": str(parent)}
+    path = f"{folder / 'bin'}:{kept.get('PATH', '/usr/bin:/bin')}"
+    return {**kept, **found, "PATH": path, "PSQL_PAGER": "", "LC_MESSAGES": "C", "PYTHONUNBUFFERED": "1"}
+
+
+def _free(port: int) -> int:
+    """The port where nobody listens there on either loopback address; else 0, any."""
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+        except OSError:
+            if family == socket.AF_INET:
+                return 0
+            with contextlib.suppress(OSError), socket.create_connection((host, port), 0.2):
+                return 0
+    return port
+
+
+def _in_use(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _ports(process: subprocess.Popen[bytes], log: Path) -> dict[str, int]:
+    """Wait until the log says where every listener is. Raises DemoError with what it says instead."""
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        found = dict(_listening(log))
+        if {"tls", "plain"} <= found.keys():
+            return found
+        time.sleep(POLL_SECONDS)
+    said = log.read_text(errors="replace").strip()[-1000:]
+    raise DemoError(f"the gateway did not start: {said or 'it said nothing'}")
+
+
+def _listening(log: Path) -> Iterator[tuple[str, int]]:
+    for line in log.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):  # the last line may be half written
+            entry = json.loads(line)
+            if entry.get("event") == "listening":
+                yield str(entry.get("listener")), int(str(entry["address"]).rpartition(":")[2])
