@@ -236,8 +236,10 @@ class Conversation:
 
     @staticmethod
     def _running(kind: int, statements: Sequence[Statement], portal: Portal | None = None) -> Reply:
-        effects = any(statement.verb in _NAME_VERBS for statement in statements)
-        ddl = any(changes_catalogue(statement) for statement in statements)
+        effects = ddl = False
+        for statement in statements:
+            effects = effects or statement.verb in _NAME_VERBS
+            ddl = ddl or changes_catalogue(statement)
         return Reply(kind, portal=portal, statements=statements, effects=effects, ddl=ddl)
 
     def _parse(self, message: bytes) -> Asked:

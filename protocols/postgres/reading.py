@@ -90,7 +90,7 @@ class CommandReader:
             template = self._several(statements, lookup, search_path)
         facts = template.facts if values is None else {**template.facts, "values": values}
         parts = template.parts
-        if unsure or any(changes_catalogue(statement) for statement in statements[:-1]):
+        if unsure or (len(statements) > 1 and any(changes_catalogue(statement) for statement in statements[:-1])):
             facts = _unsure(facts)
             parts = tuple(replace(part, facts=_unsure(part.facts)) for part in parts)
         return Command(

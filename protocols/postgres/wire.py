@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from struct import Struct
 from struct import error as StructError
 from typing import Final
@@ -24,6 +25,9 @@ STREAM_BYTES: Final = 64 * 1024  # a longer Bind, FunctionCall or CopyData goes 
 TARGET_MESSAGE_LIMIT: Final = 16 * 1024 * 1024  # of what is not a row and not COPY data
 SMALL_READ_BYTES: Final = 1024  # an object costs up to 50 bytes, which only a larger read may bear
 NAMES_LIMIT: Final = 8192  # two names at the start of a Bind; NAMEDATALEN is 64, so this is generous
+
+CACHED_DESCRIPTION_BYTES: Final = 4096
+CACHED_DESCRIPTIONS: Final = 1024
 
 U32: Final = Struct(">I")
 I32: Final = Struct(">i")
@@ -285,9 +289,12 @@ class Field:
     format: int
 
 
-def parse_row_description(wire: bytes | memoryview) -> tuple[Field, ...]:
-    """Decode a RowDescription ('T'). Raises TargetPeerError."""
-    body = bytes(wire)
+def parse_row_description(wire: bytes) -> tuple[Field, ...]:
+    """Decode a RowDescription ('T'); the same statement gives the same bytes again. Raises TargetPeerError."""
+    return _cached_description(wire) if len(wire) <= CACHED_DESCRIPTION_BYTES else _description(wire)
+
+
+def _description(body: bytes) -> tuple[Field, ...]:
     try:
         (count,) = U16.unpack_from(body, 5)
         pos = 7
@@ -302,6 +309,9 @@ def parse_row_description(wire: bytes | memoryview) -> tuple[Field, ...]:
     if pos != len(body):
         raise TargetPeerError("the target sent a malformed RowDescription", "08P01")
     return tuple(fields)
+
+
+_cached_description = lru_cache(CACHED_DESCRIPTIONS)(_description)
 
 
 def parse_parameter_description(wire: bytes) -> tuple[int, ...]:
