@@ -416,13 +416,17 @@ class Answers:
         else:
             answers = self._remark(head.permit, fields, message, b"E")
         if head.permit is not None:
-            text = fields.get("M", "") if answers is None else "(masked)"
+            text = self._readable(fields.get("M", "")) if answers is None else "(masked)"
             error = {"severity": fields.get("S", "ERROR"), "code": fields.get("C", ""), "message": text}
             self._after.append(Ended(head.permit, Result("", error=error)))
         for reply in dropped[1:]:
             if reply.permit is not None:
                 self._after.append(Ended(reply.permit, Result("SKIPPED")))
         return answers
+
+    def _readable(self, text: str) -> str:
+        """The text of a message as the user reads it, who may have asked for another encoding than UTF-8."""
+        return text.encode("utf-8", "surrogateescape").decode(self.encoding, "replace")
 
     def _remark(
         self, permit: Permit | None, fields: Mapping[str, str], message: bytes, kind: bytes

@@ -231,7 +231,7 @@ def _target_parameters(parameters: Mapping[str, str], target: Target) -> dict[st
 
 def _opening(target: Target, parameters: Mapping[str, str], replication: bool) -> list[Command]:
     text = f"connect to {target.name}/{target.database}"
-    facts: dict[str, Any] = {"application_name": parameters.get("application_name", "")}
+    facts: dict[str, Any] = {"application_name": _shown(parameters.get("application_name", ""))}
     commands = [Command("postgres", "CONNECT", "session", text, facts=facts)]
     if replication:
         facts = {**facts, "replication": True, "statements": (), "resolved": {}}
@@ -241,6 +241,7 @@ def _opening(target: Target, parameters: Mapping[str, str], replication: bool) -
     settings.update({name.lower(): value for name, value in parameters.items() if name.lower() not in _NOT_SETTINGS})
     for name, value in settings.items():
         if not name.startswith("gatecast."):
+            name, value = _shown(name), _shown(value)
             facts = {"setting": (name, value), "statements": (), "resolved": {}}
             commands.append(Command("postgres", "SET", "session", f"SET {name} = {value!r}", facts=facts))
     return commands
@@ -261,12 +262,17 @@ def _identity_map(identity: Identity) -> dict[str, Any]:
 
 def _described(parameters: Mapping[str, str], target: Target, user: Stream) -> dict[str, Any]:
     return {
-        "database": target.database,
-        "login": parameters.get("user", ""),
-        "application_name": parameters.get("application_name", ""),
+        "database": _shown(target.database),
+        "login": _shown(parameters.get("user", "")),
+        "application_name": _shown(parameters.get("application_name", "")),
         "peer": str(user.info("peer")),
         "tls": str(user.info("version") or ""),
     }
+
+
+def _shown(text: str) -> str:
+    """A start-up parameter for rules, tapes and people: what is not UTF-8 in it is U+FFFD. The target gets the bytes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _cancel_keys(gate: Gate) -> CancelKeys:

@@ -31,7 +31,8 @@ CloseStatus = Literal["closed", "failed"]
 # More text than a human reads before approving; the full bytes are on the tape as WIRE records.
 TEXT_LIMIT: Final = 256 * 1024
 
-_pack = msgpack.Packer(use_bin_type=True).pack
+# A peer's text may hold what UTF-8 cannot (surrogateescape): no reason to end a session, the bytes are in WIRE records.
+_pack = msgpack.Packer(use_bin_type=True, unicode_errors="replace").pack
 _SEAL: Final = object()
 
 
