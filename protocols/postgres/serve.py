@@ -82,7 +82,7 @@ async def _serve(user: Stream, gate: Gate, log: Any) -> None:
             identity=_identity_map(identity),
             target=target.name,
             mode=target.recording,
-            run=options_setting(message.parameters, "gatecast.run") or "",
+            run=_shown(options_setting(message.parameters, "gatecast.run") or ""),
             more=_described(message.parameters, target, user),
         )
     except TapeError as error:
@@ -230,7 +230,7 @@ def _target_parameters(parameters: Mapping[str, str], target: Target) -> dict[st
 
 
 def _opening(target: Target, parameters: Mapping[str, str], replication: bool) -> list[Command]:
-    text = f"connect to {target.name}/{target.database}"
+    text = f"connect to {target.name}/{_shown(target.database)}"
     facts: dict[str, Any] = {"application_name": _shown(parameters.get("application_name", ""))}
     commands = [Command("postgres", "CONNECT", "session", text, facts=facts)]
     if replication:
@@ -271,7 +271,7 @@ def _described(parameters: Mapping[str, str], target: Target, user: Stream) -> d
 
 
 def _shown(text: str) -> str:
-    """A start-up parameter for rules, tapes and people: what is not UTF-8 in it is U+FFFD. The target gets the bytes."""
+    """A start-up parameter for rules, tapes and people: what is not UTF-8 is U+FFFD. The target gets the bytes."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
