@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from itertools import pairwise
 
 import pytest
@@ -18,7 +18,7 @@ from protocols.postgres.scram import ScramClient, ScramServer, make_verifier
 from proxy.core.errors import TargetPeerError, UserPeerError
 from proxy.core.statement import Copy
 from proxy.core.verdict import Allow
-from recorder.tape import OUT, USER
+from recorder.tape import OUT, USER, Kind
 from tests.fakes import allow_all, fake_gate
 from tests.postgres.fuzzing import HIDE, Chance, EveryCell, Wired, step
 
@@ -359,7 +359,7 @@ def test_copy_data_behind_described_rows_is_the_targets_error() -> None:
 
 def test_wired_itself_waits_for_nothing() -> None:
     class Never:
-        def __await__(self) -> Iterator[None]:
+        def __await__(self) -> Generator[None, None, None]:
             yield
 
     async def waits() -> None:
@@ -367,3 +367,12 @@ def test_wired_itself_waits_for_nothing() -> None:
 
     with pytest.raises(AssertionError, match="waited"):
         step(waits())
+
+
+def test_an_error_that_is_not_utf_8_is_taped_in_the_sessions_encoding() -> None:
+    wired = Wired(fake_gate())
+    wired.user(wire.encode_query(b"SELECT nothing"))
+    wired.target(startup.encode_parameter_status("client_encoding", "LATIN1"))
+    error = wire.message(ord("E"), b"SERROR\0C42703\0Mcolumn \xe9t\xe9\0\0")
+    assert wired.target(error + READY) == error + READY
+    assert wired.tape.of(Kind.RESULT)[0]["error"]["message"] == "column été"
