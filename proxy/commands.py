@@ -204,11 +204,8 @@ def sessions_list(options: Namespace) -> int:
 
     names = ("protocol", "target", "subject", "run", "status", "since", "until", "limit")
     rows = list_sessions(_tapes(options), SessionFilter(**{name: getattr(options, name) for name in names}))
-    cells = [
-        [str(row.get(name, "")) for name in ("sid", "started", "seconds", "status", "subject", "target", "error")]
-        for row in rows
-    ]
-    head = ("SESSION", "STARTED", "SECONDS", "STATUS", "SUBJECT", "TARGET", "")
+    cells = [_session_cells(row) for row in rows]
+    head = ("SESSION", "STARTED", "LENGTH", "STATUS", "COMMANDS", "TARGET", "FOR")
     return _print(options, rows, table(head, cells) if rows else "No session is recorded here.\n")
 
 
@@ -288,9 +285,10 @@ def verify(options: Namespace) -> int:
     result = verify_path(where, key)
     lines = []
     for tape in result["tapes"]:
-        fault = tape.get("fault")
-        lines.append(harmless(f"{tape['status']}  {tape.get('path') or tape.get('sid')}{_fault(fault)}") + "\n")
-    lines.append(f"{result['status']}: {len(result['tapes'])} tapes\n")
+        path = tape.get("path") or tape.get("sid")
+        lines.append(harmless(f"{tape['status']}  {path}") + _fault(tape.get("fault"), path) + "\n")
+    count = len(result["tapes"])
+    lines.append(f"{result['status']}: {count} {'tape' if count == 1 else 'tapes'}\n")
     return _print(options, result, "".join(lines), code=int(result["exit_code"]))
 
 
@@ -376,9 +374,27 @@ def _print(options: Namespace, data: object, text: str, code: int = 0) -> int:
     return code
 
 
+def _session_cells(row: dict[str, Any]) -> list[str]:
+    """The cells of a row of sessions list; a file that is no tape has an error in place of all else."""
+    if "error" in row:
+        return [str(row["sid"]), "", "", "unreadable", "", "", str(row["error"])]
+    count = row["commands_count"]
+    agents = "/".join(row["agents"])
+    who = f"{agents} for {row['subject']}" if agents else str(row["subject"])
+    length = f"{row['seconds']:.1f} s" if row["seconds"] < 120 else f"{row['seconds'] / 60:.0f} min"
+    started = f"{row['started'][:19]}Z"
+    return [row["sid"], started, length, row["status"], "" if count is None else str(count), row["target"], who]
+
+
 def _plain(value: object) -> str:
     return ", ".join(str(item) for item in value) if isinstance(value, list | tuple) else str(value)
 
 
-def _fault(fault: Any) -> str:  # a recorder.verify.Fault as a dictionary
-    return "" if not fault else ": " + ", ".join(f"{key} {value}" for key, value in fault.items() if value is not None)
+def _fault(fault: Any, path: object) -> str:  # a recorder.verify.Fault as a dictionary
+    if not fault:
+        return ""
+    file = "" if fault["file"] == str(path) else f" of {fault['file']}"
+    block = "" if fault["block"] is None else f", block {fault['block']}"
+    from proxy.core.text import harmless
+
+    return "\n          " + harmless(f"{fault['reason']} (at byte {fault['offset']}{block}{file})")

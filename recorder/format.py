@@ -70,7 +70,8 @@ DATA payload: n_records records, one after the other, each an array
      7 RESIZE    an array [columns, rows] of character cells
      8 MARK      label str, text str: a remark of the gate
      9 MASKMAP   command int, fields array of [column name, column number from 0, rule]: what is masked in the
-                 command's RESULT
+                 command's RESULT, [scanned array of those column numbers that only value detectors looked at: their
+                 cells are as they were but for what was found in them]
     10 CLOSE     status "closed" | "failed", reason str: the last record of a tape that was closed
 
     COMMAND, VERDICT, APPROVAL, INTENT and CLOSE are durable (or with the kernel, by mode) before what they gate goes

@@ -148,7 +148,8 @@ class Transcript:
         rule = said.get("rule", "?")
         if said.get("verdict") == "allow":
             masks = said.get("masks")
-            mask = f" mask=[{', '.join(map(str, masks))}]" if isinstance(masks, list) and masks else ""
+            names = list(dict.fromkeys(map(str, masks))) if isinstance(masks, list) else []  # a rule has several
+            mask = f" mask=[{', '.join(names)}]" if names else ""
             self._line(record.t_ns, f"{prefix}[allow] rule={rule}{mask}", _GREEN)
         else:
             self._line(record.t_ns, f"{prefix}[DENIED] rule={rule}: {said.get('reason', '')} - not forwarded", _ALARM)
@@ -174,10 +175,12 @@ class Transcript:
 
     def _maskmap(self, said: Mapping[str, Any]) -> None:
         opened, _ = self._of(said)
-        items = said.get("fields")
+        items, scanned = said.get("fields"), said.get("scanned")
+        # What a detector left alone would be called masked; what it found shows by itself (****4242).
+        unmarked = scanned if isinstance(scanned, list) else []
         for item in items if isinstance(items, list) else []:
             match item:
-                case [_, int(column), rule]:
+                case [_, int(column), rule] if column not in unmarked:
                     opened.masks[column] = str(rule)
                 case _:
                     pass

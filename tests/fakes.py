@@ -159,6 +159,7 @@ class FakeTargets:
 class FakePlan:
     cells: Sequence[CellMask | None]
     rules: Mapping[int, str]
+    scanned: frozenset[int] = frozenset()
 
 
 class FakeMasker:

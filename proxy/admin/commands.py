@@ -114,7 +114,8 @@ def render_approval(entry: Mapping[str, Any], now: float | None = None) -> str:
             ("session", entry["session"]),
             ("asked at", entry["created"]),
             ("until", entry["expires"]),
-            ("SHA-256", f"{entry['text_sha256']} (text), {entry['wire_sha256']} (bytes)"),
+            ("text SHA-256", entry["text_sha256"]),
+            ("wire SHA-256", entry["wire_sha256"]),
             ("command", shown),
         )
     )

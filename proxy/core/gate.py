@@ -6,7 +6,7 @@ only. Methods that are not async never block for longer than a memory look-up.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -81,12 +81,17 @@ class Targets(Protocol):
 
 
 class Plan(Protocol):
-    """The masks of one result: one entry a column, None = leave alone. rules: name of the rule per masked column."""
+    """The masks of one result: one entry a column, None = leave alone. rules: name of the rule per masked column.
+
+    scanned: those of them that only detectors look at, so that a cell without a match stays as it is.
+    """
 
     @property
     def cells(self) -> Sequence[CellMask | None]: ...
     @property
     def rules(self) -> Mapping[int, str]: ...
+    @property
+    def scanned(self) -> Collection[int]: ...
 
 
 class Masker(Protocol):

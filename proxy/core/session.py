@@ -187,7 +187,7 @@ class Session:
         else:
             entry["verdict"] = "allow"
             if verdict.masks:
-                entry["masks"] = [mask.rule for mask in verdict.masks]
+                entry["masks"] = list(dict.fromkeys(mask.rule for mask in verdict.masks))
         if approval is not None:
             entry["approval"] = approval
         self.tape.append(GATE, Kind.VERDICT, _pack(entry))
@@ -235,7 +235,10 @@ class Session:
             permit._plan_for = rows.columns
             if permit._plan is not None:
                 fields = [[rows.columns[i].name, i, rule] for i, rule in permit._plan.rules.items()]
-                self.tape.append(GATE, Kind.MASKMAP, _pack({"command": permit.number, "fields": fields}))
+                entry: dict[str, object] = {"command": permit.number, "fields": fields}
+                if permit._plan.scanned:
+                    entry["scanned"] = sorted(permit._plan.scanned)
+                self.tape.append(GATE, Kind.MASKMAP, _pack(entry))
         if permit._plan is None:
             return rows.wire
         return rows.rewrite(permit._plan.cells)

@@ -48,6 +48,7 @@ class ResultPlan:
 
     cells: Sequence[CellMask | None]
     rules: Mapping[int, str]
+    scanned: frozenset[int] = frozenset()
 
 
 class Compiled:
@@ -116,6 +117,7 @@ class Masking:
     def _plan(self, compiled: Compiled, command: Command, columns: tuple[Column, ...]) -> ResultPlan | None:
         cells: list[CellMask | None] = []
         rules: dict[int, str] = {}
+        scanned: set[int] = set()
         for index, column in enumerate(columns):
             mask = _covering(compiled, command, column, index, len(columns))
             if mask is not None:
@@ -128,7 +130,8 @@ class Masking:
             cells.append(cell)
             if cell is not None:
                 rules[index] = compiled.detecting
-        return ResultPlan(tuple(cells), rules) if rules else None
+                scanned.add(index)
+        return ResultPlan(tuple(cells), rules, frozenset(scanned)) if rules else None
 
     def remark(self, masks: tuple[Mask, ...], fields: RemarkFields) -> RemarkFields:
         """Mask the free-text fields of an error, notice or notification."""

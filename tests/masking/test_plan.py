@@ -145,6 +145,7 @@ def test_a_column_mask_beats_detectors_and_the_first_rule_wins() -> None:
     assert plan is not None
     assert plan.cells[:2] == (b"one", b"two")
     assert dict(plan.rules) == {0: "one", 1: "two", 2: "find"}
+    assert plan.scanned == {2}
     detect = plan.cells[2]
     assert callable(detect)
     assert detect(b"bob@example.com") == b"found"

@@ -112,6 +112,23 @@ def test_masked_cells_are_inverse_and_name_their_rule(story: Path) -> None:
     assert "secret wire" not in shown
 
 
+def test_cells_that_a_detector_left_alone_are_not_called_masked() -> None:
+    header = {"sid": "S", "protocol": "postgres", "target": "shop"}
+    transcript = Transcript(header, color=False, newline="\n")
+    said = [
+        (Kind.COMMAND, {"verb": "SELECT", "text": "SELECT 1"}),
+        (Kind.VERDICT, {"command": 0, "verdict": "allow", "rule": "r", "masks": ["pii", "pii"]}),
+        (Kind.MASKMAP, {"command": 0, "fields": [["a", 0, "pii"], ["b", 1, "pii"]], "scanned": [1]}),
+        (Kind.RESULT, {"command": 0, "tag": "SELECT 1", "columns": ["a", "b"], "rows": [["x", "y"]], "count": 1}),
+    ]
+    pieces = [
+        piece for n, (kind, what) in enumerate(said) for piece in transcript.feed(Record(n, n, GATE, kind, pack(what)))
+    ]
+    shown = "".join(piece.text for piece in pieces if piece.code == "o")
+    assert "| x masked:pii | y |" in shown
+    assert "mask=[pii]" in shown
+
+
 MARKERS = ["Q1 SELECT", "Q2 UPDATE", "HOLD Q2", "APPROVED Q2", "Q3 SELECT", "ERROR Q3", "Q4 DROP", "DENY Q4", "CLOSE"]
 
 
