@@ -32,6 +32,7 @@ from proxy.core.gate import Gate, Pending
 from proxy.core.parties import Credential, Identity, Target
 from proxy.core.session import Session
 from proxy.core.stream import Stream
+from recorder.tape import OUT, Kind
 
 LOGIN_SECONDS: Final = 60.0  # PostgreSQL's authentication_timeout
 CLOSE_SECONDS: Final = 10.0
@@ -111,16 +112,18 @@ async def _run(user: Stream, gate: Gate, session: Session, message: startup.Star
         else:
             last = fatal(error.code or "08006", str(error))
     except asyncio.CancelledError:
-        reason = "terminated"
-        await _say(user, fatal("57P01", "terminating connection due to administrator command"))
+        reason, last = "terminated", fatal("57P01", "terminating connection due to administrator command")
         raise
     finally:
         await asyncio.shield(_finish(user, session, reason, last, log))
 
 
 async def _finish(user: Stream, session: Session, reason: str, last: bytes, log: Any) -> None:
-    """Say the last word and close the tape."""
+    """Tape the last word if the tape still takes it, say it, and close the tape."""
     if last:
+        with contextlib.suppress(TapeError):
+            session.tape.append(OUT, Kind.WIRE, last)
+            await session.tape.written()
         await _say(user, last)
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
