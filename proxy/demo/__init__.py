@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from proxy.core.errors import GatecastError
 from proxy.demo.console import Console, StepError, terminal
-from proxy.demo.house import House, open_house
+from proxy.demo.house import House, open_house, write_env
 from proxy.demo.shop import Shop, open_shop
 from proxy.demo.story import STEPS, Psql, Story, find_psql
 
@@ -36,12 +36,12 @@ _TRY: Final = """\
 
 Everything is running. To try it, in a second terminal:
 
-  cd {folder} && . ./env
-  {psql} "{conninfo}"
+  cd {folder} && . ./env       the folder is in PATH, psql knows where to go
+  {psql}
 
-    SELECT * FROM customers;                              masked
-    UPDATE orders SET status = 'lost' WHERE id = 4;       held: Ctrl-C takes it back
-    DELETE FROM orders;                                   denied
+    SELECT * FROM customers;                            masked
+    UPDATE orders SET status = 'lost' WHERE id = 4;     held; Ctrl-C takes it back
+    DELETE FROM orders;                                 denied
 
 and in a third one:
 
@@ -51,7 +51,8 @@ and in a third one:
   gatecast sessions list
   gatecast replay {session}
 
-rules.yaml can be edited while it runs: the next command meets the new rules. Ctrl-C here stops everything.
+rules.yaml can be edited while it runs: the next command meets the new rules.
+Ctrl-C here stops everything.
 """
 
 
@@ -104,11 +105,11 @@ def _run(console: Console, folder: Path, keep: bool, steps: list[dict[str, Any]]
         console.end(f"{shop.version} on 127.0.0.1:{shop.port}, as {shop.runs_as}, {time.monotonic() - began:.1f} s")
         console.begin("starting gatecast serve")
         house = stack.enter_context(open_house(folder, shop))
-        console.end(f"localhost:{house.tls_port} (TLS), 127.0.0.1:{house.plain_port} (loopback, without TLS)")
+        console.end(f"port {house.tls_port}, and {house.plain_port} without TLS on loopback")
         psql = find_psql(shop, house)
         console.say(
-            f"Only the gateway knows the database's password. psql {psql.version} is as it was installed.\n"
-            f"All of it is in {folder}:"
+            "Only the gateway knows the database's password.\n"
+            f"psql {psql.version} is as it was installed. All of the rest is in one folder:"
         )
         console.typed(f"cd {folder}; export PGPASSWORD=<the agent's token>")
         steps.append({"name": "started", "seconds": round(time.monotonic() - began, 1), "ok": True})
@@ -151,9 +152,9 @@ def _tell(story: Story, steps: list[dict[str, Any]]) -> str:
 
 def _stay(console: Console, story: Story) -> None:
     """Say what to try, and wait for Ctrl-C or for the end of what runs. Raises StepError if something ended."""
+    write_env(story.house, story.psql.parameters)
     folder = os.path.relpath(story.house.folder)
-    psql = story.psql
-    console.raw(_TRY.format(folder=folder, psql=psql.program, conninfo=psql.conninfo, session=story.session[:10]))
+    console.raw(_TRY.format(folder=folder, psql=story.psql.program, session=story.session[:10]))
     with contextlib.suppress(KeyboardInterrupt):
         while story.house.process.poll() is None and story.shop.process.poll() is None:
             time.sleep(0.2)

@@ -161,10 +161,18 @@ def _write(folder: Path, shop: Shop) -> tuple[str, str]:
     database = state / DATABASE_NAME
     agent = token_issue(database, OWNER, groups=["agents"], agents=[AGENT], seconds=86_400, note="the demo's agent")
     approver = token_issue(database, APPROVER, groups=["oncall"], seconds=86_400, note="the demo's approver")
-    lines = {"PGPASSWORD": agent["token"], "APPROVER": approver["token"]}
-    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in lines.items())
-    _secret(folder / "env", f'export PATH={shlex.quote(str(command.parent))}:"$PATH"\nunset GATECAST_CONFIG\n{exports}')
     return str(agent["token"]), str(approver["token"])
+
+
+def write_env(house: House, parameters: Mapping[str, str]) -> None:
+    """Write the file ``env`` for a shell: gatecast in PATH, the tokens, and libpq's parameters as PG* variables."""
+    # As libpq names them in the environment (docs 34.15).
+    special = {"dbname": "PGDATABASE"}
+    values = {special.get(name, f"PG{name.upper()}"): value for name, value in parameters.items()}
+    values |= {"PGPASSWORD": house.agent_token, "APPROVER": house.approver_token}
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in values.items()]
+    path = f'export PATH={shlex.quote(str(house.folder / "bin"))}:"$PATH"\n'
+    _secret(house.folder / "env", path + "unset GATECAST_CONFIG GATECAST_TOKEN\n" + "".join(lines))
 
 
 def _secret(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -32,8 +32,17 @@ class Psql:
 
     program: str
     version: str
-    conninfo: str
-    tls: bool
+    parameters: Mapping[str, str]
+
+    @property
+    def conninfo(self) -> str:
+        """The parameters as one types them; none of them needs quotes."""
+        return " ".join(f"{name}={value}" for name, value in self.parameters.items())
+
+    @property
+    def tls(self) -> bool:
+        """Whether it speaks TLS to the gateway."""
+        return "sslrootcert" in self.parameters
 
 
 @dataclass(slots=True)
@@ -71,13 +80,13 @@ Step = Callable[[Story], None]
 
 def find_psql(shop: Shop, house: House) -> Psql:
     """The system's psql with TLS; without one, the wheel's, which has none and takes the plain listener."""
-    ca = "sslmode=verify-full sslrootcert=tls.crt"
+    both = {"dbname": DATABASE, "user": "ana"}
     system = shutil.which("psql")
     if system is not None and _speaks_tls(system):
-        conninfo = f"host=localhost port={house.tls_port} dbname={DATABASE} user=ana {ca}"
-        return Psql("psql", _version(system), conninfo, tls=True)
-    conninfo = f"host=127.0.0.1 port={house.plain_port} dbname={DATABASE} user=ana sslmode=disable"
-    return Psql(str(shop.psql), _version(str(shop.psql)), conninfo, tls=False)
+        there = {"host": "localhost", "port": str(house.tls_port)}
+        return Psql("psql", _version(system), {**there, **both, "sslmode": "verify-full", "sslrootcert": "tls.crt"})
+    there = {"host": "127.0.0.1", "port": str(house.plain_port)}
+    return Psql(str(shop.psql), _version(str(shop.psql)), {**there, **both, "sslmode": "disable"})
 
 
 def _speaks_tls(program: str) -> bool:
@@ -103,8 +112,8 @@ def _version(program: str) -> str:
 
 def allowed(story: Story) -> None:
     """A read that a rule allows."""
-    how = "in TLS, the certificate checked" if story.psql.tls else "without TLS, over loopback"
-    story.console.say(f"The password is a gateway token: {AGENT} acts for {OWNER}. {how[0].upper()}{how[1:]}.")
+    how = "The connection is in TLS." if story.psql.tls else "This psql has no TLS: loopback."
+    story.console.say(f"Its password is a gateway token: {AGENT} for {OWNER}.\n{how}")
     story.console.typed(f'{story.psql.program} -X -n "{story.psql.conninfo}"')
     story.terminal.until(PROMPT)
     output = story.query("SELECT id, item, total, status FROM orders ORDER BY id LIMIT 3;")
