@@ -23,6 +23,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 from proxy.core.errors import GatecastError
@@ -61,10 +62,9 @@ def main(options: Namespace) -> int:
     console = Console(None if options.json else sys.stdout)
     began = time.monotonic()
     steps: list[dict[str, Any]] = []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is stopped, as after Ctrl-C
     failure = ""
     try:
-        with _folder(options.keep) as folder:
+        with _stopping(), _folder(options.keep) as folder:
             failure = _run(console, folder, options.keep, steps)
     except GatecastError as error:
         if not options.json:
@@ -80,6 +80,24 @@ def main(options: Namespace) -> int:
             f"All {len(steps)} steps gave what they should, in {seconds} s. gatecast demo --keep stays to be tried."
         )
     return 1 if failure else 0
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Make SIGTERM and a closed terminal stop everything as Ctrl-C does; the second signal waits for that."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for one in signals:
+            signal.signal(one, signal.SIG_IGN)  # what is stopping is bounded, and nothing may be left behind
+        raise KeyboardInterrupt
+
+    before = [signal.signal(one, interrupt) for one in signals]
+    try:
+        yield
+    finally:
+        for one, handler in zip(signals, before, strict=True):
+            signal.signal(one, handler)
 
 
 @contextlib.contextmanager
@@ -151,7 +169,7 @@ def _tell(story: Story, steps: list[dict[str, Any]]) -> str:
 
 
 def _stay(console: Console, story: Story) -> None:
-    """Say what to try, and wait for Ctrl-C or for the end of what runs. Raises StepError if something ended."""
+    """Say what to try, and wait for Ctrl-C or for the end of what runs."""
     write_env(story.house, story.psql.parameters)
     folder = os.path.relpath(story.house.folder)
     console.raw(_TRY.format(folder=folder, psql=story.psql.program, session=story.session[:10]))
