@@ -55,11 +55,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 check: lint
-	$(BIN)/python -m pytest -q -m 'not peer and not nightly and not container'
+	$(BIN)/python -m pytest -q -n auto -m 'not peer and not nightly'
 
 # pytest's exit status 5, no test ran, is a failure like any other.
 test: peers lint $(NODE_STAMP)
-	CI=$${CI:-true} $(BIN)/python -m pytest -m 'not nightly and not container'
+	CI=$${CI:-true} $(BIN)/python -m pytest -m 'not nightly'
 
 nightly: peers $(STAMP) $(NODE_STAMP)
 	CI=$${CI:-true} $(BIN)/python -m pytest -m nightly --timeout 7200
