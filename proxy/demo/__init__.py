@@ -86,11 +86,11 @@ def main(options: Namespace) -> int:
 def _stopping() -> Iterator[None]:
     """Make SIGTERM and a closed terminal stop everything as Ctrl-C does; the second signal waits for that."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    first = iter([True])
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for one in signals:
-            signal.signal(one, signal.SIG_IGN)  # what is stopping is bounded, and nothing may be left behind
-        raise KeyboardInterrupt
+        if next(first, False):  # stopping takes a bounded time, and nothing may be left behind
+            raise KeyboardInterrupt
 
     before = [signal.signal(one, interrupt) for one in signals]
     try:
