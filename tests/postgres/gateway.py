@@ -105,6 +105,7 @@ def gateway(
     tls: ssl.SSLContext | None = None,
     recording: Any = "written",
     verify_tapes: bool = True,
+    listen_port: int = 0,
     **services: Any,
 ) -> Iterator[Gateway]:
     """Run a gateway in front of the PostgreSQL server on a port of 127.0.0.1."""
@@ -116,7 +117,7 @@ def gateway(
             settings={"sslmode": "disable", **(settings or {})}, recording=recording,
         )  # fmt: skip
         credential = Credential(user, Secret(password) if password is not None else None)
-        with socket.create_server(("127.0.0.1", 0), backlog=600) as listener:
+        with socket.create_server(("127.0.0.1", listen_port), backlog=600) as listener:
             listener.setblocking(False)
             made: Future[Gateway] = Future()
             stop = threading.Event()
