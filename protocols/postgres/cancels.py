@@ -18,6 +18,7 @@ WRONG_KEYS_LIMIT: Final = 20  # a source; psql's Ctrl-C after a reconnect is the
 SOURCES_LIMIT: Final = 10_000
 FORGIVEN_SECONDS: Final = 60.0
 SECRET_BYTES: Final = 4  # protocol 3.0
+LONG_SECRET_BYTES: Final = 32  # protocol 3.2: as many as PostgreSQL itself uses
 
 Cancel = Callable[[], Awaitable[None]]
 
@@ -30,11 +31,11 @@ class CancelKeys:
         self._sessions: dict[int, dict[bytes, Cancel]] = {}
         self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
-    def add(self, pid: int, cancel: Cancel) -> bytes:
-        """Make a secret for a session whose target's backend has this pid."""
+    def add(self, pid: int, cancel: Cancel, size: int = SECRET_BYTES) -> bytes:
+        """Make a secret of size bytes for a session whose target's backend has this pid."""
         keys = self._sessions.setdefault(pid, {})
         while True:
-            secret = secrets.token_bytes(SECRET_BYTES)
+            secret = secrets.token_bytes(size)
             if secret not in keys:
                 keys[secret] = cancel
                 return secret

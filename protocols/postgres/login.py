@@ -60,7 +60,7 @@ async def greet(user: Stream, settings: Mapping[str, Any]) -> startup.StartupMes
         if isinstance(message, startup.StartupMessage | startup.CancelRequest):
             break
         if type(message) in asked:
-            raise UserPeerError("unsupported frontend protocol 1234.5679: server supports 3.0 to 3.0", "0A000")
+            raise UserPeerError("unsupported frontend protocol 1234.5679: server supports 3.0 to 3.2", "0A000")
         asked.add(type(message))
         if isinstance(message, startup.GSSENCRequest) or tls is None:
             await user.write(b"N")
@@ -86,10 +86,13 @@ async def _packet(user: Stream) -> bytes:
 
 
 def negotiate(message: startup.StartupMessage) -> bytes:
-    """Return NegotiateProtocolVersion for a user that asked for more than 3.0 without options, else b''."""
-    if message.version <= startup.PROTOCOL_3_0 and not message.unknown_protocol_options:
+    """Return NegotiateProtocolVersion for a user that asked for more than 3.2, or for options; else b''.
+
+    3.2 differs from 3.0 in the length of cancel keys only, and those are our own, whatever the target speaks.
+    """
+    if message.version <= startup.PROTOCOL_3_2 and not message.unknown_protocol_options:
         return b""
-    return startup.encode_negotiate(startup.PROTOCOL_3_0, message.unknown_protocol_options)
+    return startup.encode_negotiate(min(message.version, startup.PROTOCOL_3_2), message.unknown_protocol_options)
 
 
 async def authenticate(user: Stream, gate: Gate, message: startup.StartupMessage) -> Identity:

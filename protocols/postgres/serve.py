@@ -21,7 +21,7 @@ import structlog
 
 from protocols.postgres import dial as dialling
 from protocols.postgres import startup
-from protocols.postgres.cancels import CancelKeys
+from protocols.postgres.cancels import LONG_SECRET_BYTES, SECRET_BYTES, CancelKeys
 from protocols.postgres.login import HOW_TO_LOG_IN, INVALID_AUTHORIZATION, authenticate, greet
 from protocols.postgres.relay import Relay
 from protocols.postgres.wording import fatal, option_settings, options_setting, without_own
@@ -171,6 +171,7 @@ async def _dial_and_relay(
     user: Stream, gate: Gate, session: Session, message: startup.StartupMessage, replication: bool, log: Any
 ) -> tuple[str, bytes]:
     target, parameters = session.target, message.parameters
+    key_bytes = LONG_SECRET_BYTES if message.version >= startup.PROTOCOL_3_2 else SECRET_BYTES
     worlds = _worlds(gate)
     try:
         credential = await gate.credentials.get(session.identity, target)
@@ -184,13 +185,13 @@ async def _dial_and_relay(
     try:
         world = await worlds.world(target, credential)
         relay = Relay(user, gate, session, link, world, parameters, replication, log)
-        return await _with_cancel_key(gate, relay, link, target, credential)
+        return await _with_cancel_key(gate, relay, link, target, credential, key_bytes)
     finally:
         await asyncio.shield(link.stream.close())
 
 
 async def _with_cancel_key(
-    gate: Gate, relay: Relay, link: dialling.TargetLink, target: Target, credential: Credential
+    gate: Gate, relay: Relay, link: dialling.TargetLink, target: Target, credential: Credential, key_bytes: int
 ) -> tuple[str, bytes]:
     keys = _cancel_keys(gate)
 
@@ -200,7 +201,7 @@ async def _with_cancel_key(
         with contextlib.suppress(TargetPeerError):  # the user is not told of a cancel's fate either way
             await dialling.cancel(target, credential, link.pid, link.secret, link.address)
 
-    secret = keys.add(link.pid, forward) if link.secret else b""
+    secret = keys.add(link.pid, forward, key_bytes) if link.secret else b""
     try:
         return await relay.run(secret, forward)
     finally:

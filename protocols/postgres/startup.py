@@ -111,7 +111,7 @@ def parse_startup(body: bytes) -> StartupMessage:
     (version,) = _INT.unpack_from(body)
     if version >> 16 != 3:
         raise UserPeerError(
-            f"unsupported frontend protocol {version >> 16}.{version & 0xFFFF}: server supports 3.0 to 3.0", "0A000"
+            f"unsupported frontend protocol {version >> 16}.{version & 0xFFFF}: server supports 3.0 to 3.2", "0A000"
         )
     if body[-1:] != b"\0" or len(body) == _INT.size:
         raise UserPeerError("invalid startup packet layout: expected terminator as last byte", PROTOCOL_VIOLATION)

@@ -103,6 +103,7 @@ def gateway(
     password: str | None = None,
     settings: dict[str, object] | None = None,
     tls: ssl.SSLContext | None = None,
+    listener_settings: dict[str, Any] | None = None,
     recording: Any = "written",
     verify_tapes: bool = True,
     listen_port: int = 0,
@@ -123,7 +124,7 @@ def gateway(
             stop = threading.Event()
 
             async def run() -> None:
-                listener_settings: dict[str, Any] = {"plain_allowed": True, "tls": tls}
+                listens: dict[str, Any] = {"plain_allowed": True, "tls": tls, **(listener_settings or {})}
                 gate = fake_gate(
                     rule,
                     **{
@@ -132,7 +133,7 @@ def gateway(
                         "reader": SqlReader(),
                         "masker": Masking(b"k" * 32),
                         "recorder": recorder,
-                        "settings": listener_settings,
+                        "settings": listens,
                         **services,
                     },
                 )
