@@ -342,12 +342,17 @@ class TargetWriter:
 
 
 class UserWriter:
-    """The only way to a user's stream once a session is open: masks, tapes, then writes."""
+    """The only way to a user's stream once a session is open: masks, tapes, then writes.
+
+    Both directions of a session flush (a hold is told while an answer comes); a long write waits in its middle, in
+    TLS between two records, and the next one must wait for its end.
+    """
 
     def __init__(self, stream: Stream, session: Session) -> None:
         self._stream = stream
         self._session = session
         self._queue: list[bytes] = []
+        self._turn = asyncio.Lock()
 
     def send(self, permit: Permit | None, event: Event) -> bytes:
         """Reveal the event and queue its bytes; returns them (the user's own view) for decoding Results."""
@@ -360,7 +365,10 @@ class UserWriter:
         """Wait until the tape has what is queued, then write it. Raises TapeError, UserPeerError."""
         if not self._queue:
             return
-        data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
-        self._queue.clear()
-        await self._session.tape.written()
-        await self._stream.write(data)
+        async with self._turn:
+            if not self._queue:
+                return
+            data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
+            self._queue.clear()
+            await self._session.tape.written()
+            await self._stream.write(data)
