@@ -152,8 +152,14 @@ class Session:
             self._mark("policy-error", type(error).__name__)
             return Deny("policy-error", "the policy could not be evaluated; ask the operator to look at the log")
 
-    async def _hold(self, command: Command, hold: Hold, number: int, on_hold: OnHold) -> tuple[Allow | Deny, str, bool]:
-        pending = await self.gate.approvals.open(self.id, self.identity, self.target, command, hold)
+    async def _hold(
+        self, command: Command, hold: Hold, number: int, on_hold: OnHold
+    ) -> tuple[Allow | Deny, str | None, bool]:
+        try:
+            pending = await self.gate.approvals.open(self.id, self.identity, self.target, command, hold)
+        except Exception as error:  # fails closed: what nobody can be asked about is not allowed
+            self._mark("approval-error", type(error).__name__)
+            return Deny(hold.rule, "the approval could not be opened; ask the operator to look at the log"), None, False
         self._pending = pending
         self._tape_approval(number, pending.id, "pending", rule=hold.rule, approvers=list(hold.approvers))
         try:
