@@ -117,8 +117,14 @@ class Relay:
             data = await (self._user.read(READ_BYTES) if not self._idle_seconds else self._read_unless_idle())
             if not data:
                 await self._user_left(cancel)
-            for item in conversation.from_user(data):
+            items = conversation.from_user(data)
+            while True:
+                if self._world.behind:
+                    await self._world.refresh()  # what a command touches is looked up as it is cut out of the bytes
+                item = next(items, None)
                 match item:
+                    case None:
+                        break
                     case Asked():
                         await self._decide(item)
                     case Frame():
@@ -148,8 +154,6 @@ class Relay:
 
     async def _decide(self, asked: Asked) -> None:
         conversation = self._conversation
-        if self._world.behind:
-            await self._world.refresh()
         try:
             permit = await self._session.decide(asked.command, self._on_hold, asked.follows)
         except Refused as refused:

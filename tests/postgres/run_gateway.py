@@ -18,6 +18,7 @@ import dataclasses
 import signal
 import sys
 from dataclasses import replace
+from typing import Any
 
 from proxy.core.errors import LoginRefused
 from proxy.core.parties import Credential, Identity, Secret, Target
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--recording", choices=("written", "durable"), default="written")
     parser.add_argument("--no-verify", action="store_true", help="do not verify the tapes at the end")
     options = parser.parse_args()
-    services = {
+    services: dict[str, Any] = {
         "targets": EveryDatabase(options.target_host, options.target_port, options.recording),
         "identities": AnyoneWithToken(),
         "credentials": SameUser(Secret(options.password) if options.password is not None else None),
