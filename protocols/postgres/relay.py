@@ -26,7 +26,7 @@ from proxy.core.session import Session, TargetWriter, UserWriter
 from proxy.core.stream import Stream
 
 READ_BYTES: Final = 64 * 1024
-GOODBYE_SECONDS: Final = 5.0
+GOODBYE_SECONDS: Final = 15.0  # for a target to end what a user left behind; longer than a cancel may take (dial.py)
 
 
 class _Over(Exception):
@@ -60,6 +60,7 @@ class Relay:
         self._to_user = UserWriter(user, session)
         self._notices: list[bytes] = []
         self._leaving = False
+        self._user_gone = False
         self._idle_seconds = float(gate.settings.get("idle_seconds") or 0)
         settings = option_settings(parameters)
         settings.update({name.lower(): value for name, value in parameters.items()})
@@ -105,9 +106,12 @@ class Relay:
         raise AssertionError("a relay ends by an exception")
 
     async def _watch(self) -> None:
-        """A user who leaves while a command is held takes the request back."""
+        """A user who leaves takes back what is held, now or behind it, and a target that stands still ends soon."""
         await self._user.gone()
+        self._user_gone = True
         self._session.withdraw()
+        await asyncio.sleep(GOODBYE_SECONDS)
+        raise _Over("the user left, and the target did not end")
 
     # -- up ---------------------------------------------------------------------------------------------
 
@@ -169,6 +173,9 @@ class Relay:
             self._session.result(permit, Result("SKIPPED"))
 
     async def _on_hold(self, pending: Pending) -> None:
+        if self._user_gone:
+            pending.withdraw()
+            return
         # What was decided before goes up first: its answers are not to wait for this approval.
         await self._to_target.flush()
         where = f"; approve at {pending.url}" if pending.url else ""

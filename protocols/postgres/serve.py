@@ -30,7 +30,7 @@ from proxy.core.errors import LoginRefused, PeerError, Refused, TapeError, Targe
 from proxy.core.events import Command
 from proxy.core.gate import Gate, Pending
 from proxy.core.parties import Credential, Identity, Target
-from proxy.core.session import Session
+from proxy.core.session import OnHold, Session
 from proxy.core.stream import Stream
 from recorder.tape import OUT, Kind
 
@@ -111,6 +111,9 @@ async def _run(user: Stream, gate: Gate, session: Session, message: startup.Star
             last = fatal(error.code or "08P01", str(error))
         else:
             last = fatal(error.code or "08006", str(error))
+    except Exception:  # a bug of ours or a service's: the session ends, and whoever runs serve() logs it
+        reason, last = "internal error", fatal("XX000", "internal error of the gateway; the session ends")
+        raise
     except asyncio.CancelledError:
         reason, last = "terminated", fatal("57P01", "terminating connection due to administrator command")
         raise
@@ -148,8 +151,7 @@ async def _connect_and_relay(
         await user.write(startup.encode_error({"S": "NOTICE", "V": "NOTICE", "C": "00000", "M": text}, b"N"))
 
     try:
-        for command in _opening(target, parameters, replication):
-            await session.decide(command, on_hold)
+        await _open(user, session, _opening(target, parameters, replication), on_hold)
     except Refused as refused:
         log.warning("session refused", rule=refused.deny.rule)
         text = f'access to "{target.name}" denied by rule "{refused.deny.rule}": {refused.deny.reason}'
@@ -165,6 +167,26 @@ async def _connect_and_relay(
         return await _dial_and_relay(user, gate, session, message, replication, log)
     finally:
         places[target.name] -= 1
+
+
+async def _open(user: Stream, session: Session, commands: list[Command], on_hold: OnHold) -> None:
+    """Decide the session's opening; a user who leaves meanwhile takes back what is held. Raises Refused, TapeError."""
+    failure: Exception | None = None
+
+    async def watch() -> None:
+        await user.gone()
+        session.withdraw()
+
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(watch())
+        try:
+            for command in commands:
+                await session.decide(command, on_hold)
+        except Exception as error:  # out of the group as it is, not in an ExceptionGroup
+            failure = error
+        watching.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _dial_and_relay(
