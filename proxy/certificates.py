@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import itertools
 import os
 import ssl
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from OpenSSL import crypto
 
 from proxy.core.errors import ConfigError
 
@@ -125,7 +127,29 @@ def _check_pair(cert: Path, key: Path) -> ServerCertificate:
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if leaf.public_key().public_bytes(*form) != private.public_key().public_bytes(*form):
         raise ConfigError(f"{key}: is not the key of {cert} (the first certificate in a file is the server's own)")
+    _check_chain(cert, certificates)
     return _describe(leaf)
+
+
+def _check_chain(cert: Path, certificates: Sequence[x509.Certificate]) -> None:
+    """Check that each certificate of the file was signed by the next, by OpenSSL's own rules for authorities.
+
+    The standard library checks a chain only in a handshake, and then it is a user's client that fails: a missing
+    or misplaced intermediate is the commonest mistake of all in such files. The last one may be signed by
+    anybody. Dates do not count here: an expired certificate is served, with a warning.
+    """
+    for place, (signed, signer) in enumerate(itertools.pairwise(certificates), 1):
+        store = crypto.X509Store()
+        store.add_cert(crypto.X509.from_cryptography(signer))
+        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+        store.set_time(max(signed.not_valid_before_utc, signer.not_valid_before_utc) + datetime.timedelta(seconds=1))
+        try:
+            crypto.X509StoreContext(store, crypto.X509.from_cryptography(signed)).verify_certificate()
+        except crypto.X509StoreContextError as error:
+            raise ConfigError(
+                f"{cert}: certificate {place} of the file is not signed by the one behind it ({error});"
+                " put the server's own first, then each intermediate behind the one it signed"
+            ) from error
 
 
 def _describe(leaf: x509.Certificate) -> ServerCertificate:
