@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ import structlog
 
 from protocols.postgres import dial as dialling
 from protocols.postgres import startup
-from protocols.postgres.cancels import LONG_SECRET_BYTES, SECRET_BYTES, CancelKeys
+from protocols.postgres.cancels import LONG_SECRET_BYTES, SECRET_BYTES, cancel_keys
 from protocols.postgres.login import HOW_TO_LOG_IN, INVALID_AUTHORIZATION, authenticate, greet
 from protocols.postgres.relay import Relay
 from protocols.postgres.wording import fatal, option_settings, options_setting, without_own
@@ -30,6 +29,7 @@ from proxy.core.errors import LoginRefused, PeerError, Refused, TapeError, Targe
 from proxy.core.events import Command
 from proxy.core.gate import Gate, Pending
 from proxy.core.parties import Credential, Identity, Target
+from proxy.core.peers import peers_of
 from proxy.core.session import OnHold, Session
 from proxy.core.stream import Stream
 from recorder.tape import OUT, Kind
@@ -61,7 +61,7 @@ async def serve(user: Stream, gate: Gate) -> None:
 
 
 async def _serve(user: Stream, gate: Gate, log: Any) -> None:
-    keys = _cancel_keys(gate)
+    keys = cancel_keys(gate.shared, gate.clock)
     async with asyncio.timeout(float(gate.settings.get("login_seconds", LOGIN_SECONDS))):
         message = await greet(user, gate.settings)
         if message is None:
@@ -157,16 +157,13 @@ async def _connect_and_relay(
         text = f'access to "{target.name}" denied by rule "{refused.deny.rule}": {refused.deny.reason}'
         return f"refused by {refused.deny.rule}", fatal(INVALID_AUTHORIZATION, text)
     await session.tape.commit()
-    places = _places(gate)
     limit = target.settings.get("max_connections")
-    if isinstance(limit, int) and places[target.name] >= limit:
-        log.warning("too many connections to the target", limit=limit)
-        return "too many connections", fatal("53300", f'too many connections to "{target.name}"')
-    places[target.name] += 1
-    try:
+    limit = limit if isinstance(limit, int) else None
+    async with peers_of(gate.shared).place(f"postgres/{target.name}", limit) as free:
+        if not free:
+            log.warning("too many connections to the target", limit=limit)
+            return "too many connections", fatal("53300", f'too many connections to "{target.name}"')
         return await _dial_and_relay(user, gate, session, message, replication, log)
-    finally:
-        places[target.name] -= 1
 
 
 async def _open(user: Stream, session: Session, commands: list[Command], on_hold: OnHold) -> None:
@@ -215,7 +212,7 @@ async def _dial_and_relay(
 async def _with_cancel_key(
     gate: Gate, relay: Relay, link: dialling.TargetLink, target: Target, credential: Credential, key_bytes: int
 ) -> tuple[str, bytes]:
-    keys = _cancel_keys(gate)
+    keys = cancel_keys(gate.shared, gate.clock)
 
     async def forward() -> None:
         if relay.withdraw() or not relay.busy or not link.secret:
@@ -299,16 +296,6 @@ def _described(parameters: Mapping[str, str], target: Target, user: Stream) -> d
 def _shown(text: str) -> str:
     """A start-up parameter for rules, tapes and people: what is not UTF-8 is U+FFFD. The target gets the bytes."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _cancel_keys(gate: Gate) -> CancelKeys:
-    keys: CancelKeys = gate.shared.setdefault("postgres.cancels", CancelKeys(gate.clock))
-    return keys
-
-
-def _places(gate: Gate) -> Counter[str]:
-    places: Counter[str] = gate.shared.setdefault("postgres.places", Counter())
-    return places
 
 
 def _worlds(gate: Gate) -> Worlds:
