@@ -23,14 +23,14 @@ from protocols.postgres import startup
 from protocols.postgres.cancels import LONG_SECRET_BYTES, SECRET_BYTES, cancel_keys
 from protocols.postgres.login import HOW_TO_LOG_IN, INVALID_AUTHORIZATION, authenticate, greet
 from protocols.postgres.relay import Relay
-from protocols.postgres.wording import fatal, option_settings, options_setting, without_own
+from protocols.postgres.wording import fatal, notice, option_settings, options_setting, without_own
 from protocols.postgres.world import Worlds
 from proxy.core.errors import LoginRefused, PeerError, Refused, TapeError, TargetPeerError, UserPeerError
-from proxy.core.events import Command
+from proxy.core.events import Command, Frame
 from proxy.core.gate import Gate, Pending
 from proxy.core.parties import Credential, Identity, Target
 from proxy.core.peers import peers_of
-from proxy.core.session import OnHold, Session
+from proxy.core.session import OnHold, Session, UserWriter
 from proxy.core.stream import Stream
 from recorder.tape import OUT, Kind
 
@@ -148,7 +148,9 @@ async def _connect_and_relay(
 
     async def on_hold(pending: Pending) -> None:
         text = f'connection held by rule "{pending.hold.rule}": approval {pending.id} is pending'
-        await user.write(startup.encode_error({"S": "NOTICE", "V": "NOTICE", "C": "00000", "M": text}, b"N"))
+        writer = UserWriter(user, session)
+        writer.send(None, Frame(notice(text), by_gate=True))
+        await writer.flush()
 
     try:
         await _open(user, session, _opening(target, parameters, replication), on_hold)
