@@ -7,11 +7,21 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from proxy import cli
+from proxy import cli, trying
+from proxy.certificates import self_signed
+from proxy.checking import check_config
+from proxy.core.events import KINDS
+from proxy.demo.house import House, open_house
+from proxy.demo.shop import open_shop
+from proxy.masking import ACTIONS, DETECTORS
+from proxy.policy.conditions import VARIABLES
+from proxy.sections import Target
 from tests.test_cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +42,9 @@ RUNNABLE = [
 
 
 def test_there_are_pages_and_runnable_blocks() -> None:
-    assert {"README.md", "CHANGELOG.md", "operations.md"} <= {page.name for page in PAGES}
+    assert {"README.md", "CHANGELOG.md", "operations.md", "policy.md", "masking.md", "postgres.md", "tape.md"} <= {
+        page.name for page in PAGES
+    }
     assert RUNNABLE
 
 
@@ -106,3 +118,141 @@ def test_help_names_the_environment() -> None:
     text = cli.parser().format_help()
     for name in re.findall(r"\bGATECAST_[A-Z]+\b", (ROOT / "docs" / "operations.md").read_text()):
         assert name in text
+
+
+# -- rules, configurations and cases in the pages ---------------------------------------------------------
+
+TARGETS = """\
+targets:
+  - {name: shop, host: 127.0.0.1, database: shop, credential: {user: x}, labels: {env: prod}}
+  - {name: shop-test, host: 127.0.0.1, database: shop, credential: {user: x}, labels: {env: staging}}
+"""
+LISTENERS = "listeners: [{name: pg, protocol: postgres, address: '127.0.0.1:0', plain: true}]\n"
+
+
+def marked(language: str, mark: str) -> list[Any]:
+    """The blocks of one language that bear a mark, as parameters (page, text)."""
+    return [
+        pytest.param(page, text, id=f"{page.name}-{number}")
+        for page in PAGES
+        for number, (found, marks, text) in enumerate(blocks(page))
+        if found == language and mark in marks.split()
+    ]
+
+
+def test_every_kind_of_block_is_there() -> None:
+    for language, mark in (("yaml", "rules"), ("yaml", "config"), ("yaml", "cases"), ("sh", "gateway")):
+        assert marked(language, mark), (language, mark)
+    assert len(marked("python", "gateway")) == 2
+
+
+def write_config(folder: Path, text: str, rules: str = "rules: []\n") -> Path:
+    """A configuration of the text, with all that it names and whatever a whole one needs besides."""
+    self_signed(folder, ["localhost"])
+    (folder / "shop.password").write_text("x\n")
+    (folder / "shop.password").chmod(0o600)
+    (folder / "ca.crt").write_bytes((folder / "tls.crt").read_bytes())
+    (folder / "rules.yaml").write_text(rules)
+    keys = set(re.findall(r"^(\w+):", text, re.MULTILINE))
+    parts = [text]
+    parts += [part for part in (LISTENERS, TARGETS) if part.partition(":")[0] not in keys]
+    path = folder / "gatecast.yaml"
+    path.write_text("".join(parts) + "rules_file: rules.yaml\n")
+    return path
+
+
+@pytest.mark.parametrize(("page", "text"), marked("yaml", "config"))
+def test_configurations_are_good(page: Path, text: str, tmp_path: Path) -> None:
+    found = check_config(write_config(tmp_path, text))
+    assert not [warning for warning in found["warnings"] if "durable" not in warning]
+
+
+@pytest.mark.parametrize(("page", "text"), marked("yaml", "rules"))
+def test_rules_load(page: Path, text: str, tmp_path: Path) -> None:
+    found = check_config(write_config(tmp_path, "", text))
+    assert found["rules"]["count"] == text.count("- name: ")
+
+
+@pytest.mark.parametrize(("page", "text"), marked("yaml", "cases"))
+def test_cases_pass_on_their_page_s_rules(page: Path, text: str, tmp_path: Path) -> None:
+    rules = [rules for language, mark, rules in blocks(page) if (language, mark) == ("yaml", "rules")]
+    path = write_config(tmp_path, "", rules[-1])
+    (tmp_path / "cases.yaml").write_text(text)
+    data, shown, code = trying.test(path, tmp_path / "cases.yaml")
+    assert code == 0, shown
+    assert len(data["cases"]) == text.count("- name: ")
+
+
+def table_rows(page: str, first: str) -> dict[str, str]:
+    """The rows of a table by their first cell, found by its head."""
+    text = (ROOT / "docs" / page).read_text()
+    body = text[text.index(f"| {first} |") :].split("\n\n")[0]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in body.splitlines()[2:]]
+    return {row[0].strip(): row[1].strip() for row in rows}
+
+
+def test_kinds_are_what_the_page_says() -> None:
+    rows = table_rows("policy.md", "kind")
+    assert {kind.strip("`") for kind in rows} == set(KINDS)
+    read = trying.to_command()
+    wrong = [
+        (text, kind, read(text).kind)
+        for kind, cell in rows.items()
+        for text in re.findall(r"`([^`]+)`", cell)
+        if read(text).kind != kind.strip("`")
+    ]
+    assert not wrong
+
+
+def test_the_page_names_all_variables_kinds_actions_and_detectors() -> None:
+    shown = "\n".join(table_rows("policy.md", "variable"))
+    assert set(re.findall(r"`(\w+\.\w+)`", shown)) == set(VARIABLES)
+    masking = (ROOT / "docs" / "masking.md").read_text()
+    assert {cell.partition("`")[2].partition("`")[0] for cell in table_rows("masking.md", "action")} == set(ACTIONS)
+    assert not [name for name in DETECTORS if f"`{name}`" not in masking]
+
+
+def test_settings_of_the_gateway_s_own_are_all_there() -> None:
+    used = set(re.findall(r'"(gatecast\.\w+)"', (ROOT / "protocols" / "postgres" / "serve.py").read_text()))
+    assert {name.strip("`") for name in table_rows("postgres.md", "setting")} == used
+
+
+def test_fields_of_targets_are_all_there() -> None:
+    page = (ROOT / "docs" / "postgres.md").read_text()
+    assert not [name for name in Target.model_fields if not re.search(rf"\b{name}\b", page)]
+
+
+# -- blocks marked gateway, in the demo's folder with the agent's token ------------------------------------
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with open_shop() as shop, open_house(tmp_path_factory.mktemp("docs"), shop) as house:
+        yield house
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(("page", "text"), marked("sh", "gateway"))
+def test_shell_blocks_work_on_a_gateway(house: House, page: Path, text: str) -> None:
+    run_block(house, ["bash", "-euo", "pipefail", "-c"], text)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(("page", "text"), marked("python", "gateway"))
+def test_python_blocks_work_on_a_gateway(house: House, page: Path, text: str) -> None:
+    assert "desk lamp" in run_block(house, [sys.executable, "-c"], text)
+
+
+def run_block(house: House, command: list[str], text: str) -> str:
+    """Run a block; 6432 stands for the port that the gateway has."""
+    done = subprocess.run(
+        [*command, re.sub(r"\b6432\b", str(house.tls_port), text)],
+        cwd=house.folder,
+        env=house.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

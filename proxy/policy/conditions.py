@@ -202,7 +202,8 @@ VARIABLES: Final[Mapping[str, tuple[Any, Callable[[Scene], object]]]] = {  # cel
     "sql.where_missing": (_T.BOOL, lambda scene: sql_where_missing(scene.command)),
     "sql.has_limit": (
         _T.BOOL,
-        lambda scene: bool(scene.command.facts.get("has_limit")) or scene.command.facts.get("limit") is not None,
+        # Who tells both says limit 0 where there is none.
+        lambda scene: bool(scene.command.facts.get("has_limit", scene.command.facts.get("limit") is not None)),
     ),
     "sql.limit": (_T.INT, _limit),
     "sql.multi": (_T.BOOL, lambda scene: scene.multi or bool(scene.command.facts.get("multi"))),

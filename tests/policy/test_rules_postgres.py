@@ -11,6 +11,7 @@ from protocols.postgres.verbs import VERBS
 from proxy.core.events import Command
 from proxy.core.parties import Identity, Target
 from proxy.core.statement import Statement
+from proxy.policy.conditions import Scene, compile_condition
 from proxy.policy.rules import RuleSet, load_rules
 from proxy.policy.sql import read_sql
 
@@ -106,3 +107,12 @@ def ruleset() -> RuleSet:
 def test_a_text_is_decided(ruleset: RuleSet, text: str, verdict: str, rule: str) -> None:
     found = ruleset.judge(BOT, SHOP, to_command(text))
     assert (type(found).__name__, found.rule) == (verdict, rule)
+
+
+@pytest.mark.parametrize(
+    ("text", "limited"),
+    [("SELECT * FROM t", False), ("SELECT * FROM t LIMIT 5", True), ("SELECT * FROM t LIMIT 0", True)],
+)
+def test_a_statement_has_a_limit_only_if_it_says_so(text: str, limited: bool) -> None:
+    condition = compile_condition("sql.has_limit")
+    assert condition.holds(Scene(BOT, SHOP, to_command(text), 0.0)) is limited
