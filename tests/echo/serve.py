@@ -62,6 +62,10 @@ async def _serve(user: Stream, gate: Gate) -> str:
     except PeerError as error:
         reason = str(error)
         return reason
+    except Exception:  # a bug of ours or a service's: the session ends, and whoever runs serve() logs it
+        reason = "internal error"
+        await user.write(line("bye", "internal error of the gateway"))
+        raise
     finally:
         with contextlib.suppress(TapeError):
             await session.close("failed" if reason else "closed", reason)
