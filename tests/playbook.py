@@ -7,9 +7,11 @@ the test's own. Each step may be given whole, byte by byte, or with a tail: see 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
+from protocols.postgres import wire
 from protocols.postgres.answers import Ended, Fatal, NeedColumns, NeedCopy, Revealed, Status
-from protocols.postgres.commands import Asked, Conversation, Ignored, Piece, Terminate
+from protocols.postgres.commands import Asked, Conversation, Ignored, Piece, Settle, Terminate, UserItem
 from protocols.postgres.reading import CommandReader
 from proxy.core.errors import Refused
 from proxy.core.events import Column, Frame, Result
@@ -65,6 +67,7 @@ class Play:
         self._to_target = TargetWriter(gate_target, self.session)
         self.results: list[Result] = []
         self.fatal = False
+        self._waiting: Iterator[UserItem] = iter(())
         self.terminated = False
         self.held: list[Pending] = []
 
@@ -77,9 +80,17 @@ class Play:
         self.held.append(pending)
 
     async def user(self, data: bytes) -> bytes:
-        """The user sends data; returns what reaches the target."""
-        for item in self.conversation.from_user(data):
+        """The user sends data; returns what reaches the target.
+
+        Where answers decide what comes next, the rest waits: user(b"") goes on once the target has given them.
+        """
+        self._waiting = chain(self._waiting, self.conversation.from_user(data)) if data else self._waiting
+        for item in self._waiting:
             match item:
+                case Settle():
+                    assert not item.done()
+                    self._to_target.send(Frame(wire.message(wire.FLUSH, b""), by_gate=True))
+                    break
                 case Asked():
                     try:
                         permit = await self.session.decide(item.command, self._on_hold, item.follows)

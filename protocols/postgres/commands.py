@@ -16,15 +16,18 @@ is unknown. Source: PostgreSQL 18 docs 54.2, 54.7.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from protocols.postgres import wire
 from protocols.postgres.answers import Answer, Answers
 from protocols.postgres.display import show_cell
+from protocols.postgres.encodings import codec_of
 from protocols.postgres.pipeline import Pipeline
-from protocols.postgres.reading import PROTOCOL_NAME, CommandReader, changes_catalogue
+from protocols.postgres.reading import PROTOCOL_NAME, CommandReader, changes_catalogue, runs_by_name
 from protocols.postgres.replication import replication_statement
 from protocols.postgres.replies import Portal, Prepared, Reply
 from proxy.core.errors import Refused, UserPeerError
@@ -34,27 +37,6 @@ from proxy.core.session import Part, Permit
 from proxy.core.statement import Statement
 
 VALUES_SHOWN_LIMIT: Final = 100  # parameter values that approvers and tapes' COMMANDs show
-
-# Client encodings in which every byte below 128 is that ASCII character, so that quotes are where they seem; by
-# PostgreSQL's names and aliases without punctuation (docs 23.3.1; src/common/encnames.c), with Python's codec.
-# SJIS, BIG5, GBK, UHC, GB18030, JOHAB and MULE_INTERNAL are left out: their second bytes reach below 128.
-_CODECS: Final = {
-    "UTF8": "utf-8", "UNICODE": "utf-8", "SQLASCII": "utf-8", "EUCJP": "euc_jp", "EUCCN": "gb2312",
-    "EUCKR": "euc_kr", "KOI8": "koi8-r", "KOI8R": "koi8-r", "KOI8U": "koi8-u", "ALT": "cp866", "WIN866": "cp866",
-    "WIN": "cp1251", "ABC": "cp1258", "TCVN": "cp1258", "TCVN5712": "cp1258", "VSCII": "cp1258",
-    "ISO88591": "iso8859-1", "ISO88592": "iso8859-2", "ISO88593": "iso8859-3", "ISO88594": "iso8859-4",
-    "ISO88595": "iso8859-5", "ISO88596": "iso8859-6", "ISO88597": "iso8859-7", "ISO88598": "iso8859-8",
-    "ISO88599": "iso8859-9", "ISO885910": "iso8859-10", "ISO885913": "iso8859-13", "ISO885914": "iso8859-14",
-    "ISO885915": "iso8859-15", "ISO885916": "iso8859-16", "LATIN1": "iso8859-1", "LATIN2": "iso8859-2",
-    "LATIN3": "iso8859-3", "LATIN4": "iso8859-4", "LATIN5": "iso8859-9", "LATIN6": "iso8859-10",
-    "LATIN7": "iso8859-13", "LATIN8": "iso8859-14", "LATIN9": "iso8859-15", "LATIN10": "iso8859-16",
-    **{f"{name}{page}": f"cp{page}" for name in ("WIN", "WINDOWS") for page in (874, *range(1250, 1259))},
-}  # fmt: skip
-
-
-def codec_of(client_encoding: str) -> str | None:
-    """Return Python's codec for a client_encoding; None if it could hide a quote, or is unknown."""
-    return _CODECS.get("".join(char for char in client_encoding.upper() if char.isalnum()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +68,15 @@ class Ignored:
     wire: bytes
 
 
-UserItem = Asked | Frame | Piece | Terminate | Ignored
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """What comes next depends on answers that are owed: have the target flush them, and take the next item only
+    when done() says so (or never will: the user has gone)."""
+
+    done: Callable[[], bool]
+
+
+UserItem = Asked | Frame | Piece | Terminate | Ignored | Settle
 Cargo = Permit | Part | Frame
 
 
@@ -127,6 +117,8 @@ class Conversation:
     def from_user(self, data: bytes) -> Iterator[UserItem]:
         """Cut what the user sent into items. Raises UserPeerError (08P01, 54000), which ends the session."""
         for kind, message, rest in self._messages.feed(data):
+            if kind in _NAMING and not self._told(kind, message):
+                yield Settle(partial(self._told, kind, message))
             match kind:
                 case wire.QUERY:
                     yield self._query(message)
@@ -147,6 +139,40 @@ class Conversation:
                     return
                 case _:
                     yield self._plumb(kind, message)
+
+    def _in_doubt(self, kind: int, message: bytes) -> bool:
+        """Tell whether answers that are owed decide what this message means.
+
+        SQL in flight may make or drop names; and a batch that is not answered may have failed, so that the names it
+        changed still mean what they did before (see replies.py).
+        """
+        pipeline = self.pipeline
+        if pipeline.peek() is None or pipeline.skipping:
+            return False
+        batch, answered = pipeline.batch, pipeline.answered
+        if kind == wire.QUERY:
+            return bool(pipeline.effects_pending or answered != batch) and _RUNS_NAMES.search(message) is not None
+        if pipeline.effects_pending:
+            return True
+        if answered == batch:
+            return False
+        match kind:
+            case wire.BIND:
+                name = wire.parse_bound_name(message)
+                prepared = pipeline.prepared.get(name)
+                doubtful = pipeline.prepared.doubtful(name, batch, answered)
+            case wire.EXECUTE:
+                name, _ = wire.parse_execute(message)
+                portal = pipeline.portals.get(name)
+                prepared = portal.prepared if portal is not None else None
+                doubtful = pipeline.portals.doubtful(name, batch, answered)
+            case _:
+                return False
+        return doubtful or (prepared is not None and runs_by_name(prepared.statements))
+
+    def _told(self, kind: int, message: bytes) -> bool:
+        """Whether no doubt is left, or none that waiting could end: a COPY waits for the user."""
+        return self.pipeline.copy_in or self.pipeline.copy_both or not self._in_doubt(kind, message)
 
     def setting(self, name: str, value: str) -> None:
         """Learn a setting of the session: start-up parameters and ParameterStatus."""
@@ -183,17 +209,20 @@ class Conversation:
         match reply.kind:
             case wire.QUERY:
                 # A Query drops the unnamed statement and portal whatever becomes of it.
-                self.pipeline.prepared.put(b"", None)
-                self.pipeline.portals.put(b"", None)
+                self.pipeline.prepared.put(b"", None, self.pipeline.batch)
+                self.pipeline.portals.put(b"", None, self.pipeline.batch)
             case wire.PARSE:
-                reply.undo = self.pipeline.prepared.put(name, reply.prepared)
+                reply.undo = self.pipeline.prepared.put(name, reply.prepared, self.pipeline.batch)
             case wire.BIND:
                 assert reply.portal is not None
                 reply.portal.permit = permit
-                reply.undo = self.pipeline.portals.put(name, reply.portal)
+                reply.undo = self.pipeline.portals.put(name, reply.portal, self.pipeline.batch)
             case wire.EXECUTE:
-                if permit.masks and reply.portal is not None and _undescribed(reply.portal):
-                    # The masks need the columns, and a user who ran this before may not ask for them again.
+                if permit.masks and reply.portal is not None and not reply.portal.described:
+                    # The masks need the columns, and a user who ran this before may not ask for them again. What the
+                    # statement was once described as may not be what it is now: a changed search_path, or DDL, has
+                    # the target read its text anew (PostgreSQL, src/backend/utils/cache/plancache.c).
+                    reply.portal.described = True
                     ask = wire.encode_named(wire.DESCRIBE, ord("P"), name)
                     self.pipeline.push(Reply(wire.DESCRIBE, portal=reply.portal, hidden=True))
                     cargo = (Frame(ask, by_gate=True), permit)
@@ -213,14 +242,14 @@ class Conversation:
         token = self._token()
         match reply.kind:
             case wire.QUERY:
-                self.pipeline.prepared.put(b"", None)
-                self.pipeline.portals.put(b"", None)
+                self.pipeline.prepared.put(b"", None, self.pipeline.batch)
+                self.pipeline.portals.put(b"", None, self.pipeline.batch)
                 replacement = wire.encode_query(_unparsable(token))
             case wire.PARSE:
-                reply.undo = self.pipeline.prepared.put(name, reply.prepared)
+                reply.undo = self.pipeline.prepared.put(name, reply.prepared, self.pipeline.batch)
                 replacement = wire.encode_parse(name, _unparsable(token))
             case wire.BIND:
-                reply.undo = self.pipeline.portals.put(name, reply.portal)
+                reply.undo = self.pipeline.portals.put(name, reply.portal, self.pipeline.batch)
                 replacement = wire.encode_bind(name, token.encode())
             case wire.EXECUTE:
                 replacement = wire.encode_execute(token.encode())
@@ -251,13 +280,10 @@ class Conversation:
 
     def _bind(self, message: bytes, rest: int) -> Asked | Frame | None:
         bind = wire.parse_bind(message, rest)
-        prepared = None if self.pipeline.effects_pending else self.pipeline.prepared.get(bind.statement)
+        if self._in_doubt(wire.BIND, message):
+            return self._unknown("BIND", message, Reply(wire.BIND, portal=Portal(Prepared("", ()))), bind.portal, rest)
+        prepared = self.pipeline.prepared.get(bind.statement)
         if prepared is None:
-            if self.pipeline.effects_pending:
-                # SQL in flight may give this name a meaning that nobody has seen yet.
-                return self._unknown(
-                    "BIND", message, Reply(wire.BIND, portal=Portal(Prepared("", ()))), bind.portal, rest
-                )
             return self._missing(wire.BIND, bind.statement, "statement", bind.portal)
         values = _shown(bind, prepared)
         portal = Portal(prepared, bind.result_formats or (), values)
@@ -269,10 +295,10 @@ class Conversation:
 
     def _execute(self, message: bytes) -> Asked | Frame | None:
         name, _ = wire.parse_execute(message)
-        portal = None if self.pipeline.effects_pending else self.pipeline.portals.get(name)
+        if self._in_doubt(wire.EXECUTE, message):
+            return self._unknown("EXECUTE", message, Reply(wire.EXECUTE), name, 0)
+        portal = self.pipeline.portals.get(name)
         if portal is None:
-            if self.pipeline.effects_pending:
-                return self._unknown("EXECUTE", message, Reply(wire.EXECUTE), name, 0)
             return self._missing(wire.EXECUTE, name, "portal", b"")
         statements = portal.prepared.statements
         self._asked = self._running(wire.EXECUTE, statements, portal)
@@ -302,11 +328,13 @@ class Conversation:
                     reply.prepared = pipeline.prepared.get(name)
                 else:
                     reply.portal = pipeline.portals.get(name)
+                    if reply.portal is not None:
+                        reply.portal.described = True
                 pipeline.push(reply)
             case wire.CLOSE:
                 which, name = wire.parse_named(message)
                 names = pipeline.prepared if which == ord("S") else pipeline.portals
-                pipeline.push(Reply(kind, undo=names.put(name, None)))
+                pipeline.push(Reply(kind, undo=names.put(name, None, pipeline.batch)))
             case wire.COPY_DONE | wire.COPY_FAIL:
                 pipeline.sent_copy_end()
             case wire.FLUSH | wire.COPY_DATA:
@@ -341,7 +369,7 @@ class Conversation:
         reply = Reply(kind, missing=(what, shown))
         token = self._token().encode()
         if kind == wire.BIND:
-            reply.undo = self.pipeline.portals.put(own, None)
+            reply.undo = self.pipeline.portals.put(own, None, self.pipeline.batch)
             replacement = wire.encode_bind(own, token)
         else:
             replacement = wire.encode_execute(token)
@@ -351,7 +379,7 @@ class Conversation:
     def _unknown(self, verb: str, message: bytes, reply: Reply, name: bytes, rest: int) -> Asked:
         self._asked, self._asked_name = reply, name
         shown = name.decode("utf-8", "replace")
-        text = f"{verb} {shown!r}, whose meaning depends on SQL that is still running"
+        text = f"{verb} {shown!r}, whose meaning depends on what is still running"
         facts = {"statements": (), "resolved": {}, "opaque": True, "opaque_reason": text}
         return Asked(Command(PROTOCOL_NAME, "UNPARSABLE", "unknown", text, message, (), facts, False, rest_bytes=rest))
 
@@ -439,10 +467,6 @@ class Conversation:
         return self.answers.feed(data)
 
 
-def _undescribed(portal: Portal) -> bool:
-    return portal.fields is None and (portal.prepared.fields is None or portal.result_formats == (-1,))
-
-
 def _unparsable(token: str) -> bytes:
     """A text that no PostgreSQL parses; the token ties the target's log line to the tape, and says no more."""
     return f"gatecast_denied /* {token} */".encode()
@@ -452,6 +476,9 @@ def _unreadable(text: str, why: str) -> Statement:
     return Statement("UNPARSABLE", "unknown", text, opaque=True, opaque_reason=why, error=why, literal_free=False)
 
 
+_RUNS_NAMES: Final = re.compile(rb"execute|fetch|move", re.IGNORECASE)
+# What makes a meaning or uses one.
+_NAMING: Final = frozenset((wire.QUERY, wire.PARSE, wire.BIND, wire.EXECUTE, wire.CLOSE))
 _NAME_VERBS: Final = frozenset(("PREPARE", "DEALLOCATE", "DECLARE", "CLOSE", "DISCARD", "UNPARSABLE"))
 
 

@@ -42,6 +42,8 @@ class Pipeline:
         self.ddl_done = False  # such a transaction has ended: the catalogue is behind
         self.ddl_pending = 0  # replies owed whose text may change the catalogue
         self.uncertain = False  # a text that nobody could read may have made names
+        self.batch = 0  # Syncs sent
+        self.answered = 0  # batches whose Sync has been answered, and all before it
 
     def push(self, reply: Reply) -> None:
         """Note that a message was sent. Raises UserPeerError when too many are in flight."""
@@ -55,7 +57,8 @@ class Pipeline:
         """A Sync goes up: it is owed a ReadyForQuery unless COPY FROM STDIN runs."""
         self.skipping = False
         if not (self.copy_in or self.copy_both):
-            self.push(Reply(SYNC))
+            self.push(Reply(SYNC, batch=self.batch))
+            self.batch += 1
 
     def sent_copy_end(self) -> None:
         """CopyDone or CopyFail goes up: Syncs behind it count again."""
@@ -85,6 +88,10 @@ class Pipeline:
         self.replies.popleft()
         self.effects_pending -= reply.effects
         self.ddl_pending -= reply.ddl
+        if reply.kind == SYNC:
+            self.answered = reply.batch + 1
+            self.prepared.settled(self.answered)
+            self.portals.settled(self.answered)
         return reply
 
     @property
@@ -159,15 +166,16 @@ class Pipeline:
             self.portals.clear(keep_unnamed=True)
             return
         name = statement.name.encode("utf-8", "surrogateescape")
+        now = -1  # it has happened: no doubt is left
         match tag:
             case "PREPARE":
                 assert statement.inner is not None
-                self.prepared.put(name, Prepared(statement.inner.text, (statement.inner,)))
+                self.prepared.put(name, Prepared(statement.inner.text, (statement.inner,)), now)
             case "DECLARE CURSOR":
                 inner = (statement.inner,) if statement.inner is not None else ()
                 text = statement.inner.text if statement.inner is not None else statement.text
-                self.portals.put(name, Portal(Prepared(text, inner), permit=None))
+                self.portals.put(name, Portal(Prepared(text, inner), permit=None), now)
             case "DEALLOCATE":
-                self.prepared.put(name, None)
+                self.prepared.put(name, None, now)
             case _:
-                self.portals.put(name, None)
+                self.portals.put(name, None, now)

@@ -245,6 +245,11 @@ def _hidden(statement: Statement) -> tuple[str, str] | None:
     return None
 
 
+def runs_by_name(statements: Sequence[Statement]) -> bool:
+    """Tell whether any of these runs what a name stands for: EXECUTE, FETCH."""
+    return any(_hidden(statement) is not None for statement in statements)
+
+
 def changes_catalogue(statement: Statement) -> bool:
     """Tell whether a statement may change what is behind a name: DDL, or code that nobody can see."""
     return statement.opaque or statement.verb.startswith(_DDL_VERBS)

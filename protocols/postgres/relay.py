@@ -14,7 +14,7 @@ from typing import Any, Final, assert_never
 
 from protocols.postgres import startup, wire
 from protocols.postgres.answers import Ended, Fatal, NeedColumns, NeedCopy, Revealed, Status
-from protocols.postgres.commands import Asked, Conversation, Ignored, Piece, Terminate
+from protocols.postgres.commands import Asked, Conversation, Ignored, Piece, Settle, Terminate
 from protocols.postgres.dial import TargetLink
 from protocols.postgres.tokens import new_token
 from protocols.postgres.wording import notice, option_settings
@@ -61,6 +61,7 @@ class Relay:
         self._notices: list[bytes] = []
         self._leaving = False
         self._user_gone = False
+        self._progress = asyncio.Event()  # the target has answered something, or the user has gone
         self._idle_seconds = float(gate.settings.get("idle_seconds") or 0)
         settings = option_settings(parameters)
         settings.update({name.lower(): value for name, value in parameters.items()})
@@ -109,6 +110,7 @@ class Relay:
         """A user who leaves takes back what is held, now or behind it, and a target that stands still ends soon."""
         await self._user.gone()
         self._user_gone = True
+        self._progress.set()
         self._session.withdraw()
         await asyncio.sleep(GOODBYE_SECONDS)
         raise _Over("the user left, and the target did not end")
@@ -137,6 +139,8 @@ class Relay:
                         writer.send(conversation.part(item))
                     case Ignored():
                         session.ignored(item.wire)
+                    case Settle():
+                        await self._settle(item)
                     case Terminate():
                         writer.send(Frame(item.wire))
                         await writer.flush()
@@ -145,6 +149,14 @@ class Relay:
                     case _:
                         assert_never(item)
             await writer.flush()
+
+    async def _settle(self, settle: Settle) -> None:
+        """Wait for the answers that decide what the user's next message means."""
+        self._to_target.send(Frame(wire.message(wire.FLUSH, b""), by_gate=True))
+        await self._to_target.flush()
+        while not (settle.done() or self._user_gone):
+            self._progress.clear()
+            await self._progress.wait()
 
     async def _read_unless_idle(self) -> bytes:
         """Read from the user, who may not be silent for idle_seconds while nothing runs."""
@@ -235,6 +247,7 @@ class Relay:
             if self._conversation.pipeline.ddl_done:
                 self._conversation.pipeline.ddl_done = False
                 self._world.stale()
+            self._progress.set()
             await self._flush_user()
             if over:
                 raise _Over("ended by the target")

@@ -2,7 +2,9 @@
 
 Every message sent to the target leaves a Reply in a queue, in order; answers are matched to its head. Names are
 registered when a message is sent, so that a pipeline can use what it has just parsed, and taken back if the
-target skips or fails that message: what the gate believes a name to mean is always what the target will run.
+target skips or fails that message: what the gate believes a name to mean is what the target will run. Up to the
+next Sync that holds whatever happens, for a failure skips all of it; a name that an earlier batch has changed is
+in doubt until that batch's Sync is answered (doubtful), and nothing is decided on it before.
 (A stale belief the other way, a name that the target no longer has, is harmless: the target rejects it.)
 
 Deliberately left out: names that a function body makes by dynamic SQL. Who may run opaque code may run anything.
@@ -46,6 +48,7 @@ class Portal:
     values: tuple[str | None, ...] = ()
     permit: Permit | None = None
     fields: tuple[Field, ...] | None = None
+    described: bool = False  # a description of this very portal has been asked for
 
 
 @dataclass(eq=False, slots=True)
@@ -53,8 +56,8 @@ class Reply:
     """What one message sent to the target is owed.
 
     kind: the message's type byte. undo: what to take back if the target does not carry it out. hidden: the gate
-    asked, the user must not see the answer. effects: its text makes or drops names by SQL. ddl: its text may change
-    the catalogue. missing: the name that the user used and nobody knows, and its kind.
+    asked, the user must not see the answer. batch: of a Sync, its number. effects: its text makes or drops names by
+    SQL. ddl: its text may change the catalogue. missing: the name that the user used and nobody knows, and its kind.
     """
 
     kind: int
@@ -68,6 +71,7 @@ class Reply:
     portal: Portal | None = None
     hidden: bool = False
     missing: tuple[str, str] | None = None
+    batch: int = 0
     completed: int = 0
     fields: tuple[Field, ...] | None = None
     columns: tuple[Column, ...] | None = None
@@ -91,19 +95,30 @@ class Names(Generic[Value]):
 
     def __init__(self) -> None:
         self._values: dict[bytes, Value] = {}
+        self._changed: dict[bytes, int] = {}  # in which batch, counted in Syncs
 
     def get(self, name: bytes) -> Value | None:
         """Return what the name will mean when the target gets to the next message, None if nothing."""
         return self._values.get(name)
 
-    def put(self, name: bytes, value: Value | None) -> Undo:
-        """Set or (None) remove a name; returns how to undo it."""
+    def put(self, name: bytes, value: Value | None, batch: int) -> Undo:
+        """Set or (None) remove a name by a message of that batch; returns how to undo it."""
         before = self._values.get(name)
+        self._changed[name] = batch
         if value is None:
             self._values.pop(name, None)
         else:
             self._values[name] = value
         return Undo(self, name, before, value)  # type: ignore[arg-type]  # a Names of either kind
+
+    def doubtful(self, name: bytes, batch: int, answered: int) -> bool:
+        """Tell whether a batch before this one has changed the name, and may still fail to: it is not answered."""
+        return answered <= self._changed.get(name, batch) < batch
+
+    def settled(self, answered: int) -> None:
+        """Forget which batches changed what, of those that are answered."""
+        if self._changed:
+            self._changed = {name: batch for name, batch in self._changed.items() if batch >= answered}
 
     def take_back(self, undo: Undo, later: Iterable[Reply], gone: bool) -> None:
         """Undo one change. later: the replies behind it, which may have built on it. gone: the name is free now.

@@ -196,6 +196,15 @@ def parse_bind(wire: bytes, rest_bytes: int) -> Bind:
     return Bind(portal, statement, formats, tuple(values), results)
 
 
+def parse_bound_name(wire: bytes) -> bytes:
+    """Return the statement's name of a Bind, whole or its head. Raises UserPeerError."""
+    portal_end = wire.find(0, 5)
+    statement_end = wire.find(0, portal_end + 1)
+    if portal_end < 0 or statement_end < 0:
+        raise UserPeerError("invalid message format", "08P01")
+    return wire[portal_end + 1 : statement_end]
+
+
 def parse_named(wire: bytes) -> tuple[int, bytes]:
     """Return (b'S' or b'P' as int, name) of a Describe or Close. Raises UserPeerError."""
     if len(wire) < 7 or wire[5] not in b"SP" or wire.find(0, 6) != len(wire) - 1:

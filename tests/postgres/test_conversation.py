@@ -256,11 +256,12 @@ def test_sql_prepare_and_cursor_are_decided_as_what_they_run() -> None:
         session.conversation._read = lambda text: (statements[text],)
         await session.user(query("PREPARE d AS DELETE FROM people"))
         await session.user(query("EXECUTE d"))  # before the target has said that d exists
+        assert seen == [("PREPARE", "session")]
         await session.target(tag("PREPARE") + Z)
+        await session.user(b"")
         await session.target(tag("DELETE 1") + Z)
-        await session.user(query("EXECUTE d"))
         await session.user(query("EXECUTE e"))
-        assert seen == [("PREPARE", "session"), ("EXECUTE", "unknown"), ("EXECUTE", "delete"), ("EXECUTE", "unknown")]
+        assert seen == [("PREPARE", "session"), ("EXECUTE", "delete"), ("EXECUTE", "unknown")]
 
     play(run)
 
@@ -334,18 +335,31 @@ def test_masks_live_as_long_as_the_statement() -> None:
     play(run)
 
 
-def test_described_statement_needs_no_second_description() -> None:
+def test_what_a_statement_was_described_as_is_not_what_its_portal_must_be() -> None:
+    """A new search_path, or DDL, has the target read a prepared text anew: only the portal's description counts."""
+
     async def run() -> None:
         session = Play(fake_gate(mask_all, masker=FakeMasker("email")))
         describe = wire.encode_named(wire.DESCRIBE, ord("S"), b"s")
         await session.user(parse("s", "SELECT email FROM people") + describe + SYNC)
         parameters = wire.message(ord("t"), b"\0\0")
-        await session.target(PARSED + parameters + description("email") + Z)
-        assert await session.user(bind("", "s") + execute("") + SYNC) == bind("", "s") + execute("") + SYNC
-        assert (
-            await session.target(BOUND + row(b"a@b.c") + tag("SELECT 1") + Z)
-            == BOUND + row(b"MASKED") + tag("SELECT 1") + Z
-        )
+        await session.target(PARSED + parameters + description("name") + Z)
+        asks = wire.encode_named(wire.DESCRIBE, ord("P"), b"")
+        assert await session.user(bind("", "s") + execute("") + SYNC) == bind("", "s") + asks + execute("") + SYNC
+        answer = BOUND + description("email") + row(b"a@b.c") + tag("SELECT 1") + Z
+        assert await session.target(answer) == BOUND + row(b"MASKED") + tag("SELECT 1") + Z
+
+    play(run)
+
+
+def test_described_portal_needs_no_second_description() -> None:
+    async def run() -> None:
+        session = Play(fake_gate(mask_all, masker=FakeMasker("email")))
+        asks = wire.encode_named(wire.DESCRIBE, ord("P"), b"")
+        batch = parse("s", "SELECT email FROM people") + bind("", "s") + asks + execute("") + SYNC
+        assert await session.user(batch) == batch
+        seen = await session.target(PARSED + BOUND + description("email") + row(b"a@b.c") + tag("SELECT 1") + Z)
+        assert seen == PARSED + BOUND + description("email") + row(b"MASKED") + tag("SELECT 1") + Z
 
     play(run)
 
