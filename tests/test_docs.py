@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -256,3 +258,40 @@ def run_block(house: House, command: list[str], text: str) -> str:
     )
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+@pytest.mark.peer
+def test_logins_fail_with_the_states_that_the_page_names(house: House) -> None:
+    rows = table_rows("postgres.md", "what")
+    good = {"host": "localhost", "port": str(house.tls_port), "dbname": "shop", "user": "ana"}
+    good |= {"password": house.agent_token, "sslmode": "verify-full", "sslrootcert": str(house.folder / "tls.crt")}
+    for what, wrong in (
+        ("wrong, expired or revoked token", {"password": "gct_wrong"}),
+        ("no TLS where it is needed; connecting is denied", {"sslmode": "disable"}),
+        ("no such target", {"dbname": "nothing"}),
+    ):
+        assert rows[what] == sqlstate(house, {**good, **wrong}), what
+
+
+def sqlstate(house: House, parameters: dict[str, str]) -> str:
+    """The SQLSTATE of a failing login: libpq tells no client of it, asyncpg does."""
+    import asyncpg
+
+    async def connect() -> str:
+        tls = (
+            False if parameters["sslmode"] == "disable" else ssl.create_default_context(cafile=house.folder / "tls.crt")
+        )
+        try:
+            await asyncpg.connect(
+                host=parameters["host"],
+                port=int(parameters["port"]),
+                database=parameters["dbname"],
+                user=parameters["user"],
+                password=parameters["password"],
+                ssl=tls,
+            )
+        except asyncpg.PostgresError as error:
+            return str(error.sqlstate)
+        return "none"
+
+    return asyncio.run(connect())
