@@ -216,15 +216,30 @@ async def _with_cancel_key(
 ) -> tuple[str, bytes]:
     keys = cancel_keys(gate.shared, gate.clock)
 
+    under_way = False
+
     async def forward() -> None:
+        nonlocal under_way
         if relay.withdraw() or not relay.busy or not link.secret:
             return  # held, or idle: a late cancel must not hit the next statement
-        with contextlib.suppress(TargetPeerError):  # the user is not told of a cancel's fate either way
-            await dialling.cancel(target, credential, link.pid, link.secret, link.address)
+        if under_way:
+            return  # one at a time: a flood of them is no flood of connections to the target
+        under_way = True
+        try:
+            with contextlib.suppress(TargetPeerError):  # the user is not told of a cancel's fate either way
+                await dialling.cancel(target, credential, link.pid, link.secret, link.address)
+        finally:
+            under_way = False
 
     secret = keys.add(link.pid, forward, key_bytes) if link.secret else b""
     try:
         return await relay.run(secret, forward)
+    except TargetPeerError:
+        raise
+    except BaseException:
+        # The user's connection broke, or the session is being ended: what runs for it is not left to run on.
+        await asyncio.shield(forward())
+        raise
     finally:
         if secret:
             keys.remove(link.pid, secret)
