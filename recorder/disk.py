@@ -35,17 +35,21 @@ class Disk:
 
     def write(self, descriptor: int, buffers: Sequence[bytes]) -> None:
         """Write all of the buffers; a short write goes on where it stopped."""
+        if len(buffers) <= VECTOR_LIMIT:
+            done = os.writev(descriptor, buffers) if len(buffers) > 1 else os.write(descriptor, buffers[0])
+            if done != sum(map(len, buffers)):
+                self._write_rest(descriptor, buffers, done)
+            return
         for start in range(0, len(buffers), VECTOR_LIMIT):
-            part = buffers[start : start + VECTOR_LIMIT]
-            done = os.writev(descriptor, part)
-            if done == sum(map(len, part)):
-                continue
-            rest = memoryview(b"".join(part))[done:]
-            while rest:
-                done = os.write(descriptor, rest)
-                if not done:
-                    raise OSError("the file takes no more bytes")
-                rest = rest[done:]
+            self.write(descriptor, buffers[start : start + VECTOR_LIMIT])
+
+    def _write_rest(self, descriptor: int, buffers: Sequence[bytes], done: int) -> None:
+        rest = memoryview(b"".join(buffers))[done:]
+        while rest:
+            done = os.write(descriptor, rest)
+            if not done:
+                raise OSError("the file takes no more bytes")
+            rest = rest[done:]
 
     def sync(self, descriptor: int) -> None:
         """Make the file's data durable."""

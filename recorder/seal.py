@@ -72,12 +72,12 @@ class Tree:
 
     def add(self, leaf: bytes) -> None:
         """Append a leaf (already hashed)."""
-        self.size += 1
-        count = self.size
+        count = self.size = self.size + 1
+        peaks = self._peaks
         while not count & 1:  # each trailing zero bit completes a subtree
-            leaf = sha256(b"\x01" + self._peaks.pop() + leaf).digest()
+            leaf = sha256(b"\x01" + peaks.pop() + leaf).digest()
             count >>= 1
-        self._peaks.append(leaf)
+        peaks.append(leaf)
 
     def root(self) -> bytes:
         """The root over all leaves so far; of none, the hash of nothing."""

@@ -35,6 +35,7 @@ from recorder.format import (
     JOINED_LIMIT,
     OUT,
     PAYLOAD_LIMIT,
+    RAW_BELOW_BYTES,
     SUFFIX,
     USER,
     Kind,
@@ -171,47 +172,58 @@ class Tape:
 
     def _flush(self) -> None:
         """Write all that is pending. Raises TapeError."""
-        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        pending, size = self._pending, self._pending_bytes
+        self._pending, self._pending_bytes = [], 0
         try:
-            if self._full():
+            segment = self._segment
+            if (
+                segment.size_bytes >= self._recorder.segment_limit
+                or segment.blocks >= SEGMENT_BLOCKS_LIMIT
+                or segment.commands.size_bytes >= SEGMENT_COMMANDS_LIMIT
+            ):
                 self._rotate()
-            before = self._segment.size_bytes
-            start = size = 0
-            for i, record in enumerate(pending):
-                size += len(record[4]) + _OVERHEAD_BYTES
-                if size >= BLOCK_TARGET_BYTES:
-                    self._block(pending[start : i + 1])
-                    start, size = i + 1, 0
-            if start < len(pending):
-                self._block(pending[start:] if start else pending)
-            self._position += self._segment.size_bytes - before
+                segment = self._segment
+            before = segment.size_bytes
+            if size < BLOCK_TARGET_BYTES:
+                self._block(pending, size)
+            else:
+                self._blocks(pending)
+            self._position += segment.size_bytes - before
         except Exception as error:  # fails closed: whatever it was, records are lost now
             self._fail(error)
 
-    def _block(self, records: list[_Pending]) -> None:
+    def _blocks(self, pending: list[_Pending]) -> None:
+        """Write what is too much for one block."""
+        start = size = 0
+        for i, record in enumerate(pending):
+            size += len(record[4]) + _OVERHEAD_BYTES
+            if size >= BLOCK_TARGET_BYTES:
+                self._block(pending[start : i + 1], size)
+                start, size = i + 1, 0
+        if start < len(pending):
+            self._block(pending[start:], size)
+
+    def _block(self, records: list[_Pending], size: int) -> None:
+        """Write one block; size is at least what its records take."""
         t0 = records[0][1]
-        note = self._segment.commands.note
+        pack, segment = _packer.pack, self._segment
         try:
             for n, t, channel, kind, payload, meta in records:
                 dt = (t - t0) // 1000
                 if meta is None:
-                    _packer.pack((n, dt, channel, kind, payload))
+                    pack((n, dt, channel, kind, payload))
                 else:
-                    _packer.pack((n, dt, channel, kind, payload, meta))
+                    pack((n, dt, channel, kind, payload, meta))
                 if 2 <= kind <= 3 and (meta is None or not meta["part"]):
-                    note(n, t0 + dt * 1000, kind, payload if meta is None else self._long.pop(n))
-            with _packer.getbuffer() as raw:
-                self._segment.data(raw, t0, t0 + dt * 1000, len(records))
+                    segment.commands.note(n, t0 + dt * 1000, kind, payload if meta is None else self._long.pop(n))
+            if size < RAW_BELOW_BYTES:
+                # Not worth a view that has to be let go of again.
+                segment.data(_packer.bytes(), t0, t0 + dt * 1000, len(records))
+            else:
+                with _packer.getbuffer() as raw:
+                    segment.data(raw, t0, t0 + dt * 1000, len(records))
         finally:
             _packer.reset()
-
-    def _full(self) -> bool:
-        segment = self._segment
-        return (
-            segment.size_bytes >= self._recorder.segment_limit
-            or segment.blocks >= SEGMENT_BLOCKS_LIMIT
-            or segment.commands.size_bytes >= SEGMENT_COMMANDS_LIMIT
-        )
 
     def _rotate(self) -> None:
         """Seal the segment as "continued" and begin the next one. Raises OSError."""

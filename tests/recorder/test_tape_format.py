@@ -18,6 +18,7 @@ from recorder.format import (
     JOINED_LIMIT,
     MAGIC,
     PAYLOAD_LIMIT,
+    RAW_BELOW_BYTES,
     RAW_LIMIT,
     STORED_LIMIT,
     Block,
@@ -175,8 +176,9 @@ def test_store_and_restore(data: bytes, doubled: bool) -> None:
 def test_what_does_not_shrink_is_stored_as_it_is() -> None:
     noise = random.Random(1).randbytes(5000)
     assert store(noise) == (0, noise)
-    assert store(b"a" * 127) == (0, b"a" * 127)
-    assert store(b"a" * 128)[0] == 1
+    short = b"a" * (RAW_BELOW_BYTES - 1)
+    assert store(short) == (0, short)
+    assert store(short + b"a")[0] == 1
 
 
 def test_a_frame_that_announces_more_is_refused_before_it_is_unpacked() -> None:
