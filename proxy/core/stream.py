@@ -22,6 +22,7 @@ HIGH_WATER_BYTES: Final = 64 * 1024  # postgres note 1.11
 TLS_RECORD_BYTES: Final = 8192  # postgres note 1.4
 TLS_HANDSHAKE_SECONDS: Final = 15.0
 CLOSE_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 2.0  # how often a connection that is not read from is asked whether it still exists
 KEEPALIVE_IDLE_SECONDS: Final = 60  # NATs drop silent connections after 350 s (AWS) or 600 s (GCP)
 USER_TIMEOUT_MS: Final = 120_000
 
@@ -65,8 +66,10 @@ async def read_exactly(stream: Stream, size: int) -> bytes:
 class _Transport(asyncio.Protocol):
     """Second phase of a SocketStream: bounded queues between the loop's transport and read()/write()."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self.loop = loop
+        self.sock = sock
+        self.looking = False
         self.transport: asyncio.Transport | None = None
         self.chunks: list[bytes] = []
         self.size = 0
@@ -89,7 +92,21 @@ class _Transport(asyncio.Protocol):
         if self.size >= HIGH_WATER_BYTES and not self.read_paused and self.transport is not None:
             self.read_paused = True
             self.transport.pause_reading()
+            if not self.looking:
+                self.looking = True
+                self.loop.call_later(LOOK_SECONDS, self._look)
         self._wake_reader()
+
+    def _look(self) -> None:
+        """See a reset or an end that the loop does not, as it waits for nothing while reading is paused."""
+        self.looking = False
+        if not self.read_paused or self.ended.done():
+            return
+        if _vanished(self.sock):
+            self.ended.set_result(None)
+        else:
+            self.looking = True
+            self.loop.call_later(LOOK_SECONDS, self._look)
 
     def eof_received(self) -> bool:
         self.eof = True
@@ -225,7 +242,7 @@ class SocketStream:
 
     async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None) -> None:
         assert self._transport is None and self._sock is not None, "start() is called once"
-        protocol = _Transport(self._loop)
+        protocol = _Transport(self._loop, self._sock)
         kwargs: dict[str, Any] = {"sock": self._sock}
         if tls is not None:
             kwargs |= {
@@ -304,6 +321,19 @@ def _tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+
+def _vanished(sock: socket.socket) -> bool:
+    """Whether the other side of a TCP connection has closed or reset it. Source: Linux tcp(7), TCP_INFO."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or not hasattr(socket, "TCP_INFO"):
+        return False
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _OVER
+    except OSError:
+        return True
+
+
+_OVER: Final = (7, 8)  # TCP_CLOSE, TCP_CLOSE_WAIT: include/net/tcp_states.h
 
 
 def _peer_name(sock: socket.socket) -> str:
