@@ -9,7 +9,7 @@ session ends both.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, assert_never
 
 from protocols.postgres import startup, wire
@@ -61,6 +61,7 @@ class Relay:
         self._notices: list[bytes] = []
         self._leaving = False
         self._user_gone = False
+        self._target_over = False
         self._progress = asyncio.Event()  # the target has answered something, or the user has gone
         self._idle_seconds = float(gate.settings.get("idle_seconds") or 0)
         settings = option_settings(parameters)
@@ -89,18 +90,24 @@ class Relay:
         """Take back a held command, if there is one."""
         return self._session.withdraw()
 
-    async def run(self, secret: bytes, cancel: Callable[[], Awaitable[None]]) -> tuple[str, bytes]:
+    @property
+    def abandoned(self) -> bool:
+        """Whether the session ended under a statement that still runs, without the goodbye that lets it run on."""
+        return self.busy and not self._leaving and not self._target_over
+
+    async def run(self, secret: bytes) -> tuple[str, bytes]:
         """Relay until either side ends; secret is the user's cancel key. Returns (reason, last message)."""
         self._to_user.send(None, Output("out", _with_secret(self._link.messages, secret)))
         await self._to_user.flush()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._up(cancel))
+                group.create_task(self._up())
                 group.create_task(self._down())
                 group.create_task(self._watch())
         except BaseExceptionGroup as errors:
             # One failure makes the other; the first is the cause.
             error = _first(errors)
+            self._target_over = self._target_over or isinstance(error, TargetPeerError)
             if isinstance(error, _Over):
                 return error.reason, b""
             raise error from errors
@@ -117,12 +124,12 @@ class Relay:
 
     # -- up ---------------------------------------------------------------------------------------------
 
-    async def _up(self, cancel: Callable[[], Awaitable[None]]) -> None:
+    async def _up(self) -> None:
         conversation, session, writer = self._conversation, self._session, self._to_target
         while True:
             data = await (self._user.read(READ_BYTES) if not self._idle_seconds else self._read_unless_idle())
             if not data:
-                await self._user_left(cancel)
+                await self._user_left()
             items = conversation.from_user(data)
             while True:
                 if self._world.behind:
@@ -206,10 +213,8 @@ class Relay:
         if self._conversation.answers.between_messages:
             await self._flush_user()
 
-    async def _user_left(self, cancel: Callable[[], Awaitable[None]]) -> None:
-        """End of file: stop what still runs, say goodbye to the target."""
-        if self.busy:
-            await cancel()
+    async def _user_left(self) -> None:
+        """End of file: say goodbye to the target; what still runs is cancelled by whoever called run()."""
         self._to_target.send(Frame(wire.message(wire.TERMINATE, b""), by_gate=True))
         await self._to_target.flush()
         raise _Over("")
@@ -250,6 +255,7 @@ class Relay:
             self._progress.set()
             await self._flush_user()
             if over:
+                self._target_over = True
                 raise _Over("ended by the target")
 
     async def _flush_user(self) -> None:

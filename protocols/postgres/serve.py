@@ -36,6 +36,8 @@ from recorder.tape import OUT, Kind
 
 LOGIN_SECONDS: Final = 60.0  # PostgreSQL's authentication_timeout
 CLOSE_SECONDS: Final = 10.0
+HEAR_SECONDS: Final = 0.3  # from a cancel to the answer of what it hit
+STOP_SECONDS: Final = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -233,16 +235,24 @@ async def _with_cancel_key(
 
     secret = keys.add(link.pid, forward, key_bytes) if link.secret else b""
     try:
-        return await relay.run(secret, forward)
-    except TargetPeerError:
-        raise
-    except BaseException:
-        # The user's connection broke, or the session is being ended: what runs for it is not left to run on.
-        await asyncio.shield(forward())
-        raise
+        return await relay.run(secret)
     finally:
         if secret:
             keys.remove(link.pid, secret)
+            if relay.abandoned:
+                await asyncio.shield(_stop(link, forward))
+
+
+async def _stop(link: dialling.TargetLink, cancel: Callable[[], Awaitable[None]]) -> None:
+    """Cancel what runs for nobody; again where it had not begun when the cancel came, so that nothing is heard of it."""
+    with contextlib.suppress(TimeoutError, TargetPeerError):
+        async with asyncio.timeout(STOP_SECONDS):
+            while True:
+                await cancel()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(HEAR_SECONDS):
+                        await link.stream.read(1)
+                        return
 
 
 def _target(gate: Gate, parameters: Mapping[str, str]) -> Target:
