@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import structlog
@@ -244,7 +244,7 @@ async def _with_cancel_key(
 
 
 async def _stop(link: dialling.TargetLink, cancel: Callable[[], Awaitable[None]]) -> None:
-    """Cancel what runs for nobody; again where it had not begun when the cancel came, so that nothing is heard of it."""
+    """Cancel what runs for nobody; again where nothing is heard of it: it had not begun when the cancel came."""
     with contextlib.suppress(TimeoutError, TargetPeerError):
         async with asyncio.timeout(STOP_SECONDS):
             while True:
