@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from protocols.postgres.meaning import Known
 from protocols.postgres.reading import CommandReader
 from proxy.core.errors import ConfigError
 from proxy.core.events import Command
@@ -41,6 +42,10 @@ class Offline:
     def bases(self, name: str) -> frozenset[str]:
         """A table is its own base; so is what we know nothing of."""
         return frozenset({name})
+
+    def known(self, name: str) -> Known:
+        """Its columns are not known."""
+        return Known(None)
 
     def hides(self, name: str) -> bool:
         """Not known; NOTE says that views are taken for tables."""

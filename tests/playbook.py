@@ -12,6 +12,7 @@ from itertools import chain
 from protocols.postgres import wire
 from protocols.postgres.answers import Ended, Fatal, NeedColumns, NeedCopy, Revealed, Status
 from protocols.postgres.commands import Asked, Conversation, Ignored, Piece, Settle, Terminate, UserItem
+from protocols.postgres.meaning import Known
 from protocols.postgres.reading import CommandReader
 from proxy.core.errors import Refused
 from proxy.core.events import Column, Frame, Result
@@ -33,6 +34,9 @@ class FakeWorld:
 
     def bases(self, name: str) -> frozenset[str]:
         return frozenset((name,))
+
+    def known(self, name: str) -> Known:
+        return Known(None)
 
     def hides(self, name: str) -> bool:
         return False

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocols.postgres.images import UserType
+from protocols.postgres.meaning import Known, parts_of
 from proxy.core.gate import Reader
 from proxy.core.statement import ColumnRef, Statement
 
@@ -101,6 +102,7 @@ class _Caches:
     lineage: dict[int, _Lineage] = field(default_factory=dict)
     origins: dict[Key, tuple[str, ...] | None] = field(default_factory=dict)
     bases: dict[str, frozenset[str]] = field(default_factory=dict)
+    known: dict[str, Known] = field(default_factory=dict)
 
 
 class Snapshot:
@@ -115,87 +117,25 @@ class Snapshot:
         self._toast: dict[int, int] = {}
         for oid, schema, name, kind, toast, columns in tables.relations:
             relation = Relation(int(oid or 0), _schema(schema or ""), name or "", kind or "", columns or "")
-        self._parents: dict[int, list[int]] = {}
-        self._children: dict[int, list[int]] = {}
-        self._reads: dict[int, set[Key]] = {}
-        self._calls: set[int] = set()
-        self._generated: dict[int, dict[int, list[int]]] = {}
-        self._functions: dict[int, str] = {}
-        self._types: dict[int, Row] = {}
-        self._role_schemas: tuple[str, ...] = ()
-        self._definitions: dict[int, str] = {}
-        self.search_path: tuple[str, ...] | None = None
-        self._take(tables)
-
-    def _take(self, tables: Tables) -> None:
-        """Add rows; the relations in them are not there yet."""
             self._relations[relation.oid] = relation
             self._by_name.setdefault(relation.qualified, []).append(relation)
             self._by_bare.setdefault(relation.name, []).append(relation)
             if toast not in (None, "0"):
                 self._toast[int(toast or 0)] = relation.oid
-        for row in tables.inherits:
-            child, parent = (int(cell or 0) for cell in row)
-            self._parents.setdefault(child, []).append(parent)
-            self._children.setdefault(parent, []).append(child)
+        self._parents = _pairs(tables.inherits)
+        self._children = _pairs([(parent, child) for child, parent in tables.inherits])
+        self._reads: dict[int, set[Key]] = {}
         for view, relation_oid, attnum in tables.reads:
             self._reads.setdefault(int(view or 0), set()).add((int(relation_oid or 0), int(attnum or 0)))
-        self._calls.update(int(row[0] or 0) for row in tables.calls)
-        for row in tables.generated:
-            owner, number, source = (int(cell or 0) for cell in row)
-            self._generated.setdefault(owner, {}).setdefault(number, []).append(source)
-        self._functions.update({int(oid or 0): f"{schema}.{name}" for oid, schema, name in tables.functions})
-        self._types.update({int(row[0] or 0): row for row in tables.types})
+        self._calls = {int(row[0] or 0) for row in tables.calls}
+        self._generated: dict[Key, list[int]] = {}
+        for relation_oid, attnum, source in tables.generated:
+            self._generated.setdefault((int(relation_oid or 0), int(attnum or 0)), []).append(int(source or 0))
+        self._functions = {int(oid or 0): f"{schema}.{name}" for oid, schema, name in tables.functions}
+        self._types = {int(row[0] or 0): row for row in tables.types}
         self._role_schemas = tuple(row[0] or "" for row in tables.role_schemas)
-        self._definitions.update({int(oid or 0): text for oid, text in tables.definitions if text is not None})
-        self.search_path = _split_path(tables.search_path)
-
-    # -- keeping up ------------------------------------------------------------------------------------
-
-    def readers(self, oids: frozenset[int], reads: Sequence[Row], functions: Sequence[Row]) -> list[int]:
-        """Return the views whose text may be another now that these relations and functions have changed.
-
-        A view's text holds the names of what it reads and calls, and these may have been given to something else.
-        reads: the changed relations' rows.
-        """
-        found = {view for view, keys in self._reads.items() if any(oid in oids for oid, _ in keys)}
-        found |= {int(row[0] or 0) for row in reads} | oids & self._reads.keys()
-        if functions:
-            found |= self._calls
-        return sorted(view for view in found if view >= FIRST_USER_OID)
-
-    def change(self, changed: frozenset[int], live: frozenset[int], views: Sequence[int], tables: Tables) -> bool:
-        """Take in a later reading: rows of the changed relations, and the texts of views; the others are as they were.
-
-        live are the oids of all relations there are. Returns whether anything is different.
-        """
-        gone = self._relations.keys() - live
-        if not (gone or changed or tables.functions or tables.types):
-            roles = tuple(row[0] or "" for row in tables.role_schemas)
-            if roles == self._role_schemas and _split_path(tables.search_path) == self.search_path:
-                return False
-        for oid in changed | gone:
-            self._forget(oid)
-        for view in views:
-            self._definitions.pop(view, None)
-        self._take(tables)
-        self._caches = _Caches()
-        return True
-
-    def _forget(self, oid: int) -> None:
-        relation = self._relations.pop(oid, None)
-        if relation is not None:
-            self._by_name[relation.qualified].remove(relation)
-            self._by_bare[relation.name].remove(relation)
-            for names, name in ((self._by_name, relation.qualified), (self._by_bare, relation.name)):
-                if not names[name]:
-                    del names[name]
-        for parent in self._parents.pop(oid, ()):
-            self._children[parent].remove(oid)
-        self._reads.pop(oid, None)
-        self._calls.discard(oid)
-        self._generated.pop(oid, None)
-        self._definitions.pop(oid, None)
+        self._definitions = {int(oid or 0): text for oid, text in tables.definitions if text is not None}
+        self.search_path: tuple[str, ...] | None = _split_path(tables.search_path)
 
     # -- names -----------------------------------------------------------------------------------------
 
@@ -205,12 +145,12 @@ class Snapshot:
         name is "relation", "schema.relation" or "database.schema.relation"; search_path None = unknown. "$user" in
         the path may be any schema that is named like a role, for SET ROLE moves it.
         """
-        found: dict[str, None] = {}
-        exact = self._by_name.get(name) or (self._by_name.get(name.partition(".")[2]) if name.count(".") > 1 else None)
-        for relation in exact or ():
-            found[relation.qualified] = None
+        parts = parts_of(name)
+        full = dict.fromkeys((name, ".".join(parts[-2:]))) if len(parts) > 1 else ()
+        found = {relation.qualified: None for each in full for relation in self._by_name.get(each, ())}
         # A quoted name may hold a dot, so even a dotted name is looked for as a bare one.
-        found.update(dict.fromkeys(self._through_path(name, search_path)))
+        for bare in dict.fromkeys((parts[0], name) if len(parts) == 1 else (name,)):
+            found.update(dict.fromkeys(self._through_path(bare, search_path)))
         return tuple(found)
 
     def _through_path(self, name: str, search_path: tuple[str, ...] | None) -> list[str]:
@@ -230,7 +170,7 @@ class Snapshot:
         return found
 
     def bases(self, name: str) -> frozenset[str]:
-        """Return the tables behind "schema.relation": of a view those it reads, of a table itself and its parents.
+        """Return the tables behind "schema.relation": of a view those it reads, of a table itself and its relatives.
 
         What a view calls cannot be seen (see hides); a name that is not known is its own base.
         """
@@ -252,13 +192,39 @@ class Snapshot:
             if relation.kind == "m":
                 found.add(relation.qualified)
             return
-        found.add(relation.qualified)
-        for parent in self._parents.get(oid, ()):
-            self._collect_bases(parent, found, seen)
+        found |= self._line_of(relation)
+
+    def _line_of(self, relation: Relation) -> set[str]:
+        """A table, all that it inherits from, and all that inherit from it: a row of one shows in the others."""
+        found: set[str] = set()
+        for step in (self._parents, self._children):
+            seen: set[int] = set()
+            waiting = [relation.oid]
+            while waiting:
+                oid = waiting.pop()
+                if oid not in seen and oid in self._relations:
+                    seen.add(oid)
+                    found.add(self._relations[oid].qualified)
+                    waiting += step.get(oid, ())
+        return found
 
     def hides(self, name: str) -> bool:
         """Tell whether "schema.view" calls functions of users, so that it may read more than bases() says."""
         return any(relation.oid in self._calls for relation in self._by_name.get(name, ()))
+
+    def known(self, name: str) -> Known | None:
+        """Return what there is to know of "schema.relation" by name, None where it is not there, or not only one."""
+        found = self._by_name.get(name, [])
+        if len(found) != 1:
+            return None
+        if name not in self._caches.known:
+            relation = found[0]
+            computed = {
+                column.name: (relation.oid, column.attnum) in self._generated for column in self._columns(relation)
+            }
+            relatives = self._line_of(relation) - {name}
+            self._caches.known[name] = Known(computed, tuple(sorted(relatives)))
+        return self._caches.known[name]
 
     def columns(self, name: str) -> tuple[CatalogColumn, ...]:
         """Return the columns of "schema.relation" in its order, () where it is not known or not only one."""
@@ -332,9 +298,7 @@ class Snapshot:
         else:
             found.append(self._relatives(oid, named[0], self._parents))
             found.append(self._relatives(oid, named[0], self._children))
-            found += [
-                self._origins((oid, source), depth + 1) for source in self._generated.get(oid, {}).get(attnum, ())
-            ]
+            found += [self._origins((oid, source), depth + 1) for source in self._generated.get(key, ())]
         return _union(found)
 
     def _relatives(self, oid: int, name: str, step: Mapping[int, Sequence[int]]) -> frozenset[str]:
@@ -449,6 +413,13 @@ def _union(parts: Sequence[frozenset[str] | None]) -> frozenset[str] | None:
             return None
         found |= part
     return frozenset(found)
+
+
+def _pairs(rows: Sequence[Row]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for left, right in rows:
+        found.setdefault(int(left or 0), []).append(int(right or 0))
+    return found
 
 
 def _schema(name: str) -> str:

@@ -4,10 +4,10 @@ A name without a schema stands for every relation that it may mean: the first on
 is known, all of that name where it is not (a set search_path is not followed; every candidate must then be
 allowed). EXECUTE and FETCH are decided as what they run. A text of several statements is a Command with parts.
 
-Facts of a command, for rules and masks: statements, resolved (written name -> names, with the base tables of
-views; () = it may be anything), tables_read, tables_written, tables, columns, columns_written, kinds, functions,
-where, where_missing, has_limit, limit, multi, control, opaque, opaque_reason, moves_data, setting (name, value),
-values (of parameters, as display text), replication, cache_key (hashable: equal keys mean equal facts).
+Facts of a command, for rules and masks: statements, resolved and alike (what the names may mean: see meaning.py),
+tables_read, tables_written, tables, columns, columns_written, kinds, functions, where, where_missing, has_limit, limit,
+multi, control, opaque, opaque_reason, moves_data, setting (name, value), values (of parameters, as display text),
+replication, cache_key (hashable: equal keys mean equal facts).
 
 Source: postgres note 4, 9, 10.
 """
@@ -16,14 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any, Final, Protocol
 
+from protocols.postgres.meaning import Names, meaning
 from proxy.core.events import KINDS, Command, Kind
 from proxy.core.statement import ColumnRef, Statement
 
 PROTOCOL_NAME: Final = "postgres"
 TEMPLATE_LIMIT: Final = 2048  # cached facts a connection's database; small values
 
+_NUMBERS: Final = count(1)
 # From harmless to grave: a text of several statements has the kind of its gravest.
 _GRAVITY: Final[Mapping[str, int]] = {
     kind: place
@@ -34,21 +37,12 @@ _GRAVITY: Final[Mapping[str, int]] = {
 assert set(_GRAVITY) == set(KINDS)
 
 
-class World(Protocol):
+class World(Names, Protocol):
     """What the target's catalogue tells without waiting."""
 
     @property
     def version(self) -> int:
         """Grows with every change of the snapshot."""
-
-    def resolve(self, name: str, search_path: tuple[str, ...] | None) -> tuple[str, ...]:
-        """Return the relations ("schema.table") that a written name may mean."""
-
-    def bases(self, name: str) -> frozenset[str]:
-        """Return the tables behind a relation ("schema.table"), itself for a table."""
-
-    def hides(self, name: str) -> bool:
-        """Tell whether a view calls functions of users, so that any table may be behind it."""
 
     def function_name(self, oid: int) -> str | None:
         """Return "schema.function", None where the oid is unknown."""
@@ -63,6 +57,7 @@ class CommandReader:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._number = next(_NUMBERS)  # two databases may have the same versions, and mean different things
         self._templates: dict[tuple[Any, ...], Command] = {}
 
     def command(
@@ -143,9 +138,7 @@ class CommandReader:
                     made["FETCH", statement.name] = (statement.inner,)
         gravest = max(parts, key=lambda part: _GRAVITY[part.kind])
         objects = tuple(dict.fromkeys(name for part in parts for name in part.objects))
-        facts: dict[str, Any] = {"statements": tuple(statements), "multi": True, "resolved": {}}
-        for part in parts:
-            facts["resolved"].update(part.facts["resolved"])
+        facts: dict[str, Any] = {"statements": tuple(statements), "multi": True, **_meant_by_all(parts)}
         return Command(PROTOCOL_NAME, "MULTI", gravest.kind, "", b"", objects, facts, parts=tuple(parts))
 
     def _single(self, statement: Statement, lookup: Lookup, path: tuple[str, ...] | None) -> Command:
@@ -154,7 +147,7 @@ class CommandReader:
             return self._indirect(statement, hidden, lookup, path)
         key: tuple[Any, ...] | None = None
         if statement.key:
-            key = (statement.key, path, self._world.version)
+            key = (self._number, statement.key, path, self._world.version)
             template = self._templates.get(key)
             if template is not None:
                 return template
@@ -183,29 +176,19 @@ class CommandReader:
             )
         parts = (_without_opaque(outer), *ran)
         gravest = max(parts, key=lambda part: _GRAVITY[part.kind])
-        facts = {**outer.facts, "resolved": {k: v for part in parts for k, v in part.facts["resolved"].items()}}
+        facts = {**outer.facts, **_meant_by_all(parts)}
         facts["statements"] = (statement, *inner)
         objects = tuple(dict.fromkeys(name for part in parts for name in part.objects))
         return Command(PROTOCOL_NAME, statement.verb, gravest.kind, statement.text, b"", objects, facts, parts=parts)
 
     def _read(self, statement: Statement, path: tuple[str, ...] | None, key: tuple[Any, ...] | None) -> Command:
-        world = self._world
-        read = _resolve_all(world, statement.tables_read, path)
-        written = _resolve_all(world, statement.tables_written, path)
-        resolved: dict[str, tuple[str, ...]] = {}
-        for names in (read, written):
-            for name, found in names.items():
-                if any(world.hides(each) for each in found):
-                    resolved[name] = ()  # it may be anything
-                    continue
-                bases = dict.fromkeys(base for each in found for base in sorted(world.bases(each)))
-                resolved[name] = tuple(dict.fromkeys((*found, *bases)))
-        tables_read = tuple(dict.fromkeys(each for found in read.values() for each in found))
-        tables_written = tuple(dict.fromkeys(each for found in written.values() for each in found))
+        meant = meaning(self._world, statement, path)
+        tables_read, tables_written = meant.read, meant.written
         objects = tuple(dict.fromkeys((*tables_written, *tables_read)))
         facts: dict[str, Any] = {
             "statements": (statement,),
-            "resolved": resolved,
+            "resolved": meant.resolved,
+            "alike": meant.alike,
             "tables_read": tables_read,
             "tables_written": tables_written,
             "tables": objects,
@@ -266,6 +249,16 @@ def _column_names(columns: Sequence[ColumnRef]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{each.table}.{each.name}" if each.table else each.name for each in columns))
 
 
+def _meant_by_all(parts: Sequence[Command]) -> dict[str, Any]:
+    """The names of all parts of a command: what may be anything in one of them may be in all."""
+    found: dict[str, dict[str, tuple[str, ...]]] = {"resolved": {}, "alike": {}}
+    for part in parts:
+        for key, names in found.items():
+            for name, meant in part.facts.get(key, {}).items():
+                names[name] = meant if names.get(name, meant) else ()
+    return found
+
+
 def _nothing(verb: str, name: str) -> None:
     return None
 
@@ -275,10 +268,6 @@ def _without_opaque(command: Command) -> Command:
     kind: Kind = "define" if command.facts["moves_data"] else "read"
     facts = {**command.facts, "opaque": False}
     return Command(command.protocol, command.verb, kind, command.text, b"", command.objects, facts)
-
-
-def _resolve_all(world: World, names: Sequence[str], path: tuple[str, ...] | None) -> dict[str, tuple[str, ...]]:
-    return {name: world.resolve(name, path) for name in names}
 
 
 def wider_kind(one: Kind, two: Kind) -> Kind:

@@ -14,6 +14,7 @@ import structlog
 
 from protocols.postgres.catalog import Catalog, CatalogError
 from protocols.postgres.images import describe
+from protocols.postgres.meaning import Known, parts_of
 from protocols.postgres.reading import CommandReader
 from protocols.postgres.wire import Field
 from proxy.core.events import Column
@@ -49,12 +50,16 @@ class World:
         found = self._catalog.resolve(name, search_path)
         if found:
             return found
-        if "." in name:
-            return (name,)
-        return (f"{search_path[0]}.{name}",) if search_path else (f"?.{name}",)
+        parts = parts_of(name)
+        if len(parts) > 1:
+            return (".".join(parts[-2:]),)
+        return (f"{search_path[0]}.{parts[0]}",) if search_path else (f"?.{parts[0]}",)
 
     def bases(self, name: str) -> frozenset[str]:
         return self._catalog.bases(name)
+
+    def known(self, name: str) -> Known | None:
+        return self._catalog.known(name)
 
     def hides(self, name: str) -> bool:
         return self._catalog.hides(name)
@@ -124,10 +129,11 @@ class World:
         columns = tuple(unknown for _ in range(count))
         if copy.relation is None or permit is None:
             return columns
-        resolved = permit.command.facts["resolved"].get(copy.relation, ())
-        if not resolved:
+        # With several candidates, or none, nobody knows which columns these are.
+        meant = permit.command.facts.get("tables_read", ())
+        if len(meant) != 1 or not permit.command.facts["resolved"].get(copy.relation):
             return columns
-        known = self._catalog.columns(resolved[0])
+        known = self._catalog.columns(meant[0])
         names = copy.columns or tuple(column.name for column in known)
         by_name = {column.name: column for column in known}
         if len(names) != count or any(name not in by_name for name in names):

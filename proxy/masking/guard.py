@@ -208,7 +208,7 @@ def _references_of(statement: Statement) -> Iterator[ColumnRef]:
 def _last_parts(names: Sequence[str], resolved: Resolved) -> Iterator[str]:
     """The bare names of relations, as written and as resolved."""
     for name in names:
-        for each in (name, *resolved.get(name, ())):
+        for each in (name, *resolved.get(name)):
             yield each.rpartition(".")[2]
 
 

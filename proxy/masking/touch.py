@@ -5,12 +5,13 @@ Facts of the command that are read (all optional; what is missing counts against
 statements  tuple[Statement, ...]: what runs
 resolved    Mapping[str, tuple[str, ...]]: relation name as written -> ``schema.table`` names it may mean, and the
             base tables behind a view
+alike       Mapping[str, tuple[str, ...]]: those of resolved that have the very columns which the text names
 opaque      bool: something of it could not be told
 
-A relation whose resolution is exactly one name is a table, and its columns are known by name. Where there are several
-names (a view and its bases, a partition and its parent, an unknown search_path), the name of a column tells nothing
-about the base's columns, so any reference to it touches, except that the relation as written in full stands for itself.
-A relation that resolves to nothing may be anything.
+A relation whose resolution is exactly one name is a table, and its columns are known by name; so are those of all that
+are alike (a table and its partitions, the candidates of an unknown search_path). Of the others (the tables behind a
+view) the name of a column tells nothing, so any reference to it touches. A relation that resolves to nothing may be
+anything.
 
 Lineage (Statement.outputs with outputs_exact) is believed: a result column without sources (count(*), now()), or with
 sources that are not covered (sum(total)), is clear. The arguments of a function count as its sources, so count(email)
@@ -32,7 +33,21 @@ from proxy.masking.names import ColumnPattern
 DEPTH_LIMIT: Final = 16
 _BY_NAME: Final = frozenset(("EXECUTE", "FETCH", "MOVE"))
 
-Resolved = Mapping[str, tuple[str, ...]]
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What the names in a command may mean."""
+
+    names: Mapping[str, tuple[str, ...]]
+    alike: Mapping[str, tuple[str, ...]]
+
+    def get(self, name: str) -> tuple[str, ...]:
+        """Return every relation that a written name may mean, or that is behind it; () is any."""
+        return self.names.get(name, ())
+
+    def by_name(self, name: str, candidate: str) -> bool:
+        """Tell whether a candidate of a written name has the columns that the text names."""
+        return candidate == name or len(self.get(name)) == 1 or candidate in self.alike.get(name, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +62,16 @@ class Columns:
 
     def cover_relation(self, name: str, resolved: Resolved) -> bool:
         """Tell whether a relation (as written) may be a table with a covered column, or a view of one."""
-        candidates = resolved.get(name, ())
+        candidates = resolved.get(name)
         return not candidates or any(pattern.covers_table(each) for each in candidates for pattern in self.patterns)
 
     def cover_reference(self, table: str, column: str, resolved: Resolved) -> bool:
         """Tell whether a column of a relation (as written) may hold covered values."""
-        candidates = resolved.get(table, ())
+        candidates = resolved.get(table)
         if not candidates:
             return True
         for each in candidates:
-            itself = len(candidates) == 1 or each == table
+            itself = resolved.by_name(table, each)
             for pattern in self.patterns:
                 if pattern.covers_table(each) and (not itself or pattern.covers(f"{each}.{column}")):
                     return True
@@ -71,8 +86,8 @@ def statements_of(command: Command) -> tuple[Statement, ...] | None:
 
 def resolved_of(command: Command) -> Resolved:
     """The resolved names of a command; empty, hence unknown, where there are none."""
-    found = command.facts.get("resolved")
-    return found if isinstance(found, Mapping) else {}
+    found, alike = command.facts.get("resolved"), command.facts.get("alike")
+    return Resolved(found if isinstance(found, Mapping) else {}, alike if isinstance(alike, Mapping) else {})
 
 
 def nested(statement: Statement) -> Iterator[Statement]:

@@ -43,7 +43,11 @@ class Expressions:
         if len(fields) == 1:
             return self.note(scope.column(name_of(fields[0])))
         parts = [name_of(field) for field in fields if "A_Star" not in field]
-        return self.note(scope.row(parts) if len(parts) < len(fields) else scope.qualified(parts))
+        if len(parts) < len(fields):
+            return self.note(scope.row(parts))
+        flow = scope.qualified(parts)
+        self.facts.attributes.update(dict.fromkeys(flow.sources))
+        return self.note(flow)
 
     def note(self, flow: Flow) -> Flow:
         for source in flow.sources:
@@ -182,6 +186,7 @@ class Expressions:
         if relation is None or scope.column(name) != relation.whole():
             return None
         flow = scope.qualified((name, fields[0]))
+        self.facts.attributes.update(dict.fromkeys(flow.sources))
         also = relation.named(name) or (Flow((ColumnRef(relation.table, name),)) if relation.table else Flow())
         return blur(join_flows((flow, also, *relation.perhaps(name))))
 

@@ -23,6 +23,7 @@ class Facts:
     """What was found so far in one statement. Dictionaries are ordered sets."""
 
     __slots__ = (
+        "attributes",
         "calls_unknown",
         "columns",
         "columns_written",
@@ -42,6 +43,7 @@ class Facts:
     )
 
     def __init__(self) -> None:
+        self.attributes: dict[ColumnRef, None] = {}  # written as relation.name: a column, or a function of the row
         self.read: dict[str, None] = {}
         self.written: dict[str, None] = {}
         self.columns: dict[ColumnRef, None] = {}

@@ -77,6 +77,8 @@ class Maker:
             more["casts"] = tuple(facts.type_casts)
         if facts.locks:
             more["locks"] = True
+        if facts.attributes:
+            more["attributes"] = tuple(facts.attributes)
         if len(facts.settings) > 1:
             more["settings"] = tuple(facts.settings)
         setting = fields.pop("setting", None)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from protocols.postgres.meaning import Known
 from protocols.postgres.reading import CommandReader
 from protocols.postgres.verbs import VERBS
 from proxy.core.events import Command
@@ -49,6 +50,9 @@ class World:
 
     def bases(self, name: str) -> frozenset[str]:
         return frozenset()
+
+    def known(self, name: str) -> Known:
+        return Known(None)
 
     def hides(self, name: str) -> bool:
         return False

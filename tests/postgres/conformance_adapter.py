@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocols.postgres import PROTOCOL, startup, wire
+from protocols.postgres.meaning import Known
 from protocols.postgres.world import World
 from proxy.core.gate import Gate
 from proxy.core.parties import Credential, Target
@@ -239,6 +240,9 @@ class _Catalog:
 
     def bases(self, name: str) -> frozenset[str]:
         return frozenset((name,))
+
+    def known(self, name: str) -> Known:
+        return Known(None)
 
     def hides(self, name: str) -> bool:
         return False
