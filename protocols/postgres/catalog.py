@@ -1,10 +1,11 @@
 """A target database's catalogue as the gate knows it: read on a connection of the gate's own, kept as a snapshot.
 
 refresh() dials the target with the gate's credential (dial.py, so with the very TLS and login rules of the users'
-sessions, and no libpq needed), reads everything in one read-only transaction by simple queries, and leaves. No
-connection stays open; no setting outlives the transaction, so a pooler before the target is not polluted. The
-definitions of views are read apart with a short lock_timeout, for pg_get_viewdef locks what the view reads: where
-that fails, pg_depend alone has to do. Parsing runs in a thread.
+sessions, and no libpq needed), reads in one read-only transaction by simple queries, and leaves: everything at first
+and once in MAX_AGE_SECONDS, else only what has changed since (catalog_queries.py), for a migration of many
+statements asks after each. No connection stays open; no setting outlives the transaction, so a pooler before the
+target is not polluted. The definitions of views are read apart with a short lock_timeout, for pg_get_viewdef locks
+what the view reads: where that fails, pg_depend alone has to do. A whole reading is parsed in a thread.
 
 Look-ups never wait. Before the first load, and after one that failed, they know nothing: resolve gives (), origins
 None, so that the caller fails closed; a snapshot that may be wrong is not kept. stale() is for DDL that was seen;
@@ -22,10 +23,11 @@ import asyncio
 import hashlib
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from protocols.postgres import catalog_queries as queries
 from protocols.postgres import startup
 from protocols.postgres.catalog_snapshot import EMPTY, CatalogColumn, Row, Snapshot, Tables
 from protocols.postgres.dial import TargetLink, dial
@@ -40,6 +42,7 @@ MAX_AGE_SECONDS: Final = 60.0  # how long DDL that went past the gate stays unno
 RETRY_SECONDS: Final = 5.0  # after a failure; in between the failure is given again at once
 RESULT_BYTES_LIMIT: Final = 256 * 1024 * 1024  # about 500,000 relations
 READ_BYTES: Final = 256 * 1024
+CHANGED_LIMIT: Final = 2000  # relations; they are taken in on the event loop, in about 10 ms
 
 _APPLICATION: Final = "gatecast catalogue"
 _SETUP: Final = (
@@ -47,53 +50,13 @@ _SETUP: Final = (
     "SELECT pg_catalog.current_setting('search_path')",
     "SET LOCAL search_path = pg_catalog",
     f"SET LOCAL statement_timeout = {int(LOAD_SECONDS * 1000)}",
+    queries.MARK,
 )
-# Field of Tables -> query. Only what is there since PostgreSQL 12; every name is found in pg_catalog alone.
-_QUERIES: Final = {
-    "relations": """
-        SELECT c.oid, n.nspname, c.relname, c.relkind, c.reltoastrelid, a.columns
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        LEFT JOIN (SELECT attrelid, json_agg(json_build_array(attnum, attname, atttypid::int8, atttypmod)
-                                             ORDER BY attnum) AS columns
-                   FROM pg_attribute WHERE attnum > 0 AND NOT attisdropped GROUP BY attrelid) a ON a.attrelid = c.oid
-        WHERE c.relkind IN ('r', 'v', 'm', 'f', 'p', 'S')""",
-    "inherits": "SELECT inhrelid, inhparent FROM pg_inherits",
-    "reads": """
-        SELECT DISTINCT r.ev_class, d.refobjid, d.refobjsubid
-        FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid AND r.ev_type = '1'
-        WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
-          AND d.refobjid <> r.ev_class""",
-    "calls": """
-        SELECT DISTINCT r.ev_class
-        FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid AND r.ev_type = '1'
-        WHERE d.classid = 'pg_rewrite'::regclass AND d.refobjid >= 16384
-          AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)""",
-    "generated": """
-        SELECT a.attrelid, a.attnum, d.refobjsubid
-        FROM pg_attribute a JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
-        JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid
-          AND d.refobjsubid NOT IN (0, a.attnum)
-          AND (d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid
-               OR d.classid = 'pg_class'::regclass AND d.objid = a.attrelid AND d.objsubid = a.attnum)
-        WHERE a.attgenerated <> ''""",
-    "functions": """
-        SELECT p.oid, n.nspname, p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace""",
-    "types": """
-        SELECT t.oid, t.typname, t.typtype, t.typcategory, t.typbasetype, t.typtypmod, t.typelem, e.labels
-        FROM pg_type t
-        LEFT JOIN (SELECT enumtypid, json_agg(enumlabel ORDER BY enumsortorder) AS labels
-                   FROM pg_enum GROUP BY enumtypid) e ON e.enumtypid = t.oid
-        LEFT JOIN pg_type i ON i.oid = t.typelem LEFT JOIN pg_class c ON c.oid = coalesce(i.typrelid, t.typrelid)
-        WHERE (t.oid >= 16384 OR t.typtype = 'd') AND (c.relkind IS NULL OR c.relkind = 'c')""",
-    "role_schemas": "SELECT n.nspname FROM pg_namespace n JOIN pg_roles r ON r.rolname = n.nspname",
-}
 _DEFINITIONS: Final = (
     "BEGIN READ ONLY",
     "SET LOCAL search_path = pg_catalog",
     "SET LOCAL lock_timeout = '500ms'",
     f"SET LOCAL statement_timeout = {int(LOAD_SECONDS * 1000)}",
-    "SELECT oid, pg_get_viewdef(oid) FROM pg_class WHERE relkind IN ('v', 'm') AND oid >= 16384",
-    "COMMIT",
 )
 
 
@@ -120,6 +83,9 @@ class Catalog:
         self._content = b""
         self._loaded_at: float | None = None
         self._failed: tuple[float, str] | None = None
+        self._whole_at = 0.0  # when everything was read
+        self._mark: tuple[str, int] | None = None  # of the last reading: see catalog_queries.MARK
+        self._last_change: object = None
         self._changes = 0  # counts stale(); a load covers those before its start
         self._covered = -1
         self.version = 0
@@ -156,52 +122,101 @@ class Catalog:
             covered, started = self._changes, self._clock()
             try:
                 async with asyncio.timeout(LOAD_SECONDS):
-                    snapshot, content = await self._load()
+                    await self._read(started)
             except (TargetPeerError, TimeoutError) as error:
                 text = "the target's catalogue could not be read"
                 self._forget(text)
                 raise CatalogError(f"{text}: {_reason(error)}") from error
             self._failed = None
             self._covered, self._loaded_at = covered, started
-            if content != self._content:
-                self._snapshot, self._content = snapshot, content
-                self.version += 1
 
     def _forget(self, text: str) -> None:
         self._failed = (self._clock(), text)
         self._loaded_at = None
         self._content = b""
+        self._mark = None
         if self._snapshot is not EMPTY:
             self._snapshot = EMPTY
             self.version += 1
 
-    async def _load(self) -> tuple[Snapshot, bytes]:
+    async def _read(self, now: float) -> None:
         parameters = {"client_encoding": "UTF8", "application_name": _APPLICATION}
         if self._target.database:
             parameters["database"] = self._target.database
         link = await dial(self._target, self._credential, parameters)
         try:
-            main = await _query(link, "; ".join((*_SETUP, *_QUERIES.values(), "COMMIT")))
-            definitions = await _query(link, "; ".join(_DEFINITIONS))
+            # All of it now and then: should a change leave no trace, it goes unnoticed no longer than others.
+            due = self._mark is None or now - self._whole_at > MAX_AGE_SECONDS
+            try:
+                known = not due and await self._read_changes(link)
+            except (ValueError, TypeError, IndexError, struct.error) as error:
+                raise CatalogError("the target sent what is no catalogue") from error
+            if not known:
+                await self._read_all(link)
+                self._whole_at = now
             await link.stream.write(startup.encode_message(b"X", b""))
         finally:
             await link.stream.close()
+
+    async def _read_all(self, link: TargetLink) -> None:
+        main = await _query(link, "; ".join((*_SETUP, *queries.everything().values(), "COMMIT")))
+        definitions = await _query(link, "; ".join((*_DEFINITIONS, queries.definitions(), "COMMIT")))
         code = _error(main)
         if code is not None:
             raise CatalogError(f"the target answered with SQLSTATE {code}")
-        return await asyncio.to_thread(self._build, main, definitions)
+        snapshot, mark, content = await asyncio.to_thread(self._build, main, definitions)
+        self._mark, self._last_change = mark, None
+        if content != self._content:
+            self._snapshot, self._content = snapshot, content
+            self.version += 1
 
-    def _build(self, main: bytes, definitions: bytes) -> tuple[Snapshot, bytes]:
+    async def _read_changes(self, link: TargetLink) -> bool:
+        """Take in what has changed since the last reading; False where everything has to be read instead."""
+        assert self._mark is not None
+        asked = queries.changes(self._mark[1])
+        first = await _query(link, "; ".join((*_SETUP, *asked.values())))
+        changed: frozenset[int] = frozenset()
+        if _error(first) is None:
+            path, marked, *results = _results(first)
+            found = dict(zip(asked, results, strict=True))
+            mark, changed, live = _mark(marked), _oids(found.pop("changed")), _oids(found.pop("live"))
+        if _error(first) is not None or mark[0] != self._mark[0] or len(changed) > CHANGED_LIMIT:
+            await _query(link, "ROLLBACK")
+            return False  # another server, too much, or what speaks like PostgreSQL and is not
+        details = queries.of_relations(changed)
+        second = await _query(link, "; ".join((*details.values(), "COMMIT")))
+        if _error(second) is not None:
+            await _query(link, "ROLLBACK")
+            return False
+        found.update(zip(details, _results(second), strict=True))
+        views = self._snapshot.readers(changed, found["reads"], found["functions"])
+        if views:
+            third = await _query(link, "; ".join((*_DEFINITIONS, queries.definitions(views), "COMMIT")))
+            found["definitions"] = _results(third)[0] if _error(third) is None else []
+        self._mark = mark
+        change = (changed, live, path, found)
+        if change != self._last_change:
+            # From here to the end nothing is awaited: nobody sees half of it.
+            self._last_change = change
+            tables = Tables(**found, search_path=path[0][0] or "")
+            if self._snapshot.change(changed, live, views, tables):
+                self._content = b""
+                self.version += 1
+        return True
+
+    def _build(self, main: bytes, definitions: bytes) -> tuple[Snapshot, tuple[str, int], bytes]:
         """Make a snapshot of the answers, in a thread."""
         try:
-            path, *results = _results(main)
-            tables = Tables(**dict(zip(_QUERIES, results, strict=True)), search_path=path[0][0] or "")
+            path, marked, *results = _results(main)
+            tables = Tables(**dict(zip(queries.everything(), results, strict=True)), search_path=path[0][0] or "")
             if _error(definitions) is None:
                 tables = replace(tables, definitions=_results(definitions)[0])
             snapshot = Snapshot(tables, self._reader)
+            mark = _mark(marked)
         except (ValueError, TypeError, IndexError, struct.error) as error:
             raise CatalogError("the target sent what is no catalogue") from error
-        return snapshot, hashlib.sha256(main + definitions).digest()
+        content = repr((path, results)).encode("utf-8", "surrogateescape") + definitions
+        return snapshot, mark, hashlib.sha256(content).digest()
 
     # -- look-ups: see catalog_snapshot.py ---------------------------------------------------------------
 
@@ -245,6 +260,16 @@ class Catalog:
 
 def _reason(error: BaseException) -> str:
     return getattr(error, "reason", "") or ("it took too long" if isinstance(error, TimeoutError) else str(error))
+
+
+def _mark(rows: Sequence[Row]) -> tuple[str, int]:
+    ((where, horizon),) = rows
+    return where or "", int(horizon or 0)
+
+
+def _oids(rows: Sequence[Row]) -> frozenset[int]:
+    """Read the one cell of a list of oids."""
+    return frozenset(map(int, (rows[0][0] or "").split(","))) if rows[0][0] else frozenset()
 
 
 # -- a simple query and its answer ------------------------------------------------------------------------

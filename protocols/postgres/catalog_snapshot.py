@@ -115,6 +115,20 @@ class Snapshot:
         self._by_name: dict[str, list[Relation]] = {}
         self._by_bare: dict[str, list[Relation]] = {}
         self._toast: dict[int, int] = {}
+        self._parents: dict[int, list[int]] = {}
+        self._children: dict[int, list[int]] = {}
+        self._reads: dict[int, set[Key]] = {}
+        self._calls: set[int] = set()
+        self._generated: dict[int, dict[int, list[int]]] = {}
+        self._functions: dict[int, str] = {}
+        self._types: dict[int, Row] = {}
+        self._role_schemas: tuple[str, ...] = ()
+        self._definitions: dict[int, str] = {}
+        self.search_path: tuple[str, ...] | None = None
+        self._take(tables)
+
+    def _take(self, tables: Tables) -> None:
+        """Add rows; the relations in them are not there yet."""
         for oid, schema, name, kind, toast, columns in tables.relations:
             relation = Relation(int(oid or 0), _schema(schema or ""), name or "", kind or "", columns or "")
             self._relations[relation.oid] = relation
@@ -122,20 +136,68 @@ class Snapshot:
             self._by_bare.setdefault(relation.name, []).append(relation)
             if toast not in (None, "0"):
                 self._toast[int(toast or 0)] = relation.oid
-        self._parents = _pairs(tables.inherits)
-        self._children = _pairs([(parent, child) for child, parent in tables.inherits])
-        self._reads: dict[int, set[Key]] = {}
+        for row in tables.inherits:
+            child, parent = (int(cell or 0) for cell in row)
+            self._parents.setdefault(child, []).append(parent)
+            self._children.setdefault(parent, []).append(child)
         for view, relation_oid, attnum in tables.reads:
             self._reads.setdefault(int(view or 0), set()).add((int(relation_oid or 0), int(attnum or 0)))
-        self._calls = {int(row[0] or 0) for row in tables.calls}
-        self._generated: dict[Key, list[int]] = {}
-        for relation_oid, attnum, source in tables.generated:
-            self._generated.setdefault((int(relation_oid or 0), int(attnum or 0)), []).append(int(source or 0))
-        self._functions = {int(oid or 0): f"{schema}.{name}" for oid, schema, name in tables.functions}
-        self._types = {int(row[0] or 0): row for row in tables.types}
+        self._calls.update(int(row[0] or 0) for row in tables.calls)
+        for row in tables.generated:
+            owner, number, source = (int(cell or 0) for cell in row)
+            self._generated.setdefault(owner, {}).setdefault(number, []).append(source)
+        self._functions.update({int(oid or 0): f"{schema}.{name}" for oid, schema, name in tables.functions})
+        self._types.update({int(row[0] or 0): row for row in tables.types})
         self._role_schemas = tuple(row[0] or "" for row in tables.role_schemas)
-        self._definitions = {int(oid or 0): text for oid, text in tables.definitions if text is not None}
-        self.search_path: tuple[str, ...] | None = _split_path(tables.search_path)
+        self._definitions.update({int(oid or 0): text for oid, text in tables.definitions if text is not None})
+        self.search_path = _split_path(tables.search_path)
+
+    # -- keeping up ------------------------------------------------------------------------------------
+
+    def readers(self, oids: frozenset[int], reads: Sequence[Row], functions: Sequence[Row]) -> list[int]:
+        """Return the views whose text may be another now that these relations and functions have changed.
+
+        A view's text holds the names of what it reads and calls, and these may have been given to something else.
+        reads: the changed relations' rows.
+        """
+        found = {view for view, keys in self._reads.items() if any(oid in oids for oid, _ in keys)}
+        found |= {int(row[0] or 0) for row in reads} | oids & self._reads.keys()
+        if functions:
+            found |= self._calls
+        return sorted(view for view in found if view >= FIRST_USER_OID)
+
+    def change(self, changed: frozenset[int], live: frozenset[int], views: Sequence[int], tables: Tables) -> bool:
+        """Take in a later reading: rows of the changed relations, and the texts of views; the others are as they were.
+
+        live are the oids of all relations there are. Returns whether anything is different.
+        """
+        gone = self._relations.keys() - live
+        if not (gone or changed or tables.functions or tables.types):
+            roles = tuple(row[0] or "" for row in tables.role_schemas)
+            if roles == self._role_schemas and _split_path(tables.search_path) == self.search_path:
+                return False
+        for oid in changed | gone:
+            self._forget(oid)
+        for view in views:
+            self._definitions.pop(view, None)
+        self._take(tables)
+        self._caches = _Caches()
+        return True
+
+    def _forget(self, oid: int) -> None:
+        relation = self._relations.pop(oid, None)
+        if relation is not None:
+            self._by_name[relation.qualified].remove(relation)
+            self._by_bare[relation.name].remove(relation)
+            for names, name in ((self._by_name, relation.qualified), (self._by_bare, relation.name)):
+                if not names[name]:
+                    del names[name]
+        for parent in self._parents.pop(oid, ()):
+            self._children[parent].remove(oid)
+        self._reads.pop(oid, None)
+        self._calls.discard(oid)
+        self._generated.pop(oid, None)
+        self._definitions.pop(oid, None)
 
     # -- names -----------------------------------------------------------------------------------------
 
@@ -298,7 +360,9 @@ class Snapshot:
         else:
             found.append(self._relatives(oid, named[0], self._parents))
             found.append(self._relatives(oid, named[0], self._children))
-            found += [self._origins((oid, source), depth + 1) for source in self._generated.get(key, ())]
+            found += [
+                self._origins((oid, source), depth + 1) for source in self._generated.get(oid, {}).get(attnum, ())
+            ]
         return _union(found)
 
     def _relatives(self, oid: int, name: str, step: Mapping[int, Sequence[int]]) -> frozenset[str]:
@@ -413,13 +477,6 @@ def _union(parts: Sequence[frozenset[str] | None]) -> frozenset[str] | None:
             return None
         found |= part
     return frozenset(found)
-
-
-def _pairs(rows: Sequence[Row]) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for left, right in rows:
-        found.setdefault(int(left or 0), []).append(int(right or 0))
-    return found
 
 
 def _schema(name: str) -> str:
