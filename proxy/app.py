@@ -5,8 +5,8 @@ changed): read everything again; good: swapped in at once, and running sessions 
 command; bad: the old stays in force and the log says which line is wrong. Stop (SIGTERM, SIGINT): stop accepting,
 let sessions go on for limits.drain_seconds (a second signal: no longer), end the rest, seal every tape.
 
-What a reload cannot change (addresses, the state directory, the recorder) it names in the log. Deliberately left
-out: several worker processes.
+What a reload cannot change (addresses, the state directory, the recorder) it names in the log. This is a gateway of
+one process; proxy.workers makes one of several out of it, by what it puts in the place of the methods marked "Hook".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,18 +35,19 @@ import protocols
 from protocols import Protocol
 from proxy import __version__, sections
 from proxy.admin.handlers import Admin
-from proxy.admin.server import AdminServer
+from proxy.admin.server import AdminServer, Handler
 from proxy.admin.text import iso
 from proxy.admission import Admission
 from proxy.certificates import ServerCertificate, server_context
 from proxy.config import Loaded
-from proxy.connections import Connections
+from proxy.connections import Connection, Connections
 from proxy.core.errors import ConfigError
 from proxy.core.gate import Gate
+from proxy.core.peers import Alone, Peers
 from proxy.logging import describe
 from proxy.notify import notify, notify_reloading
 from proxy.policy.sql import SqlReader
-from proxy.services import SOCKET_NAME, Services, open_services
+from proxy.services import SOCKET_NAME, Services, keep_fixed, open_services
 from proxy.snapshot import read_snapshot
 from proxy.sockets import listen, name_of
 from proxy.watch import POLL_SECONDS, Watch
@@ -54,8 +55,13 @@ from proxy.watch import POLL_SECONDS, Watch
 # The default 5 ms lets a busy thread starve the event loop for that long (recorder note, section 2: "Convoy trap").
 SWITCH_INTERVAL_SECONDS: Final = 0.0005
 CERTIFICATE_LOOK_SECONDS: Final = 86_400.0
+FAILED_LOGIN: Final = "failed-login"  # what the processes of a gateway tell each other: an address, without more
 
 log = structlog.get_logger(__name__)
+
+
+class NotEverywhere(ConfigError):
+    """The new configuration is in force, but not yet in every process of the gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +77,15 @@ class Front:
 class Gateway:
     """A running gateway. Made by run(); reload() and stop() are for signals, the watch and the admin socket."""
 
-    def __init__(self, services: Services) -> None:
+    _warns = True  # of what a reload cannot change; workers leave that to their supervisor
+
+    def __init__(self, services: Services, peers: Peers | None = None) -> None:
         self.services = services
         self.started = time.time()
+        self.peers = peers if peers is not None else Alone()
+        self.peers.answer(FAILED_LOGIN, self._failed_elsewhere)
         config = services.live.snapshot.loaded.config
-        self.connections = Connections(config.limits.max_connections, on_end=lambda one: self.admission.ended(one))
+        self.connections = Connections(config.limits.max_connections, on_end=self._ended, on_closed=self._closed)
         self.admission = Admission(services.identities)
         self.stopping = asyncio.Event()
         self.hurry = asyncio.Event()
@@ -93,6 +103,7 @@ class Gateway:
             recorder=services.recorder,
             settings={},
             clock=time.time,
+            shared={"peers": self.peers},
         )
         self.fronts: dict[str, Front] = {}
         self._watch = Watch(lambda: services.live.snapshot.files)
@@ -104,37 +115,20 @@ class Gateway:
         services = self.services
         self.fronts = fronts_of(services.live.snapshot.loaded, services, self._gate)
         await services.identities.refresh()
-        await services.approvals.start()
-        admin = AdminServer(services.state / SOCKET_NAME, self._admin().methods())
-        await admin.start()
-        try:
+        async with self._administered():
             with self._listening():
                 async with asyncio.TaskGroup() as group:
                     await self._serve(group, ready)
-        finally:
-            await admin.close()
-        log.info("stopped", connections=self.connections.accepted)
+        log.info("stopped", connections=self.accepted)
 
     async def _serve(self, group: asyncio.TaskGroup, ready: Callable[[Gateway], None]) -> None:
-        background = [
-            group.create_task(work)
-            for work in (
-                self.services.identities.run(),
-                self._watch_files(),
-                self._watch_certificates(),
-                self._reload_on_hangup(),
-            )
-        ]
-        accepting = [
-            group.create_task(self._accept(group, name, sock))
-            for name, sockets in self._sockets.items()
-            for sock in sockets
-        ]
-        self._announce()
-        ready(self)
-        notify("READY=1")
-        await self.stopping.wait()
-        notify("STOPPING=1")
+        background = [group.create_task(work) for work in self._background()]
+        accepting = [group.create_task(work) for work in self._accepting(group)]
+        if await self._prepared():
+            self._announce()
+            ready(self)
+            await self.stopping.wait()
+            self._farewell()
         for task in accepting:
             task.cancel()
         await asyncio.wait(accepting)  # the loop lets go of the sockets before they are closed
@@ -142,6 +136,23 @@ class Gateway:
         self.services.approvals.close()
         for task in background:
             task.cancel()
+
+    def _background(self) -> list[Coroutine[Any, Any, None]]:
+        """Hook: what runs beside the connections until the end."""
+        return [
+            self.services.identities.run(),
+            self._watch_files(),
+            self._watch_certificates(),
+            self._reload_on_hangup(),
+        ]
+
+    def _accepting(self, group: asyncio.TaskGroup) -> list[Coroutine[Any, Any, None]]:
+        """Hook: what brings connections until the gateway stops."""
+        return [self._accept(group, name, sock) for name, sockets in self._sockets.items() for sock in sockets]
+
+    async def _prepared(self) -> bool:
+        """Hook: return once users can be served; False where it was stopped before."""
+        return True
 
     def stop(self) -> None:
         """Stop accepting and drain; called again, end the sessions at once."""
@@ -151,14 +162,23 @@ class Gateway:
 
     async def _drain(self) -> None:
         seconds = self.services.live.snapshot.loaded.config.limits.drain_seconds
-        for sockets in self._sockets.values():
-            for sock in sockets:
-                sock.close()
+        self._close_sockets()
         if len(self.connections):
             log.info("draining", connections=len(self.connections), seconds=seconds)
         ended = await self.connections.drain(seconds, self.hurry)
         if ended:
             log.warning("sessions-ended", count=ended, reason="the gateway stops")
+
+    @contextlib.asynccontextmanager
+    async def _administered(self) -> AsyncIterator[None]:
+        """Hook: answer administrators, after what earlier processes left waiting was ended."""
+        await self.services.approvals.start()
+        admin = AdminServer(self.services.state / SOCKET_NAME, self.methods())
+        await admin.start()
+        try:
+            yield
+        finally:
+            await admin.close()
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
@@ -168,12 +188,16 @@ class Gateway:
                 self._sockets[name] = listen(front.section.address)
             yield
         finally:
-            for name, sockets in self._sockets.items():
-                for sock in sockets:
-                    sock.close()
+            self._close_sockets()
+            for name in self._sockets:
                 place = sections.parse_address(self.fronts[name].section.address)
                 if isinstance(place, Path):
                     place.unlink(missing_ok=True)
+
+    def _close_sockets(self) -> None:
+        for sockets in self._sockets.values():
+            for sock in sockets:
+                sock.close()
 
     async def _accept(self, group: asyncio.TaskGroup, name: str, sock: socket.socket) -> None:
         protocol = self.fronts[name].protocol
@@ -186,7 +210,7 @@ class Gateway:
         async with self._reload_lock:
             services, old = self.services, self.services.live.snapshot
             new = await asyncio.to_thread(read_snapshot, old.loaded.path, services.hash_key)
-            loaded = _keep_fixed(old.loaded, new.loaded)
+            loaded = keep_fixed(old.loaded.config, new.loaded, warn=self._warns)
             fronts = await asyncio.to_thread(fronts_of, loaded, services, self._gate)
             services.configure(replace(new, loaded=loaded))
             self.fronts = fronts
@@ -203,7 +227,8 @@ class Gateway:
         except ConfigError as error:
             for problem in str(error).splitlines():
                 log.error("reload-failed", problem=problem, why=why)
-            log.error("old-configuration-kept", rules=self.services.live.snapshot.rules.revision)
+            if not isinstance(error, NotEverywhere):
+                log.error("old-configuration-kept", rules=self.services.live.snapshot.rules.revision)
             return False
         finally:
             notify("READY=1")
@@ -215,6 +240,18 @@ class Gateway:
         self.connections.end_where(
             lambda one: one.identity is not None and not valid(one.identity), "the login was revoked or has expired"
         )
+
+    def _ended(self, connection: Connection) -> None:
+        self.admission.ended(connection)
+        if connection.unproved:
+            self.peers.tell(FAILED_LOGIN, connection.peer.encode())
+
+    async def _failed_elsewhere(self, payload: bytes) -> bool:
+        self.services.identities.note_failure(payload.decode())
+        return True
+
+    def _closed(self) -> None:
+        """Hook: a connection is over and forgotten."""
 
     async def _reload_on_hangup(self) -> None:
         while True:
@@ -243,7 +280,9 @@ class Gateway:
 
     # -- what it says of itself -----------------------------------------------------------------------
 
-    def _admin(self) -> Admin:
+    def methods(self) -> dict[str, Handler]:
+        """What the admin socket answers."""
+
         async def reload() -> Mapping[str, Any]:
             return {"rules": await self.reload()}
 
@@ -252,7 +291,14 @@ class Gateway:
             return {user: frozenset(groups) for user, groups in operators.items()}
 
         services = self.services
-        return Admin(services.approvals, services.identities, self.connections, reload, self.status, operator_groups)
+        return Admin(
+            services.approvals, services.identities, self.connections, reload, self.status, operator_groups
+        ).methods()
+
+    @property
+    def accepted(self) -> int:
+        """How many connections there have been."""
+        return self.connections.accepted
 
     def addresses(self) -> dict[str, list[str]]:
         """Where each listener listens."""
@@ -274,7 +320,7 @@ class Gateway:
             "rules": snapshot.rules.revision,
             "connections": len(self.connections),
             "connections_limit": self.connections.limit,
-            "accepted": self.connections.accepted,
+            "accepted": self.accepted,
             "refused": self.connections.refused,
         }
 
@@ -291,6 +337,10 @@ class Gateway:
             if front.section.plain == "allow-remote":
                 log.warning("plain-listener", listener=name, why="tokens and data cross the network in the clear")
         log.info("started", version=__version__, rules=snapshot.rules.revision, targets=sorted(snapshot.targets))
+        notify("READY=1")
+
+    def _farewell(self) -> None:
+        notify("STOPPING=1")
 
 
 def fronts_of(loaded: Loaded, services: Services, gate: Gate) -> dict[str, Front]:
@@ -337,44 +387,45 @@ def _settings(
     })  # fmt: skip
 
 
-def _keep_fixed(old: Loaded, new: Loaded) -> Loaded:
-    """Return the new configuration with the parts of the old that only a restart changes, and say so."""
-    was, now = old.config, new.config
-    fixed: dict[str, object] = {}
-    for key in ("node", "state", "recorder"):
-        if getattr(was, key) != getattr(now, key):
-            fixed[key] = getattr(was, key)
-    if was.masking.hash_key_file != now.masking.hash_key_file:
-        fixed["masking"] = now.masking.model_copy(update={"hash_key_file": was.masking.hash_key_file})
-    if was.identity.tokens != now.identity.tokens:
-        fixed["identity"] = now.identity.model_copy(update={"tokens": was.identity.tokens})
-    places = [(one.name, one.protocol, one.address) for one in was.listeners]
-    if places != [(one.name, one.protocol, one.address) for one in now.listeners]:
-        fixed["listeners"] = was.listeners
-    for key in fixed:
-        log.warning("restart-needed", key=key, line=new.document.line((key,)))
-    return replace(new, config=now.model_copy(update=fixed)) if fixed else new
-
-
 def run(path: Path, ready: Callable[[Gateway], None] = lambda gateway: None) -> None:
-    """Run a gateway in this process until a signal stops it. Raises ConfigError, StoreError."""
-    _prepare_process()
+    """Run a gateway until a signal stops it: in this process, or in several. Raises ConfigError, StoreError."""
+    prepare_process()
     with open_services(path) as services, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(services, ready))
 
 
 async def _run(services: Services, ready: Callable[[Gateway], None]) -> None:
-    gateway = Gateway(services)
+    gateway = _gateway(services)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, gateway.stop)
     loop.add_signal_handler(signal.SIGHUP, gateway.hangup.set)
-    gc.collect()
-    gc.freeze()  # what the start made lives as long as the process: no collection looks at it again
+    settle_memory()
     await gateway.run(ready)
 
 
-def _prepare_process() -> None:
+def _gateway(services: Services) -> Gateway:
+    if worker_count(services.live.snapshot.loaded.config) == 1:
+        return Gateway(services)
+    from proxy.workers.supervisor import Supervisor  # it is a Gateway, so it imports this module
+
+    return Supervisor(services)
+
+
+def worker_count(config: sections.Config) -> int:
+    """How many processes serve users."""
+    if config.workers == "auto":
+        return min(len(os.sched_getaffinity(0)), sections.WORKERS_LIMIT)
+    return config.workers
+
+
+def settle_memory() -> None:
+    """What the start made lives as long as the process: no collection looks at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def prepare_process() -> None:
     """Limits of the process: as many descriptors as we may have, and no core file with secrets in it."""
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     with contextlib.suppress(ValueError, OSError):

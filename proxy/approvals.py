@@ -157,6 +157,17 @@ class Approvals:
             log.info("approvals-of-earlier-process-ended", count=ended)
         return ended
 
+    @property
+    def process(self) -> str:
+        """How the rows name this process, which alone can decide what it waits for."""
+        return self._process
+
+    async def abandon(self, process: str) -> None:
+        """End what another process of this gateway left pending when it died. Raises StoreError."""
+        ended = await self._database.run(rows.abandon(process, self._clock()))
+        if ended:
+            log.warning("approvals-of-dead-process-ended", count=ended)
+
     def configure(self, url: str, default_timeout_seconds: float) -> None:
         """Take a new configuration; what waits already keeps its own."""
         self._url = url
@@ -175,17 +186,17 @@ class Approvals:
         One that breaks a limit or cannot be stored comes back denied, and is in no list: that fails closed, and
         the session lives on with its protocol's native error.
         """
-        self._expire_due()
+        self.expire_due()
         record = self._record(session, identity, target, command, hold)
         request = Request(self, record, hold, self._url.replace("{id}", record.id))
-        crowd = self._crowd(session, identity)
-        if crowd:
-            log.warning("approval-not-opened", why=crowd, session=session, identity=identity.display)
-            request.settle(Decision("denied", GATE, crowd))
-            return request
+        limit = self._crowd(session, identity)
+        if limit:
+            return self._crowded(request, limit)
         self._open[record.id] = request
         try:
-            await self._database.run(rows.insert(record))
+            limit = await self._database.run(
+                rows.insert(record, subject_limit=self._limits["subject"], gateway_limit=self._limits["gateway"])
+            )
         except StoreError as error:
             del self._open[record.id]
             log.error("approval-not-opened", why="store", error=str(error), session=session)
@@ -194,6 +205,9 @@ class Approvals:
         except asyncio.CancelledError:
             self.end(request, "withdrawn")  # queued behind the insert, which still runs
             raise
+        if limit:  # with those of the gateway's other processes
+            self._open.pop(record.id, None)
+            return self._crowded(request, limit)
         self._tell(request.record)
         return request
 
@@ -227,7 +241,7 @@ class Approvals:
 
     async def decide(self, approval: str, by: Identity, approve: bool, reason: str = "") -> Record:
         """Approve or deny; the session goes on when it is on the disk. Raises ApprovalError, StoreError."""
-        self._expire_due()
+        self.expire_due()
         request = self._open.get(approval)
         if request is None:
             raise await self._not_open(approval)
@@ -270,7 +284,7 @@ class Approvals:
 
     async def find(self, approval: str) -> Record:
         """Return one approval. Raises ApprovalError, StoreError."""
-        self._expire_due()
+        self.expire_due()
         record = await self._database.run(rows.find(approval), durable=False)
         if record is None:
             raise ApprovalError("unknown", "there is no such approval; gatecast approvals list shows them")
@@ -280,7 +294,7 @@ class Approvals:
         self, state: State | None = None, subject: str | None = None, target: str | None = None, limit: int = LIST_LIMIT
     ) -> list[Record]:
         """Return the newest approvals that match. Raises StoreError."""
-        self._expire_due()
+        self.expire_due()
         return await self._database.run(
             rows.listing(state, subject, target, max(1, min(limit, LIST_LIMIT))), durable=False
         )
@@ -321,17 +335,27 @@ class Approvals:
         )
 
     def _crowd(self, session: str, identity: Identity) -> str:
-        """Say which limit one more request would break, or ''."""
+        """Say which limit one more request would break by what this process knows, or ''."""
         others = [request.record for request in self._open.values()]
         if sum(record.session == session for record in others) >= self._limits["session"]:
-            return "another command of this session waits for approval already"
+            return "session"
         if sum(record.subject == identity.subject for record in others) >= self._limits["subject"]:
-            return f"{self._limits['subject']} commands of {identity.subject} wait for approval already"
-        if len(others) >= self._limits["gateway"]:
-            return "too many commands wait for approval at this gateway"
-        return ""
+            return "subject"
+        return "gateway" if len(others) >= self._limits["gateway"] else ""
 
-    def _expire_due(self) -> None:
+    def _crowded(self, request: Request, limit: str) -> Request:
+        record = request.record
+        crowd = {
+            "session": "another command of this session waits for approval already",
+            "subject": f"{self._limits['subject']} commands of {record.subject} wait for approval already",
+            "gateway": "too many commands wait for approval at this gateway",
+        }[limit]
+        log.warning("approval-not-opened", why=crowd, session=record.session, identity=record.subject)
+        if request.decision is None:
+            request.settle(Decision("denied", GATE, crowd))
+        return request
+
+    def expire_due(self) -> None:
         """End what is over, also where nobody waits for it (a BigQuery job that nobody polls)."""
         for request in list(self._open.values()):
             if not request.settling and self.left_seconds(request) <= 0:

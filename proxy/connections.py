@@ -114,6 +114,20 @@ class SessionRecorder(Recorder):
         return tape
 
 
+async def next_connection(listening: socket.socket, listener: str) -> socket.socket:
+    """Accept one connection, however often that fails."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            sock, _ = await loop.sock_accept(listening)
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTOR:
+                log.error("accept-failed", listener=listener, error=error.strerror)
+                await asyncio.sleep(NO_DESCRIPTOR_PAUSE_SECONDS)
+            continue  # the user left before we got to it (ECONNABORTED), or its network failed: accept(2)
+        return sock
+
+
 class Connections:
     """All connections of the process. limit may be changed while it runs."""
 
@@ -122,8 +136,11 @@ class Connections:
         limit: int,
         clock: Callable[[], float] = time.time,
         on_end: Callable[[Connection], None] = lambda connection: None,
+        on_closed: Callable[[], None] = lambda: None,
     ) -> None:
+        """on_end hears of a connection that was served; on_closed of every one that admit() took, last of all."""
         self.limit = limit
+        self._on_closed = on_closed
         self._clock = clock
         self._on_end = on_end
         self._open: dict[int, Connection] = {}
@@ -177,31 +194,31 @@ class Connections:
 
         gate() is asked for each connection, so that a reload changes the next one.
         """
-        loop = asyncio.get_running_loop()
         while True:
-            try:
-                sock, _ = await loop.sock_accept(listening)
-            except OSError as error:
-                if error.errno in _NO_DESCRIPTOR:
-                    log.error("accept-failed", listener=listener, error=error.strerror)
-                    await asyncio.sleep(NO_DESCRIPTOR_PAUSE_SECONDS)
-                continue  # the user left before we got to it (ECONNABORTED), or its network failed: accept(2)
-            front = gate()
-            if len(self._open) >= self.limit:
+            sock = await next_connection(listening, listener)
+            full = len(self._open) >= self.limit
+            if full:
                 self._refused += 1
                 log.warning("too-many-connections", listener=listener, limit=self.limit)
                 if len(self._open) >= self.limit + REFUSED_LIMIT:
                     sock.close()
                     continue
-                # The protocol says it in its own words, and still takes what needs no session (a cancel request).
-                front = replace(front, settings={**front.settings, "refuse": "sorry, too many clients already"})
-            self._count += 1
-            number = self._count
-            task = group.create_task(self._run(number, sock, listener, protocol, front))
-            # Counted before the task runs: a burst of users does not get past the limit.
-            self._open[number] = Connection(listener, protocol.name, "", self._clock(), task)
-            self._empty.clear()
-            task.add_done_callback(partial(self._forget, number, sock))
+            self.admit(group, sock, listener, protocol, gate(), full)
+
+    def admit(
+        self, group: asyncio.TaskGroup, sock: socket.socket, listener: str, protocol: Protocol, gate: Gate, full: bool
+    ) -> None:
+        """Serve an accepted connection, as a task of the group; full: tell it that there are too many."""
+        if full:
+            # The protocol says it in its own words, and still takes what needs no session (a cancel request).
+            gate = replace(gate, settings={**gate.settings, "refuse": "sorry, too many clients already"})
+        self._count += 1
+        number = self._count
+        task = group.create_task(self._run(number, sock, listener, protocol, gate))
+        # Counted before the task runs: a burst of users does not get past the limit.
+        self._open[number] = Connection(listener, protocol.name, "", self._clock(), task)
+        self._empty.clear()
+        task.add_done_callback(partial(self._forget, number, sock))
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> int:
         """Let sessions go on for so long, or until hurry is set, then end them; return how many were ended."""
@@ -223,6 +240,7 @@ class Connections:
         sock.close()  # a task that was cancelled before its first step never made a stream of it
         if not self._open:
             self._empty.set()
+        self._on_closed()
 
     async def _run(self, number: int, sock: socket.socket, listener: str, protocol: Protocol, gate: Gate) -> None:
         connection = self._open[number]

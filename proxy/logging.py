@@ -30,6 +30,9 @@ _TOKEN: Final = re.compile(r"gct_[A-Za-z0-9]+_[A-Za-z0-9_-]+|eyJ[A-Za-z0-9_-]{8,
 EventDict = MutableMapping[str, Any]
 
 
+_settings = ("info", True)
+
+
 def debugging() -> bool:
     """Whether GATECAST_DEBUG asks for stacks."""
     return os.environ.get("GATECAST_DEBUG", "") not in ("", "0")
@@ -37,10 +40,12 @@ def debugging() -> bool:
 
 def configure(level: str = "info", stream: TextIO | None = None, as_json: bool | None = None) -> None:
     """Set up all logging of the process. as_json None: JSON unless the stream is a terminal."""
+    global _settings
     out = stream if stream is not None else sys.stderr
     if as_json is None:
         as_json = not out.isatty()
     number = getattr(logging, level.upper())
+    _settings = (level, as_json)
     shared: list[Callable[[Any, str, Any], Any]] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -63,6 +68,11 @@ def configure(level: str = "info", stream: TextIO | None = None, as_json: bool |
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(number, logging.WARNING))
+
+
+def settings() -> tuple[str, bool]:
+    """The level and whether it is JSON, as configure() was told: for a process that is to log the same way."""
+    return _settings
 
 
 def describe(error: BaseException) -> dict[str, str]:

@@ -18,6 +18,7 @@ NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"  # 63: PostgreSQL's N
 SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 MESSAGE_LIMIT: Final = 0x40000000 - 1  # PostgreSQL's MaxAllocSize, 1 GiB - 1: no server takes a longer message
+WORKERS_LIMIT: Final = 64  # each has a core's worth of work, 60 MB, and asks all others about a cancel key
 CONNECTIONS_LIMIT: Final = 100_000  # two descriptors a connection, and Linux's default hard limit is 524,288
 
 
@@ -369,6 +370,8 @@ class Config(Section):
     node: Node = Node()
     state: Path = Path(".gatecast")
     """The directory for what the gateway keeps: database, socket, keys, tapes."""
+    workers: Annotated[int, Field(ge=1, le=WORKERS_LIMIT)] | Literal["auto"] = 1
+    """How many processes serve users; one uses one core at most. auto: as many as there are cores."""
     listeners: Annotated[list[Listener], Field(min_length=1)]
     targets: list[Target] = []
     identity: IdentitySection = IdentitySection()

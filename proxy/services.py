@@ -1,7 +1,8 @@
 """The gateway's services on one state directory: database, identities, approvals, credentials, recorder, keys.
 
 open_services() takes the directory for this process alone (a lock that ends with the process), makes what is
-missing in it (mode 0700; keys 0600) and hands all of it over as one value. Nothing listens yet.
+missing in it (mode 0700; keys 0600) and hands all of it over as one value. Nothing listens yet. A worker process of
+a gateway (proxy.workers) opens the same directory under the lock of its supervisor, which has made everything.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,12 +21,13 @@ import structlog
 
 import protocols
 from proxy.approvals import Approvals
-from proxy.config import load_config
+from proxy.config import Loaded, load_config
 from proxy.connections import SessionRecorder
 from proxy.core.errors import ConfigError
 from proxy.credentials.static import StaticCredential, StaticCredentials
 from proxy.identity.service import Service
 from proxy.identity.tokens import Tokens
+from proxy.sections import Config
 from proxy.snapshot import Live, Snapshot, read_snapshot
 from proxy.store.database import Database
 from recorder.errors import KeyFileError
@@ -67,6 +69,7 @@ class Services:
     node: str
     hash_key: bytes
     scram_mock_key: bytes
+    lock: int | None = None  # the descriptor that holds the state directory; None in a worker
 
     def configure(self, snapshot: Snapshot) -> None:
         """Take a new snapshot; the caller has checked that it is a good one. Raises ConfigError, changes nothing."""
@@ -78,19 +81,26 @@ class Services:
 
 
 @contextlib.contextmanager
-def open_services(path: Path) -> Iterator[Services]:
-    """Read the configuration and open everything. Raises ConfigError, StoreError."""
+def open_services(path: Path, begun: Config | None = None) -> Iterator[Services]:
+    """Read the configuration and open everything. Raises ConfigError, StoreError.
+
+    begun: for a worker, the configuration that its supervisor started with: what only a restart changes is as there.
+    """
     loaded = load_config(path, frozenset(protocols.load()))
+    if begun is not None:
+        loaded = keep_fixed(begun, loaded)
     state = prepare_state(loaded.state)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_lock(state))
+        lock = stack.enter_context(_lock(state)) if begun is None else None
         hash_key = secret_file(state / loaded.config.masking.hash_key_file)
         snapshot = read_snapshot(path, hash_key)
+        if begun is not None:
+            snapshot = replace(snapshot, loaded=keep_fixed(begun, snapshot.loaded))
         live = Live(snapshot)
         database = Database(state / DATABASE_NAME).open()
         stack.callback(database.close)
         tokens = Tokens(database, max_seconds=loaded.config.identity.tokens.max_days * DAY_SECONDS)
-        recorder = _recorder(state, live)
+        recorder = _recorder(state, live, warn=begun is None)
         stack.callback(recorder.close)
         approvals = loaded.config.approvals
         yield Services(
@@ -105,7 +115,28 @@ def open_services(path: Path) -> Iterator[Services]:
             node=recorder.node,
             hash_key=hash_key,
             scram_mock_key=secret_file(state / SCRAM_KEY_NAME),
+            lock=lock,
         )
+
+
+def keep_fixed(was: Config, new: Loaded, *, warn: bool = False) -> Loaded:
+    """Return the new configuration with the parts of the old that only a restart changes; warn: say so in the log."""
+    now = new.config
+    fixed: dict[str, object] = {}
+    for key in ("node", "state", "recorder", "workers"):
+        if getattr(was, key) != getattr(now, key):
+            fixed[key] = getattr(was, key)
+    if was.masking.hash_key_file != now.masking.hash_key_file:
+        fixed["masking"] = now.masking.model_copy(update={"hash_key_file": was.masking.hash_key_file})
+    if was.identity.tokens != now.identity.tokens:
+        fixed["identity"] = now.identity.model_copy(update={"tokens": was.identity.tokens})
+    places = [(one.name, one.protocol, one.address) for one in was.listeners]
+    if places != [(one.name, one.protocol, one.address) for one in now.listeners]:
+        fixed["listeners"] = was.listeners
+    if warn:
+        for key in fixed:
+            log.warning("restart-needed", key=key, line=new.document.line((key,)))
+    return replace(new, config=now.model_copy(update=fixed)) if fixed else new
 
 
 def credentials_of(snapshot: Snapshot) -> dict[str, StaticCredential]:
@@ -172,7 +203,7 @@ def file_system(path: Path) -> str:
     return kind
 
 
-def _recorder(state: Path, live: Live) -> SessionRecorder:
+def _recorder(state: Path, live: Live, warn: bool) -> SessionRecorder:
     config = live.snapshot.loaded.config
     directory = state / config.recorder.directory
     try:
@@ -183,15 +214,18 @@ def _recorder(state: Path, live: Live) -> SessionRecorder:
     except KeyFileError as error:
         raise ConfigError(str(error)) from error
     weak = WEAK_FILE_SYSTEMS.get(file_system(directory))
-    if weak is not None:
+    if weak is not None and warn:
         log.warning("tapes-not-durable", directory=str(directory), file_system=file_system(directory), why=weak)
     node = config.node.name or socket.gethostname()
     return SessionRecorder(directory, key, lambda: live.snapshot.rules.revision, node=node, boot=secrets.token_hex(8))
 
 
 @contextlib.contextmanager
-def _lock(state: Path) -> Iterator[None]:
-    """Hold the state directory for this process; the kernel lets go of it however the process ends."""
+def _lock(state: Path) -> Iterator[int]:
+    """Hold the state directory for this process; the kernel lets go of it however the process ends.
+
+    Yields the descriptor: workers inherit it, so that it is held until the last process of the gateway is gone.
+    """
     path = state / LOCK_NAME
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -202,6 +236,6 @@ def _lock(state: Path) -> Iterator[None]:
             raise ConfigError(f"{state}: another gatecast (process {owner}) serves this state directory") from error
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -63,7 +63,7 @@ def ring(module: str) -> str:
         return f"protocols.{parts[1]}"
     if parts[0] != "proxy":
         return parts[0]
-    if module in OUTER or parts[:2] == ["proxy", "demo"]:
+    if module in OUTER or parts[:2] in (["proxy", "demo"], ["proxy", "workers"]):
         return "outer"
     return ".".join(parts[:2])
 

@@ -51,14 +51,30 @@ class Record:
     decided_why: str = ""
 
 
-def insert(record: Record) -> Callable[[sqlite3.Connection], None]:
-    """Add an approval. sqlite3.IntegrityError (as StoreError) if the id is taken."""
+def insert(
+    record: Record, *, subject_limit: int | None = None, gateway_limit: int | None = None
+) -> Callable[[sqlite3.Connection], str]:
+    """Add an approval; returns '', or which limit of pending ones it would break: "subject" or "gateway".
+
+    Counted in the same transaction, so that the limits hold over all processes of a gateway.
+    sqlite3.IntegrityError (as StoreError) if the id is taken.
+    """
     values = [getattr(record, name.strip()) for name in _COLUMNS.split(",")]
     row = [json.dumps(value) if isinstance(value, tuple) else value for value in values]
 
-    def work(connection: sqlite3.Connection) -> None:
+    def work(connection: sqlite3.Connection) -> str:
+        waiting, own = connection.execute(
+            "SELECT count(*), count(*) FILTER (WHERE subject = ?) FROM approvals "
+            "WHERE state = 'pending' AND expires > ?",
+            (record.subject, record.created),
+        ).fetchone()
+        if subject_limit is not None and own >= subject_limit:
+            return "subject"
+        if gateway_limit is not None and waiting >= gateway_limit:
+            return "gateway"
         marks = ",".join("?" * len(row))
         connection.execute(f"INSERT INTO approvals ({_COLUMNS}) VALUES ({marks})", row)  # noqa: S608  # our own names
+        return ""
 
     return work
 
@@ -112,6 +128,20 @@ def recover(process: str, now: float) -> Callable[[sqlite3.Connection], int]:
         cursor = connection.execute(
             "UPDATE approvals SET state = CASE WHEN expires <= ?1 THEN 'expired' ELSE 'withdrawn' END, decided = ?1, "
             "decided_why = 'the gateway was restarted' WHERE state = 'pending' AND process <> ?2",
+            (now, process),
+        )
+        return cursor.rowcount
+
+    return work
+
+
+def abandon(process: str, now: float) -> Callable[[sqlite3.Connection], int]:
+    """End what a process that is gone left pending. Returns how many."""
+
+    def work(connection: sqlite3.Connection) -> int:
+        cursor = connection.execute(
+            "UPDATE approvals SET state = CASE WHEN expires <= ?1 THEN 'expired' ELSE 'withdrawn' END, decided = ?1, "
+            "decided_why = 'the process that waited for it ended' WHERE state = 'pending' AND process = ?2",
             (now, process),
         )
         return cursor.rowcount
