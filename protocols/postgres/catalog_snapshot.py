@@ -281,9 +281,8 @@ class Snapshot:
             return None
         if name not in self._caches.known:
             relation = found[0]
-            computed = {
-                column.name: (relation.oid, column.attnum) in self._generated for column in self._columns(relation)
-            }
+            generated = self._generated.get(relation.oid, {})
+            computed = {column.name: column.attnum in generated for column in self._columns(relation)}
             relatives = self._line_of(relation) - {name}
             self._caches.known[name] = Known(computed, tuple(sorted(relatives)))
         return self._caches.known[name]
