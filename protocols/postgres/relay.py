@@ -92,8 +92,12 @@ class Relay:
 
     @property
     def abandoned(self) -> bool:
-        """Whether the session ended under a statement that still runs, without the goodbye that lets it run on."""
-        return self.busy and not self._leaving and not self._target_over
+        """Whether the session ended under a statement that still runs, without the goodbye that lets it run on.
+
+        COPY FROM STDIN waits for its user, deaf to cancels, and ends with the connection.
+        """
+        copying = self._conversation.pipeline.copy_in
+        return self.busy and not copying and not self._leaving and not self._target_over
 
     async def run(self, secret: bytes) -> tuple[str, bytes]:
         """Relay until either side ends; secret is the user's cancel key. Returns (reason, last message)."""
