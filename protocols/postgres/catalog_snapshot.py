@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocols.postgres.images import UserType
-from protocols.postgres.meaning import Known, parts_of
+from protocols.postgres.meaning import Known, parts_of, split_path
 from proxy.core.gate import Reader
 from proxy.core.statement import ColumnRef, Statement
 
@@ -150,7 +150,7 @@ class Snapshot:
         self._types.update({int(row[0] or 0): row for row in tables.types})
         self._role_schemas = tuple(row[0] or "" for row in tables.role_schemas)
         self._definitions.update({int(oid or 0): text for oid, text in tables.definitions if text is not None})
-        self.search_path = _split_path(tables.search_path)
+        self.search_path = split_path(tables.search_path)
 
     # -- keeping up ------------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class Snapshot:
         gone = self._relations.keys() - live
         if not (gone or changed or tables.functions or tables.types):
             roles = tuple(row[0] or "" for row in tables.role_schemas)
-            if roles == self._role_schemas and _split_path(tables.search_path) == self.search_path:
+            if roles == self._role_schemas and split_path(tables.search_path) == self.search_path:
                 return False
         for oid in changed | gone:
             self._forget(oid)
@@ -482,22 +482,6 @@ def _schema(name: str) -> str:
     if _TEMPORARY.fullmatch(name):
         return "pg_temp"
     return "pg_toast_temp" if _TOAST_TEMPORARY.fullmatch(name) else name
-
-
-def _split_path(text: str) -> tuple[str, ...] | None:
-    """Split a search_path as current_setting() shows it; None where it has quoting that is not plain."""
-    parts = []
-    for part in text.split(","):
-        entry = part.strip()
-        if entry.startswith('"'):
-            if len(entry) < 2 or not entry.endswith('"') or '"' in entry[1:-1]:
-                return None
-            entry = entry[1:-1]
-        else:
-            entry = entry.lower()
-        if entry:
-            parts.append(entry)
-    return tuple(parts)
 
 
 EMPTY: Final = Snapshot(Tables())

@@ -121,3 +121,19 @@ def parts_of(name: str) -> tuple[str, ...]:
         return tuple(name.split("."))
     parts = [quoted[1:-1].replace('""', '"') if quoted.startswith('"') else quoted for quoted in _PART.findall(name)]
     return tuple(parts) if parts else (name,)
+
+
+def split_path(text: str) -> tuple[str, ...] | None:
+    """Split a search_path as current_setting() shows it; None where it has quoting that is not plain."""
+    parts = []
+    for part in text.split(","):
+        entry = part.strip()
+        if entry.startswith('"'):
+            if len(entry) < 2 or not entry.endswith('"') or '"' in entry[1:-1]:
+                return None
+            entry = entry[1:-1]
+        else:
+            entry = entry.lower()
+        if entry:
+            parts.append(entry)
+    return tuple(parts)
