@@ -154,5 +154,9 @@ def _who(entry: Mapping[str, Any]) -> str:
 
 def _plain(value: object) -> str:
     if isinstance(value, list | tuple):
+        if all(isinstance(item, Mapping) for item in value):
+            return "; ".join(_plain(item) for item in value)
         return ", ".join(str(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
     return "" if value is None else str(value)
