@@ -13,6 +13,8 @@ Left out: protocol 2 and GSSAPI (answered as PostgreSQL without them does). Sour
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import ssl
 from collections.abc import Mapping
@@ -28,15 +30,17 @@ from proxy.core.stream import Stream, read_exactly
 TLS_FIRST_BYTE: Final = 0x16  # a TLS handshake record: PostgreSQL 17 direct TLS, docs 54.2.11
 ALPN: Final = "postgresql"
 HEAD_BYTES: Final = 8
+LAST_WORD_SECONDS: Final = 1.0
+LAST_READ_BYTES: Final = 64 * 1024
 INVALID_PASSWORD: Final = "28P01"  # noqa: S105  # a SQLSTATE
 INVALID_AUTHORIZATION: Final = "28000"
 HOW_TO_LOG_IN: Final = "Use a gateway token (gatecast token issue) or an OIDC token as the password."
 
 
 async def greet(user: Stream, settings: Mapping[str, Any]) -> startup.StartupMessage | startup.CancelRequest | None:
-    """Read up to the start-up packet, and end the stream's first phase; None where the user just went away.
+    """Read up to the start-up packet, and end the stream's first phase; None where the user sent nothing at all.
 
-    Raises UserPeerError, whose text is for the user.
+    Raises UserPeerError, whose text is for the user; EOFError, whose text (if it is one) is for the log.
     """
     tls = cast("ssl.SSLContext | None", settings.get("tls"))
     asked: set[type[object]] = set()
@@ -45,7 +49,8 @@ async def greet(user: Stream, settings: Mapping[str, Any]) -> startup.StartupMes
         return None
     if first[0] == TLS_FIRST_BYTE:
         if tls is None:
-            return None  # PostgreSQL without TLS reads garbage here and closes
+            # PostgreSQL without TLS reads garbage here and closes; an error in the clear would tell nobody.
+            raise EOFError("TLS from the first byte, and this listener has none")
         await user.start(tls)
         if user.info("alpn") != ALPN:
             raise UserPeerError(
@@ -53,10 +58,7 @@ async def greet(user: Stream, settings: Mapping[str, Any]) -> startup.StartupMes
             )
         asked |= {startup.SSLRequest, startup.GSSENCRequest}
     while True:
-        try:
-            message = startup.parse_first(await _packet(user))
-        except EOFError:
-            return None
+        message = startup.parse_first(await _packet(user))
         if isinstance(message, startup.StartupMessage | startup.CancelRequest):
             break
         if type(message) in asked:
@@ -80,8 +82,13 @@ async def _packet(user: Stream) -> bytes:
     """Read one packet of the start-up phase, without its length. Raises EOFError, UserPeerError."""
     head = await read_exactly(user, 4)
     length = int.from_bytes(head, "big")
-    if not HEAD_BYTES <= length <= startup.STARTUP_LIMIT:
-        raise EOFError(head)  # PostgreSQL closes without a word: this is no client of ours
+    if not HEAD_BYTES <= length <= startup.STARTUP_LIMIT + 4:
+        # PostgreSQL closes without a word; the word costs nothing, and psql with too many settings shows it. What
+        # has come is read first: closing with bytes unread would reset the connection and lose the word.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORD_SECONDS):
+                await user.read(LAST_READ_BYTES)
+        raise UserPeerError("invalid length of startup packet", "08P01")
     return await read_exactly(user, length - 4)
 
 

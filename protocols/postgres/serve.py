@@ -53,8 +53,9 @@ async def serve(user: Stream, gate: Gate) -> None:
     except UserPeerError as error:
         log.warning("user broke the protocol or the connection", error=str(error))
         await _say(user, fatal(error.code or "08P01", str(error)))
-    except EOFError:
-        log.debug("user went away before logging in")
+    except EOFError as error:
+        why = error.args[0] if error.args and isinstance(error.args[0], str) else "end of file"
+        log.info("user went away before logging in", reason=why)
     except TimeoutError:
         log.warning("login took too long")
         await _say(user, fatal("57014", "canceling authentication due to timeout"))
