@@ -38,6 +38,7 @@ WORDS = {
     "error": "a failure whose text quotes CANARY",
     "secret": "a failure whose text quotes the password that the gate logged in with",
     "notice": "a remark that quotes CANARY, then done",
+    "later": "done, and behind that a remark nobody asked for that quotes CANARY",
     "bulk": "three lines with CANARY in bulk (COPY), or rows where a protocol has no bulk",
     "flood": "rows of 1 KiB without end, FLOOD_BYTES in all",
     "fail": "a failure",

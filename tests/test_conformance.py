@@ -430,7 +430,10 @@ def test_masked_values_are_nowhere(adapter: Adapter) -> None:
                 caller = await on.call()
                 for word in ("read 1", "error 2", "bulk 3", "notice 4", "read 5"):
                     assert not (await ask(caller, word)).ended
-                assert len(on.backend.commands) == 5
+                replies = [await ask(caller, word) for word in ("later 6", "read 7")]
+                assert [len(reply.notes) for reply in replies] == [0, 1]
+                assert (CANARY in replies[1].notes[0]) is not hidden
+                assert len(on.backend.commands) == 7
                 for place in (bytes(caller.heard), on.everything()):
                     assert (CANARY.encode() in place) is not hidden, place
                 assert CANARY not in repr(on.logs)

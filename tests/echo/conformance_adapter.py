@@ -84,7 +84,7 @@ class EchoTarget:
                 state = "open"
             case "end":
                 state = "idle"
-            case "write":
+            case "write" | "later":
                 pass
             case _:
                 quoted = {"error": CANARY, "secret": SECRET}.get(word, "unknown text")
@@ -92,6 +92,8 @@ class EchoTarget:
                 await send(line("bad", f"{state} {quoted}"))
                 return state
         await send(line("ok", state))
+        if word == "later":
+            await send(line("note", f"by the way {CANARY}"))
         return state
 
 

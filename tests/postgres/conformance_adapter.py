@@ -146,7 +146,7 @@ class Server:
             case "end":
                 await send(done("COMMIT" if state == "T" else "ROLLBACK"))
                 state = "I"
-            case "write":
+            case "write" | "later":
                 await send(done("INSERT 0 1"))
             case _:
                 quoted = {
@@ -157,6 +157,9 @@ class Server:
                 state = "E" if state in "TE" else "I"
                 await send(quoted.get(word, failure("42601", "syntax error")))
         await send(message("Z", state.encode()))
+        if word == "later":
+            fields = {"S": "WARNING", "V": "WARNING", "C": "01000", "M": f"by the way {CANARY}"}
+            await send(startup.encode_error(fields, b"N"))
         return state
 
 
