@@ -412,6 +412,7 @@ class Conversation:
         """Prepare for what a SET, or code that nobody can see, may do before the target reports it."""
         if statement.setting is None:
             self._unsettled = self._strings_unsafe = self._encoding_unsure = True
+            self._search_path = None
             return
         name, value = statement.setting[0].lower(), statement.setting[1]
         if name in ("client_encoding", "names"):

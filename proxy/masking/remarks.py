@@ -3,9 +3,10 @@
 Under a column mask nobody can tell which column a text quotes, so:
 
 message   of an error: everything from the first quote or bracket to the last becomes ``?`` (a value may hold quotes
-          itself, so that pairs cannot be trusted), and so do byte sequences (0xc3). Of an error that a function
-          raises with words of its own (P0001, class P0), and of a notice whose code is not in HARMLESS_CODES,
-          nothing is left
+          itself, so that pairs cannot be trusted), and so do byte sequences (0xc3), numbers (chr(n), make_date(..)
+          quote theirs bare) and what follows a colon (``operator does not exist: ?``, for a cast to regoper). Of an
+          error that a function raises with words of its own (P0001, class P0), and of a notice whose code is not in
+          HARMLESS_CODES, nothing is left
 hint      like an error's message
 detail    dropped: it shows whole rows and keys          where    dropped: it shows lines of data
 payload   (NOTIFY) and value (a reported setting): masked
@@ -38,7 +39,9 @@ _ERRORS: Final = frozenset(("ERROR", "FATAL", "PANIC"))
 _QUOTES: Final = "[\"'`()\\[\\]{}\u00ab\u00bb\u2018-\u201f\u2039\u203a\u3008-\u3011\uff02]"
 _OPENING: Final = re.compile(_QUOTES)
 _QUOTED: Final = re.compile(f"{_QUOTES}.*{_QUOTES}", re.DOTALL)
-_BYTES: Final = re.compile(r"0x[0-9A-Fa-f]+")
+# A number that stands alone; the digits of an identifier do not.
+_NUMBERS: Final = re.compile(r"0x[0-9A-Fa-f]+|(?<![A-Za-z0-9_])[-+]?[0-9][0-9A-Fa-f.,:+-]*")
+_PLACEHOLDERS: Final = frozenset(('"?"', "'?'", "(?)", "`?`"))
 
 
 def under_columns(fields: RemarkFields) -> dict[str, str]:
@@ -65,14 +68,18 @@ def _message(fields: dict[str, str]) -> str:
 
 
 def unquoted(text: str) -> str:
-    """Replace all from the first quote or bracket to the last, or to the end if there is only one, by ``?``."""
+    """Replace what may be a value by ``?``: all from the first quote or bracket to the last, or to the end if there is
+    only one; numbers; all behind a colon."""
     opening = _OPENING.search(text)
     if opening is not None:
         quoted = _QUOTED.search(text, opening.start())
         end = quoted.end() if quoted is not None else len(text)
         mark = text[opening.start()] if text[opening.start()] in "\"'(" else '"'
         text = f"{text[: opening.start()]}{mark}?{')' if mark == '(' else mark}{text[end:]}"
-    return _BYTES.sub("?", text)
+    head, colon, tail = text.partition(": ")
+    if colon and tail not in _PLACEHOLDERS:
+        text = f"{head}: ?"
+    return _NUMBERS.sub("?", text)
 
 
 def under_detectors(fields: RemarkFields, texts: TextMask) -> RemarkFields:

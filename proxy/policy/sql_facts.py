@@ -28,6 +28,7 @@ class Facts:
         "columns",
         "columns_written",
         "functions",
+        "keeps_calls",
         "kinds",
         "literal",
         "locks",
@@ -60,6 +61,7 @@ class Facts:
         self.literal = False
         self.locks = False
         self.calls_unknown = False
+        self.keeps_calls = False
 
     def opaque(self, reason: str) -> None:
         """Note that the text does not tell all; the first reason stands."""

@@ -77,6 +77,8 @@ class Maker:
             more["casts"] = tuple(facts.type_casts)
         if facts.locks:
             more["locks"] = True
+        if facts.keeps_calls:
+            more["keeps_calls"] = True  # an unknown function, in what the statement only stores
         if facts.attributes:
             more["attributes"] = tuple(facts.attributes)
         if len(facts.settings) > 1:
@@ -177,6 +179,7 @@ class Maker:
             )
             scope.relations = [Relation(each, (star_of(name),), name) for each in names]
         _Sweep(self, facts, facts if tag in _RUN_AT_ONCE else aside, scope).under(body, tag in _READ_UNDER)
+        facts.keeps_calls = aside.calls_unknown
         facts.read.update(aside.read)
         facts.written.update(aside.written)
         facts.columns.update(aside.columns)
