@@ -37,6 +37,7 @@ from recorder.tape import OUT, Kind
 LOGIN_SECONDS: Final = 60.0  # PostgreSQL's authentication_timeout
 CLOSE_SECONDS: Final = 10.0
 HEAR_SECONDS: Final = 0.3  # from a cancel to the answer of what it hit
+STOP_TRIES: Final = 3
 STOP_SECONDS: Final = 5.0
 
 _log = structlog.get_logger(__name__)
@@ -248,7 +249,7 @@ async def _stop(link: dialling.TargetLink, cancel: Callable[[], Awaitable[None]]
     """Cancel what runs for nobody; again where nothing is heard of it: it had not begun when the cancel came."""
     with contextlib.suppress(TimeoutError, TargetPeerError):
         async with asyncio.timeout(STOP_SECONDS):
-            while True:
+            for _ in range(STOP_TRIES):
                 await cancel()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(HEAR_SECONDS):
