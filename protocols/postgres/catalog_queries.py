@@ -93,7 +93,7 @@ def changes(since: int) -> dict[str, str]:
     """Return the queries that tell what is new since a MARK's second column: changed, live, and whole _OTHERS."""
     # Transactions 0 to 2 are no real ones (src/include/access/transam.h).
     # A sub-select is computed once and not for every row.
-    horizon = f"(SELECT age('{max(since % 2**32, 3)}'::xid))"  # noqa: S608  # a number of ours
+    horizon = f"(SELECT age('{max(since % 2**32, 3)}'::xid))"  # a number of ours
 
     def new(column: str) -> str:
         return f"age({column}) <= {horizon}"
