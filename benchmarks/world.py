@@ -2,7 +2,8 @@
 
 Every way is plain TCP on 127.0.0.1 with the same database behind it. gatecast is the real ``gatecast serve`` in a
 process of its own (uvloop, token login, rules, masks, tapes on a disk) with four targets: each recording mode, with
-and without one masked column. pgbouncer runs in session mode. haproxy relays bytes and decodes nothing.
+and without one masked column; and once more with two worker processes. pgbouncer runs in session mode. haproxy
+relays bytes and decodes nothing.
 
 Everything is stopped by its own process id, and its files are removed.
 """
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -97,12 +98,8 @@ class Route:
         }  # fmt: skip
 
     def cpu_seconds(self) -> float:
-        """CPU time that the process in between has used so far; 0 where there is none."""
-        if self.pid is None:
-            return 0.0
-        # proc(5): the name in parentheses may hold blanks; utime and stime are fields 14 and 15.
-        after = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(after[11]) + int(after[12])) / TICKS_PER_SECOND
+        """CPU time that the process in between and its children have used so far; 0 where there is none."""
+        return sum(map(_ticks, _tree(self.pid))) / TICKS_PER_SECOND if self.pid is not None else 0.0
 
     def drop_tapes(self) -> int:
         """Delete the tapes so far and return their size in bytes: a long run must not fill the disk."""
@@ -111,6 +108,21 @@ class Route:
             size += path.stat().st_size
             path.unlink()
         return size
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and its living descendants (proc(5): task/TID/children)."""
+    found = [pid]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _ticks(pid: int) -> int:
+    # proc(5): the name in parentheses may hold blanks; utime and stime are fields 14 and 15.
+    after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(after[11]) + int(after[12])
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +158,15 @@ def world(directory: Path | None, scale: int, rows: int, profile: Path | None = 
             routes.append(stack.enter_context(_pgbouncer(server, folder)))
         if shutil.which("haproxy", path=PROGRAMS):
             routes.append(stack.enter_context(_haproxy(server, folder)))
-        routes += stack.enter_context(_gatecast(server, folder, profile))
+        routes += stack.enter_context(_gatecast(server, folder / "one", NAMES, workers=1, profile=profile))
+        if profile is None:  # the sampler follows one process
+            more = _gatecast(server, folder / "two", {"written-2-workers": "written"}, workers=2)
+            routes += stack.enter_context(more)
         yield World(server, tuple(routes))
 
 
+# Route -> target: with one worker, each recording mode with and without a mask.
+NAMES: Final = {name: name for name in ("written", "written-masked", "durable", "durable-masked")}
 PROGRAMS: Final = "/usr/bin:/bin:/usr/sbin:/sbin"
 
 
@@ -233,17 +250,19 @@ def _haproxy(server: PostgresServer, folder: Path) -> Iterator[Route]:
 
 
 @contextlib.contextmanager
-def _gatecast(server: PostgresServer, folder: Path, profile: Path | None) -> Iterator[list[Route]]:
-    home = folder / "gatecast"
+def _gatecast(
+    server: PostgresServer, home: Path, names: Mapping[str, str], workers: int, profile: Path | None = None
+) -> Iterator[list[Route]]:
+    """Run gatecast serve with all targets; names: route -> target, of those that are measured."""
     home.mkdir(mode=0o700)
-    names = ("written", "written-masked", "durable", "durable-masked")
     targets = "".join(
         f"  - {{name: {name}, host: 127.0.0.1, port: {server.port}, database: {DATABASE}, sslmode: disable,"
         f" recording: {name.partition('-')[0]}, labels: {{env: dev, tier: gold}}, credential: {{user: postgres}}}}\n"
-        for name in names
+        for name in NAMES.values()
     )
     (home / "gatecast.yaml").write_text(
-        "state: state\nlisteners: [{name: pg, protocol: postgres, address: '127.0.0.1:0', plain: true}]\n"
+        f"state: state\nworkers: {workers}\n"
+        "listeners: [{name: pg, protocol: postgres, address: '127.0.0.1:0', plain: true}]\n"
         f"targets:\n{targets}limits: {{drain_seconds: 0}}\nrules_file: rules.yaml\n"
     )
     (home / "rules.yaml").write_text(RULES)
@@ -251,12 +270,12 @@ def _gatecast(server: PostgresServer, folder: Path, profile: Path | None) -> Ite
     token = token_issue(home / "state" / "gatecast.db", SUBJECT, groups=["developers", "staff"])["token"]
     command = [sys.executable, "-m", *(["benchmarks.sampler", str(profile)] if profile else ["proxy"])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    log = folder / "gatecast.log"
+    log = home / "log"
     with _running([*command, "serve", "--log-json"], log, cwd=home, env=environment) as process:
         port = _listening(process, log)
         yield [
-            Route(name, port, name, "bench", token, process.pid, home / "state" / "tapes", name.endswith("-masked"))
-            for name in names
+            Route(name, port, target, "bench", token, process.pid, home / "state" / "tapes", target.endswith("-masked"))
+            for name, target in names.items()
         ]
 
 
