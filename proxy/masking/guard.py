@@ -183,7 +183,7 @@ def _reason(columns: Columns, each: Statement, outer: Statement, resolved: Resol
         return f"{each.verb} can do what no mask sees, and columns are masked here; it needs a rule without masks"
     if each.kind == "unknown":
         return "a statement that cannot be read may carry masked columns past their mask"
-    if each.kind in ("define", "admin") and (each.opaque or each.more.get("keeps_calls")):
+    if _begins(each.verb, ("CREATE", "ALTER")) and (each.opaque or each.more.get("keeps_calls")):
         return f"{each.verb} would keep a call of a function that nobody knows here; it needs a rule without masks"
     if each.verb == "ALTER SCHEMA":
         return "ALTER SCHEMA could give masked columns another name; it needs a rule without masks"
