@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from recorder.errors import FormatError, NotATape, Truncated, UnknownVersion, Unreadable
 from recorder.format import (
+    BLOCK_TARGET_BYTES,
     HEADER_LIMIT,
     JOINED_LIMIT,
     MAGIC,
@@ -24,6 +25,7 @@ from recorder.format import (
     Block,
     BlockType,
     Joiner,
+    Kind,
     Record,
     decode_block_header,
     decode_commands,
@@ -37,6 +39,7 @@ from recorder.format import (
     restore,
     store,
 )
+from recorder.segment import CommandIndex
 
 FIELDS: dict[str, Any] = {"sid": "0" * 26, "segment": 0, "first_record": 0, "wall0_ns": 1, "prev": None}
 u32 = st.integers(0, 2**32 - 1)
@@ -280,3 +283,18 @@ def test_joined_limit() -> None:
         assert joiner.feed(Record(i, 0, 1, 2, bytes(size), i, count - 1 - i)) is None
     with pytest.raises(FormatError, match="limit"):
         joiner.feed(Record(count, 0, 1, 2, b"1", count - 1, 0))
+
+
+def test_a_long_index_is_cut_at_entries_into_pieces_that_fit() -> None:
+    index = CommandIndex()
+    count = 3000
+    for n in range(count):
+        index.note(2 * n, n, Kind.COMMAND, msgpack.packb({"verb": "SELECT", "kind": "read", "text": "x" * 500}))
+        index.note(2 * n + 1, n, Kind.VERDICT, msgpack.packb({"command": 2 * n, "verdict": "allow", "rule": "r"}))
+    pieces = index.finish()
+    assert len(pieces) > 1
+    assert max(map(len, pieces)) <= BLOCK_TARGET_BYTES
+    assert sum(map(len, pieces)) == index.size_bytes
+    entries = [entry for piece in pieces for entry in decode_commands(piece)]
+    assert [entry.n for entry in entries] == list(range(0, 2 * count, 2))
+    assert {entry.verdict for entry in entries} == {"allow"}
