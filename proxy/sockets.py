@@ -1,6 +1,7 @@
 """Listening sockets: every address that a name stands for, IPv4 and IPv6 alike, and Unix sockets.
 
-Deliberately left out: sockets handed over by systemd; SO_REUSEPORT, which comes with several worker processes.
+Deliberately left out: sockets handed over by systemd; SO_REUSEPORT (several workers get their connections from one
+process that accepts: proxy.workers).
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import getpass
 import json
+import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -323,10 +325,15 @@ def test_the_end_of_the_supervisor_is_the_end_of_its_workers(folder: Path) -> No
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(f"{token_of(folder)[0]} shelf\n".encode())
             assert (await reader.readline()).startswith(b"session ")
+            stuck = next(row["pid"] for row in (await asked(folder, "status"))["workers"] if row["connections"] == 0)
+            os.kill(stuck, signal.SIGSTOP)
             child.kill()
             assert await reader.readline() == b"goodbye\n"
             writer.close()
             await child.wait()
+            with pytest.raises(ConfigError, match="another gatecast"), open_services(folder / "gatecast.yaml"):
+                pytest.fail("opened beside a worker that lives")
+            os.kill(stuck, signal.SIGCONT)
             while True:
                 try:
                     with open_services(folder / "gatecast.yaml"):

@@ -163,19 +163,24 @@ class Crew:
     async def _live(self, number: int) -> None:
         """One life of a worker, from its start to its end."""
         with contextlib.ExitStack() as stack:
-            ours_line, theirs_line = _pair(stack, socket.SOCK_STREAM)
+            line, theirs_line = _pair(stack, socket.SOCK_STREAM)
             door, theirs_door = _pair(stack, socket.SOCK_SEQPACKET)
+            stack.callback(door.close)
             generation = self._care.generation()  # before the worker reads any file
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                f"gatecast-worker-{number}",
-                stdin=asyncio.subprocess.PIPE,
-                pass_fds=(theirs_line.fileno(), theirs_door.fileno(), *self._care.descriptors),
-                env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
-            )
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    f"gatecast-worker-{number}",
+                    stdin=asyncio.subprocess.PIPE,
+                    pass_fds=(theirs_line.fileno(), theirs_door.fileno(), *self._care.descriptors),
+                    env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
+                )
+            except BaseException:
+                line.close()
+                raise
             descriptors = {"line": theirs_line.fileno(), "door": theirs_door.fileno()}
             member = Member(number, door, generation, time.time(), self._restarts[number], process)
-            member.line = Line(ours_line, at_once=self._at_once(member), later=self._later(member))
+            member.line = Line(line, at_once=self._at_once(member), later=self._later(member))
             self.members[number] = member
             self._empty.clear()
             try:
@@ -305,8 +310,8 @@ class Crew:
 
 
 def _pair(stack: contextlib.ExitStack, kind: socket.SocketKind) -> tuple[socket.socket, socket.socket]:
+    """Make a pair; the stack closes their end, which the worker has by then."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
-    stack.callback(ours.close)
     stack.callback(theirs.close)
     ours.setblocking(False)
     return ours, theirs

@@ -44,6 +44,7 @@ log = structlog.get_logger(__name__)
 class Line:
     """One end of the line."""
 
+    # The socket is the line's own from here on: its transport closes it.
     def __init__(
         self,
         sock: socket.socket,
