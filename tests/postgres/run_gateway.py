@@ -20,6 +20,8 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import structlog
+
 from proxy.core.errors import LoginRefused
 from proxy.core.parties import Credential, Identity, Secret, Target
 from tests.fakes import TOKEN, FakeIdentities
@@ -74,6 +76,7 @@ def main() -> None:
         "identities": AnyoneWithToken(),
         "credentials": SameUser(Secret(options.password) if options.password is not None else None),
     }
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with gateway(
         options.target_port, listen_port=options.port, verify_tapes=not options.no_verify, **services
