@@ -636,7 +636,9 @@ def test_secrets_and_tokens_are_nowhere(adapter: Adapter) -> None:
             for word in ("read 1", "write 2", "error 3", "notice 4", "garbage 5"):
                 await ask(caller, word)
             assert on.backend.secret_seen  # else this proves nothing
-            places = on.everything() + bytes(caller.heard) + repr((on.gate, on.tape)).encode()
+            credential = await on.gate.credentials.get(Identity("x"), on.backend.target)
+            shown = f"{on.gate!r} {on.tape!r} {credential!r} {credential} {credential.secret}"
+            places = on.everything() + bytes(caller.heard) + shown.encode()
             assert SECRET.encode() not in places and TOKEN.encode() not in places
 
     play(body())

@@ -148,6 +148,8 @@ class Server:
                 state = "I"
             case "write" | "later":
                 await send(done("INSERT 0 1"))
+            case "" if not text.startswith("gatecast_denied"):
+                await send(done("SELECT 0"))  # whatever parses is carried out: only certain errors may replace
             case _:
                 quoted = {
                     "error": failure("23505", "duplicate key", f"Key (email)=({CANARY}) already exists."),
