@@ -9,7 +9,8 @@ Who decides: any one of the hold's approvers, by subject or as ``group:NAME``, n
 asks, in no role and under no spelling, and never an agent: a hold is for a human. An identity is a token's or a
 JWT's, or the local operator's (proxy.admin.handlers), never a mere name.
 
-Whoever reads the text may be lied to by its length: what is cut keeps its beginning and its end, and says so.
+Whoever reads the text may be lied to by its length: what is cut keeps its beginning and its end, and says so. Values
+that a statement is bound to stand below it.
 Left out: approvals by several people, edited commands, reuse of an approval; notifications (later issues).
 """
 
@@ -30,6 +31,7 @@ from proxy.core.errors import GatecastError
 from proxy.core.events import Command
 from proxy.core.gate import Decision
 from proxy.core.parties import Identity, Target
+from proxy.core.text import harmless
 from proxy.core.verdict import Hold
 from proxy.store import approvals as rows
 from proxy.store.approvals import Record, State
@@ -309,7 +311,8 @@ class Approvals:
     def _record(self, session: str, identity: Identity, target: Target, command: Command, hold: Hold) -> Record:
         now = self._clock()
         timeout = hold.timeout_seconds if hold.timeout_seconds > 0 else self._default_timeout_seconds
-        full = command.text.encode("utf-8", "surrogatepass")
+        text = with_values(command)
+        full = text.encode("utf-8", "surrogatepass")
         return Record(
             id="ap_" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH)),
             process=self._process,
@@ -323,7 +326,7 @@ class Approvals:
             kind=command.kind,
             objects=command.objects[:OBJECTS_LIMIT],
             exact=command.exact,
-            text=cut(command.text),
+            text=cut(text),
             text_bytes=len(full),
             text_sha256=hashlib.sha256(full).hexdigest(),
             wire_sha256=hashlib.sha256(command.wire).hexdigest(),
@@ -399,6 +402,18 @@ def check_approver(record: Record, by: Identity) -> str:
             return entry
     approvers = ", ".join(record.approvers) or "nobody"
     raise ApprovalError("not-approver", f"{by.subject} is not among the approvers of rule {record.rule}: {approvers}")
+
+
+def with_values(command: Command) -> str:
+    """Return a command's text and, below it, the values of its parameters, where it has some: they are what it does."""
+    values = command.facts.get("values")
+    if not values:
+        return command.text
+    shown = (
+        f"-- ${place} = " + ("NULL" if value is None else f"'{harmless(value)}'")
+        for place, value in enumerate(values, 1)
+    )
+    return "\n".join((command.text, f"-- with {len(values)} parameters:", *shown))
 
 
 def cut(text: str) -> str:

@@ -497,3 +497,17 @@ def test_the_log_has_no_command(tmp_path: Path) -> None:
         assert "canary-7f3a" not in repr(logs)
 
     run(tmp_path, story)
+
+
+async def _shown(directory: Path, **facts: Any) -> str:
+    async with desk(directory) as d:
+        command = dataclasses.replace(DROP, text="DELETE FROM t WHERE id = $1", facts=facts)
+        request = await d.approvals.open("s1", ALICE, PG, command, HOLD)
+        return (await d.approvals.find(request.id)).text
+
+
+def test_an_approver_sees_what_the_parameters_are(tmp_path: Path) -> None:
+    plain = "DELETE FROM t WHERE id = $1"
+    assert asyncio.run(_shown(tmp_path / "a", values=())) == plain
+    shown = asyncio.run(_shown(tmp_path / "b", values=("7", None, "x\n-- $1 = '8'")))
+    assert shown == plain + "\n-- with 3 parameters:\n-- $1 = '7'\n-- $2 = NULL\n-- $3 = 'x\\n-- $1 = '8''"
