@@ -23,6 +23,7 @@ from proxy.core.parties import Credential, Target
 from proxy.core.session import Permit
 from proxy.core.statement import Copy, Statement
 
+COLUMNS_LIMIT: Final = 1024  # results whose columns are kept described
 MISSED_LIMIT: Final = 4096  # temporary tables, mostly: their oids are looked for once a snapshot
 WORLDS_LIMIT: Final = 256  # target databases with a catalogue in memory
 
@@ -36,6 +37,8 @@ class World:
         self._catalog = catalog
         self._target = target
         self._warned = False
+        self._columns: dict[tuple[tuple[Field, ...], str], tuple[Column, ...]] = {}
+        self._columns_of = -1  # the version that _columns was made of
         self._missed: set[tuple[int, int]] = set()  # (version, oid): looked for, and not there
         self.commands = CommandReader(self)
 
@@ -100,7 +103,17 @@ class World:
     # -- columns for masks -------------------------------------------------------------------------------
 
     async def columns(self, fields: tuple[Field, ...], date_style: str) -> tuple[Column, ...]:
-        """Describe the columns of a result for the masks; unknown tables are looked for once more."""
+        """Describe the columns of a result for the masks; unknown tables are looked for once more.
+
+        The same result of the same catalogue gives the same tuple: the masker keeps its plans by it.
+        """
+        place = (fields, date_style)
+        if self._columns_of != self.version:
+            self._columns.clear()
+            self._columns_of = self.version
+        known = self._columns.get(place)
+        if known is not None:
+            return known
         unknown = {field.table_oid for field in fields if field.table_oid and self._origins(field) is None}
         if any((self.version, oid) not in self._missed for oid in unknown):
             self._catalog.stale()
@@ -108,7 +121,12 @@ class World:
             if len(self._missed) > MISSED_LIMIT:
                 self._missed.clear()
             self._missed |= {(self.version, oid) for oid in unknown}
-        return tuple(self._column(field, date_style) for field in fields)
+        columns = tuple(self._column(field, date_style) for field in fields)
+        if not unknown and self._columns_of == self.version:
+            if len(self._columns) >= COLUMNS_LIMIT:
+                self._columns.clear()
+            self._columns[place] = columns
+        return columns
 
     def _origins(self, field: Field) -> tuple[str, ...] | None:
         return self._catalog.origins(field.table_oid, field.attnum) if field.table_oid else None
