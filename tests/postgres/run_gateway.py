@@ -16,8 +16,11 @@ import argparse
 import contextlib
 import dataclasses
 import signal
+import ssl
 import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -25,6 +28,7 @@ import structlog
 from proxy.core.errors import LoginRefused
 from proxy.core.parties import Credential, Identity, Secret, Target
 from tests.fakes import TOKEN, FakeIdentities
+from tests.peers.certificates import Authority
 from tests.postgres.gateway import gateway
 
 
@@ -61,6 +65,14 @@ class EveryDatabase:
                       recording="durable" if self.recording == "durable" else "written")  # fmt: skip
 
 
+def _tls() -> ssl.SSLContext:
+    with tempfile.TemporaryDirectory() as folder:
+        pair = Authority(Path(folder)).issue("localhost")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pair.certificate_file, pair.key_file)
+    return context
+
+
 def main() -> None:
     """Run until told to stop."""
     parser = argparse.ArgumentParser(prog="python -m tests.postgres.run_gateway", description=__doc__)
@@ -69,8 +81,10 @@ def main() -> None:
     parser.add_argument("--target-port", type=int, required=True)
     parser.add_argument("--password", help="what every user logs in to the target with")
     parser.add_argument("--recording", choices=("written", "durable"), default="written")
+    parser.add_argument("--tls", action="store_true", help="offer TLS, with a certificate made for the occasion")
     parser.add_argument("--no-verify", action="store_true", help="do not verify the tapes at the end")
     options = parser.parse_args()
+    tls = _tls() if options.tls else None
     services: dict[str, Any] = {
         "targets": EveryDatabase(options.target_host, options.target_port, options.recording),
         "identities": AnyoneWithToken(),
@@ -79,7 +93,7 @@ def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with gateway(
-        options.target_port, listen_port=options.port, verify_tapes=not options.no_verify, **services
+        options.target_port, listen_port=options.port, tls=tls, verify_tapes=not options.no_verify, **services
     ) as running:
         print(f"port {running.port} token {TOKEN}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
