@@ -119,6 +119,10 @@ class Conversation:
         for kind, message, rest in self._messages.feed(data):
             if kind in _NAMING and not self._told(kind, message):
                 yield Settle(partial(self._told, kind, message))
+            if self.pipeline.skipping and kind not in _NEVER_SKIPPED:
+                self._body = None
+                yield Ignored(message)  # the target would skip it too: nobody need decide, or be asked to approve
+                continue
             match kind:
                 case wire.QUERY:
                     yield self._query(message)
@@ -315,9 +319,6 @@ class Conversation:
     def _plumb(self, kind: int, message: bytes) -> UserItem:
         pipeline = self.pipeline
         self._body = Frame(b"")
-        if pipeline.skipping and kind != wire.SYNC:
-            self._body = None
-            return Ignored(message)
         match kind:
             case wire.SYNC:
                 pipeline.sent_sync()
@@ -479,6 +480,7 @@ def _unreadable(text: str, why: str) -> Statement:
 
 _RUNS_NAMES: Final = re.compile(rb"execute|fetch|move", re.IGNORECASE)
 # What makes a meaning or uses one.
+_NEVER_SKIPPED: Final = frozenset((wire.SYNC, wire.TERMINATE, wire.PIECE))
 _NAMING: Final = frozenset((wire.QUERY, wire.PARSE, wire.BIND, wire.EXECUTE, wire.CLOSE))
 _NAME_VERBS: Final = frozenset(("PREPARE", "DEALLOCATE", "DECLARE", "CLOSE", "DISCARD", "UNPARSABLE"))
 
