@@ -24,7 +24,7 @@ from typing import Final
 
 from protocols.postgres import wire
 from protocols.postgres.answers import Answer, Answers
-from protocols.postgres.display import show_cell
+from protocols.postgres.display import show_values
 from protocols.postgres.encodings import codec_of
 from protocols.postgres.pipeline import Pipeline
 from protocols.postgres.reading import PROTOCOL_NAME, CommandReader, changes_catalogue, runs_by_name
@@ -35,8 +35,6 @@ from proxy.core.events import Command, Frame
 from proxy.core.gate import Reader
 from proxy.core.session import Part, Permit
 from proxy.core.statement import Statement
-
-VALUES_SHOWN_LIMIT: Final = 100  # parameter values that approvers and tapes' COMMANDs show
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +115,11 @@ class Conversation:
     def from_user(self, data: bytes) -> Iterator[UserItem]:
         """Cut what the user sent into items. Raises UserPeerError (08P01, 54000), which ends the session."""
         for kind, message, rest in self._messages.feed(data):
+            if self.pipeline.skipping and kind not in (wire.SYNC, wire.PIECE, wire.TERMINATE):
+                # Nobody is asked about what will not run. The target skips it, as it would have.
+                self._body = None
+                yield Ignored(message)
+                continue
             if kind in _NAMING and not self._told(kind, message):
                 yield Settle(partial(self._told, kind, message))
             if self.pipeline.skipping and kind not in _NEVER_SKIPPED:
@@ -260,6 +263,7 @@ class Conversation:
             case _:
                 replacement = wire.encode_function_call_zero()
         self.pipeline.push(reply)
+        self.pipeline.skipping = reply.kind not in (wire.QUERY, wire.FUNCTION_CALL)  # the target is certain to
         return Frame(replacement, by_gate=True)
 
     def _query(self, message: bytes) -> Asked:
@@ -289,7 +293,7 @@ class Conversation:
         prepared = self.pipeline.prepared.get(bind.statement)
         if prepared is None:
             return self._missing(wire.BIND, bind.statement, "statement", bind.portal)
-        values = _shown(bind, prepared)
+        values = show_values(bind, prepared.parameter_oids)
         portal = Portal(prepared, bind.result_formats or (), values)
         self._asked = Reply(wire.BIND, portal=portal)
         self._asked_name = bind.portal
@@ -375,6 +379,7 @@ class Conversation:
         else:
             replacement = wire.encode_execute(token)
         self.pipeline.push(reply)
+        self.pipeline.skipping = True
         return Frame(replacement, by_gate=True)
 
     def _unknown(self, verb: str, message: bytes, reply: Reply, name: bytes, rest: int) -> Asked:
@@ -483,16 +488,3 @@ _RUNS_NAMES: Final = re.compile(rb"execute|fetch|move", re.IGNORECASE)
 _NEVER_SKIPPED: Final = frozenset((wire.SYNC, wire.TERMINATE, wire.PIECE))
 _NAMING: Final = frozenset((wire.QUERY, wire.PARSE, wire.BIND, wire.EXECUTE, wire.CLOSE))
 _NAME_VERBS: Final = frozenset(("PREPARE", "DEALLOCATE", "DECLARE", "CLOSE", "DISCARD", "UNPARSABLE"))
-
-
-def _shown(bind: wire.Bind, prepared: Prepared) -> tuple[str | None, ...]:
-    """The values of a Bind for people, cut by show_cell."""
-    shown: list[str | None] = []
-    for index, value in enumerate(bind.values[:VALUES_SHOWN_LIMIT]):
-        if value is None:
-            shown.append(None)
-        else:
-            binary = wire.format_of(bind.parameter_formats, index) == 1
-            oid = prepared.parameter_oids[index] if index < len(prepared.parameter_oids) else 0
-            shown.append(show_cell(value, oid, binary))
-    return tuple(shown)

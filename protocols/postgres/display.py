@@ -16,13 +16,16 @@ Source: PostgreSQL 18, src/backend/utils/adt: the _send functions (array_send, n
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from struct import Struct, unpack
 from struct import error as StructError
 from typing import Final
 from uuid import UUID
 
+from protocols.postgres import wire
+
+VALUES_SHOWN_LIMIT: Final = 100  # parameter values that approvers and tapes' COMMANDs show
 CELL_DISPLAY_LIMIT: Final = 200  # characters: what a terminal shows of a cell, and a tape should keep of it
 BYTES_LIMIT: Final = 4 * CELL_DISPLAY_LIMIT  # a character takes at most 4 bytes in any server encoding
 ARRAY_ITEMS_LIMIT: Final = CELL_DISPLAY_LIMIT  # each item shows at least one character
@@ -355,3 +358,17 @@ _ARRAYS: Final = frozenset(
         *(22, 30),
     )
 )
+
+
+def show_values(bind: wire.Bind, oids: Sequence[int]) -> tuple[str | None, ...]:
+    """The parameter values of a Bind for people, each cut by show_cell; oids are the parameters' types."""
+    shown: list[str | None] = []
+    for index, value in enumerate(bind.values[:VALUES_SHOWN_LIMIT]):
+        if value is None:
+            shown.append(None)
+        else:
+            binary = wire.format_of(bind.parameter_formats, index) == 1
+            shown.append(show_cell(value, oids[index] if index < len(oids) else 0, binary))
+    if len(bind.values) > VALUES_SHOWN_LIMIT:
+        shown.append(f"{ELLIPSIS} {len(bind.values) - VALUES_SHOWN_LIMIT} more are not shown")
+    return tuple(shown)

@@ -54,3 +54,27 @@ def test_name_that_sql_in_flight_makes_waits_for_it(again: bytes) -> None:
         assert await session.user(b"") == again
 
     play(run)
+
+
+def test_nobody_is_asked_about_what_a_refusal_has_skipped() -> None:
+    """The Execute behind a denied Bind would be held once more, for a human who has just said no."""
+    asked: list[str] = []
+
+    def rule(command: Command) -> Verdict:
+        asked.append(command.text)
+        return Deny("no", "no") if "DELETE" in command.text and not command.prepares else Allow("yes")
+
+    async def run() -> None:
+        session = Play(fake_gate(rule))
+        await session.user(parse("s", "DELETE FROM t") + SYNC)
+        await session.target(PARSED + Z)
+        sent = await session.user(bind("p", "s") + execute("p") + parse("", "SELECT 1") + query("SELECT 2") + SYNC)
+        assert sent == bind("p", "token1") + SYNC
+        assert asked == ["DELETE FROM t", "DELETE FROM t"]
+        await session.target(failed("26000") + Z)
+        assert await session.user(query("SELECT 3")) == query("SELECT 3")
+        # A name that nobody knows is as certain an error.
+        assert await session.user(bind("p", "nope") + execute("p") + SYNC) == bind("p", "token2") + SYNC
+        assert asked[2:] == ["SELECT 3"]
+
+    play(run)
