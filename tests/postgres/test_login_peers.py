@@ -223,7 +223,12 @@ def _cancelled(connection: psycopg.Connection[Any]) -> Any:
         connection.cancel_safe()
         select.select([line.socket], [], [], 0.2)
         line.consume_input()
-    return line.get_result()
+    result = line.get_result()
+    while line.is_busy():
+        select.select([line.socket], [], [], 20)
+        line.consume_input()
+    assert line.get_result() is None
+    return result
 
 
 @pytest.mark.parametrize("wanted", ["3.0", "3.2", "latest"])
