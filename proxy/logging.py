@@ -60,7 +60,8 @@ def configure(level: str = "info", stream: TextIO | None = None, as_json: bool |
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        # One write a line, its end included: worker processes share stderr, and must not cut into each other's lines.
+        logger_factory=structlog.WriteLoggerFactory(out),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(out)

@@ -330,7 +330,7 @@ def test_the_end_of_the_supervisor_is_the_end_of_its_workers(folder: Path) -> No
             child.kill()
             assert await reader.readline() == b"goodbye\n"
             writer.close()
-            await child.wait()
+            await until(lambda: child.returncode is not None)  # wait() would wait for who inherited its stdout, too
             with pytest.raises(ConfigError, match="another gatecast"), open_services(folder / "gatecast.yaml"):
                 pytest.fail("opened beside a worker that lives")
             os.kill(stuck, signal.SIGCONT)
@@ -341,6 +341,7 @@ def test_the_end_of_the_supervisor_is_the_end_of_its_workers(folder: Path) -> No
                 except ConfigError as error:
                     assert "another gatecast" in str(error)
                     await asyncio.sleep(0.02)
+            await child.wait()
 
     asyncio.run(body())
     assert verified(folder) == "verified"

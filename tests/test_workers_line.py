@@ -257,3 +257,17 @@ def test_limits_of_what_waits_hold_over_all_processes(tmp_path: Path) -> None:
             two.close()
 
     asyncio.run(body())
+
+
+def test_a_log_line_is_one_write() -> None:
+    """Workers share one stderr: a line that came in two pieces would be cut by the lines of others."""
+    pieces: list[str] = []
+
+    class Stream(StringIO):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return len(text)
+
+    logging.configure("info", Stream(), as_json=True)
+    module.log.info("one")
+    assert [piece[-2:] for piece in pieces] == ["}\n"]

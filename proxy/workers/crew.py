@@ -28,6 +28,7 @@ from typing import Any, Final
 import structlog
 
 from proxy.admin.wire import AdminError
+from proxy.logging import describe
 from proxy.workers.line import Line, Params
 
 RESTART_SECONDS: Final = 0.25  # the first restart: a crash is over, a broken configuration is not worth a busy loop
@@ -146,8 +147,8 @@ class Crew:
             began = time.monotonic()
             try:
                 await self._live(number)
-            except OSError as error:
-                log.error("worker-not-started", worker=number, error=error.strerror or str(error))
+            except Exception as error:  # fails closed: this worker is not there; the others go on
+                log.error("worker-not-started", worker=number, **describe(error))
             if not self.complete.is_set():
                 self.failed.set()
             if self._stopping.is_set():
@@ -172,6 +173,7 @@ class Crew:
                     *self._command,
                     f"gatecast-worker-{number}",
                     stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.DEVNULL,
                     pass_fds=(theirs_line.fileno(), theirs_door.fileno(), *self._care.descriptors),
                     env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
                 )
@@ -194,14 +196,16 @@ class Crew:
                 raise
             finally:
                 await asyncio.shield(self._end(member))
+                await member.line.close()
 
     async def _tell(self, process: asyncio.subprocess.Process, begin: Mapping[str, Any]) -> None:
         assert process.stdin is not None
         paths = [path or str(os.getcwd()) for path in sys.path]  # noqa: PTH109  # as sys.path has it, a text
-        process.stdin.write(json.dumps({**begin, "paths": paths}).encode())
-        with contextlib.suppress(ConnectionError):  # it died already: its line says so, too
-            await process.stdin.drain()
-        process.stdin.close()
+        # An error: it died already, and its line says so, too. RuntimeError is uvloop's for a pipe that it closed.
+        with contextlib.suppress(OSError, RuntimeError):
+            process.stdin.write(json.dumps({**begin, "paths": paths}).encode())
+            process.stdin.close()
+            await process.stdin.wait_closed()
 
     async def _end(self, member: Member) -> None:
         """The line is over: wait for the process, and forget what it had."""

@@ -14,6 +14,7 @@ Deliberately left out: authentication. Both descriptors are inherited; there is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -86,7 +87,17 @@ class Line:
             for waiting in self._waiting.values():
                 if not waiting.done():
                     waiting.set_exception(_gone())
-            self._writer.close()
+            await self.close()
+
+    async def close(self) -> None:
+        """End the line, sent or not. Safe to call twice."""
+        self._over = True
+        if self._writer is None:
+            self._sock.close()
+            return
+        self._writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
     async def call(self, method: str, /, *, seconds: float, **params: Any) -> Any:
         """Return the other end's answer. Raises AdminError: its own, "timeout" or "unreachable"."""
