@@ -10,8 +10,10 @@ STAMP := $(VENV)/.installed
 PEERS := tests/peers/node
 NODE_STAMP := $(PEERS)/node_modules/.installed
 
-# What the tests with real peers use, as Debian packages. Nothing is fetched that is there.
-PACKAGES := postgresql-15 pgbouncer nodejs npm tmux
+# What the tests with real peers use: a program or file, and the Debian package that brings it. Nothing is fetched
+# that is there, whoever brought it.
+PEER_NEEDS := /usr/lib/postgresql/15/bin/postgres:postgresql-15 pgbouncer:pgbouncer node:nodejs npm:npm tmux:tmux \
+	javac:default-jdk-headless /usr/share/java/postgresql.jar:libpostgresql-jdbc-java
 
 .PHONY: help demo test check bench lint clean nightly peers
 
@@ -36,13 +38,15 @@ $(NODE_STAMP): $(wildcard $(PEERS)/package.json)
 	fi
 
 peers:
-	@missing=$$(for package in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
+	@missing=''; for need in $(PEER_NEEDS); do \
+		name=$${need%%:*}; command -v "$$name" >/dev/null || test -e "$$name" || missing="$$missing $${need##*:}"; \
+	done; \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends $$missing; \
 		else \
-			echo "the tests with real peers need:" $$missing; \
-			echo "install them (Debian: sudo apt-get install" $$missing") or run make check, which does without" >&2; exit 1; \
+			echo "the tests with real peers need:$$missing"; \
+			echo "install them (Debian: sudo apt-get install$$missing) or run make check, which does without" >&2; exit 1; \
 		fi; \
 	fi
 
