@@ -5,9 +5,9 @@ is known, all of that name where it is not (a set search_path is not followed; e
 allowed). EXECUTE and FETCH are decided as what they run. A text of several statements is a Command with parts.
 
 Facts of a command, for rules and masks: statements, resolved and alike (what the names may mean: see meaning.py),
-tables_read, tables_written, tables, columns, columns_written, kinds, functions, where, where_missing, has_limit, limit,
-multi, control, opaque, opaque_reason, moves_data, setting (name, value), values (of parameters, as display text),
-replication, cache_key (hashable: equal keys mean equal facts).
+tables_read, tables_written, tables, beneath (tables behind views), columns, columns_written, kinds, functions, where,
+where_missing, has_limit, limit, multi, control, opaque, opaque_reason, moves_data, setting (name, value), values (of
+parameters, as display text), replication, cache_key (hashable: equal keys mean equal facts).
 
 Source: postgres note 4, 9, 10.
 """
@@ -181,6 +181,11 @@ class CommandReader:
         objects = tuple(dict.fromkeys(name for part in parts for name in part.objects))
         return Command(PROTOCOL_NAME, statement.verb, gravest.kind, statement.text, b"", objects, facts, parts=parts)
 
+    def _beneath(self, objects: tuple[str, ...]) -> tuple[str, ...]:
+        """The tables behind the views among the objects: an allow of a view is enough, a deny of its table holds."""
+        found = dict.fromkeys(base for name in objects for base in sorted(self._world.bases(name)))
+        return tuple(base for base in found if base not in objects)
+
     def _read(self, statement: Statement, path: tuple[str, ...] | None, key: tuple[Any, ...] | None) -> Command:
         meant = meaning(self._world, statement, path)
         tables_read, tables_written = meant.read, meant.written
@@ -192,6 +197,7 @@ class CommandReader:
             "tables_read": tables_read,
             "tables_written": tables_written,
             "tables": objects,
+            "beneath": self._beneath(objects),
             "columns": _column_names(statement.columns),
             "functions": statement.functions,
             "where": statement.where or "",

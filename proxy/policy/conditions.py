@@ -13,10 +13,10 @@ The variables:
   identity.subject, .issuer (string), .groups, .agents (list of strings; groups sorted, agents nearest last)
   target.name, .protocol, .database (string), .labels (map of strings)
   command.verb, .kind, .text (string), .objects (list of strings), .exact (bool)
-  sql.tables_read, .tables_written, .tables, .columns (those read), .columns_written, .functions, .kinds (every
-    kind found in a statement; command.kind is the gravest) (lists of strings), .where (string: "none",
-    "always_true", "present", or "" where the statement can have none), .where_missing (bool: an UPDATE or DELETE
-    whose where is none or always true), .has_limit (bool), .limit (int, 0 without one), .multi (bool: one of
+  sql.tables_read, .tables_written, .tables, .beneath (tables behind views), .columns (those read),
+    .columns_written, .functions, .kinds (every kind found in a statement; command.kind is the gravest)
+    (lists of strings), .where (string: "none", "always_true", "present", or "" where the statement can have none),
+    .where_missing (bool: an UPDATE or DELETE whose where is none or always true), .has_limit (bool), .limit (int, 0 without one), .multi (bool: one of
     several statements of a text), .control (bool: transaction control), .opaque (bool), .moves_data (bool),
     .setting, .setting_value (string: of SET and RESET)
   time.hour, .minute (int), .weekday (int: 1 = Monday .. 7 = Sunday), in the file's time zone; .unix (int),
@@ -196,6 +196,7 @@ VARIABLES: Final[Mapping[str, tuple[Any, Callable[[Scene], object]]]] = {  # cel
     "sql.tables": (_LIST, _tables),
     "sql.columns": (_LIST, _fact_strings("columns")),
     "sql.functions": (_LIST, _fact_strings("functions")),
+    "sql.beneath": (_LIST, _fact_strings("beneath")),
     "sql.kinds": (_LIST, _fact_strings("kinds")),
     "sql.columns_written": (_LIST, _fact_strings("columns_written")),
     "sql.where": (_T.STRING, lambda scene: scene.command.facts.get("where") or ""),
@@ -222,7 +223,7 @@ VARIABLES: Final[Mapping[str, tuple[Any, Callable[[Scene], object]]]] = {  # cel
 # The keys of facts that some variable is made of: together with the fields of the Command, all that a rule can see.
 FACT_KEYS: Final = (
     *("tables_read", "tables_written", "tables", "columns", "functions", "where", "where_missing", "has_limit"),
-    *("limit", "multi", "control", "opaque", "moves_data", "setting", "kinds", "columns_written"),
+    *("limit", "multi", "control", "opaque", "moves_data", "setting", "kinds", "columns_written", "beneath"),
 )
 
 

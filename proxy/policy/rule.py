@@ -258,6 +258,9 @@ class Rule:
             return f"commands.objects: it is not known what the command touches, so it may not be {globs}"
         if is_dark(command) or globs.any(command.objects) or self._unqualified(command, globs):
             return None
+        beneath = command.facts.get("beneath", ())
+        if beneath and globs.any(beneath):
+            return None
         return f"commands.objects: none of the command's objects is {globs}"
 
     @staticmethod

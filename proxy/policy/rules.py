@@ -27,7 +27,8 @@ What rules mean
 3. objects: an *allow* needs ALL objects of the command to match. A *deny*, *hold* or *mask* is satisfied with ANY of
    them (a join with a masked table is masked). A command whose objects are not known matches no allow with
    objects; a read of which SQL tells that it touches no table (SELECT 1) does. In SQL a deny, hold or mask also
-   takes an unqualified name for the qualified one that it names.
+   takes an unqualified name for the qualified one that it names, and a view for the tables behind it; an allow of
+   the view is enough to read it.
 4. Commands that nobody can read ("dark": of kind unknown, or with facts["opaque"]): an allow speaks of them only
    if it says so: ``kinds`` names unknown, or ``opaque: true`` (them too) or ``only``. Deny, hold and mask rules
    speak of them unless they say ``opaque: false``, and their ``objects`` match whatever a dark command hides.
