@@ -13,12 +13,12 @@ The variables:
   identity.subject, .issuer (string), .groups, .agents (list of strings; groups sorted, agents nearest last)
   target.name, .protocol, .database (string), .labels (map of strings)
   command.verb, .kind, .text (string), .objects (list of strings), .exact (bool)
-  sql.tables_read, .tables_written, .tables, .beneath (tables behind views), .columns (those read),
-    .columns_written, .functions, .kinds (every kind found in a statement; command.kind is the gravest)
-    (lists of strings), .where (string: "none", "always_true", "present", or "" where the statement can have none),
-    .where_missing (bool: an UPDATE or DELETE whose where is none or always true), .has_limit (bool), .limit (int, 0 without one), .multi (bool: one of
-    several statements of a text), .control (bool: transaction control), .opaque (bool), .moves_data (bool),
-    .setting, .setting_value (string: of SET and RESET)
+  sql.tables_read, .tables_written, .tables, .beneath (tables behind views), .columns (those read), .columns_written,
+    .functions, .kinds (every kind found in a statement; command.kind is the gravest) (lists of strings), .where
+    (string: "none", "always_true", "present", or "" where the statement can have none), .where_missing (bool: an
+    UPDATE or DELETE whose where is none or always true), .has_limit (bool), .limit (int, 0 without one), .multi
+    (bool: one of several statements of a text), .control (bool: transaction control), .opaque (bool), .moves_data
+    (bool), .setting, .setting_value (string: of SET and RESET)
   time.hour, .minute (int), .weekday (int: 1 = Monday .. 7 = Sunday), in the file's time zone; .unix (int),
     .now (timestamp), in whole seconds
 A fact that a command does not have reads as its type's zero value. Functions: CEL's standard ones and the string
