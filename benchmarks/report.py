@@ -90,7 +90,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A promise of issue 2: the median must not be beyond the limit."""
+    """What the project promises: the median must not be beyond the limit."""
 
     text: str
     found: Spread | None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.peers.postgres import PeerMissing, PostgresServer, Version, need, postgres_server
+
+# A shell starts its background jobs with SIGINT ignored, and children inherit that: no test could interrupt one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _served(version: Version) -> Iterator[PostgresServer]:
