@@ -41,7 +41,6 @@ class Pipeline:
         self.ddl_open = False  # DDL has run in a transaction that may still be open
         self.ddl_done = False  # such a transaction has ended: the catalogue is behind
         self.ddl_pending = 0  # replies owed whose text may change the catalogue
-        self.uncertain = False  # a text that nobody could read may have made names
         self.batch = 0  # Syncs sent
         self.answered = 0  # batches whose Sync has been answered, and all before it
 
@@ -161,7 +160,6 @@ class Pipeline:
     def _name_effect(self, reply: Reply, statement: Statement | None, tag: str) -> None:
         if statement is None or statement.name is None or (tag == "PREPARE" and statement.inner is None):
             # The target did what the text did not show: from here no SQL-level name is known for sure.
-            self.uncertain = True
             self.prepared.clear(keep_unnamed=True)
             self.portals.clear(keep_unnamed=True)
             return

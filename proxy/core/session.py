@@ -39,7 +39,7 @@ _SEAL: Final = object()
 class Permit:
     """Leave for one command to go to the target, made by Session.decide alone; it is spent by sending it."""
 
-    __slots__ = ("_plan", "_plan_for", "_rest", "_session", "command", "masks", "number", "rule", "spent")
+    __slots__ = ("_plan", "_plan_for", "_rest", "_session", "approved", "command", "masks", "number", "rule", "spent")
 
     def __init__(self, seal: object, session: Session, command: Command, allow: Allow, number: int) -> None:
         if seal is not _SEAL:
@@ -52,6 +52,7 @@ class Permit:
         self.masks: tuple[Mask, ...] = allow.masks
         self.rule = allow.rule
         self.number = number  # of the COMMAND record on the tape
+        self.approved = False  # a human said yes to it
         self.spent = False
 
     def part(self, data: bytes) -> Part:
@@ -103,7 +104,8 @@ class Session:
         approval: str | None = None
         withdrawn = False
         if isinstance(verdict, Hold):
-            if command.prepares or (follows is not None and follows._session is self and follows.rule == verdict.rule):
+            approved = follows is not None and follows._session is self and follows.approved
+            if command.prepares or (approved and follows is not None and follows.rule == verdict.rule):
                 verdict = Allow(verdict.rule, verdict.masks)
             else:
                 verdict, approval, withdrawn = await self._hold(command, verdict, number, on_hold)
@@ -112,7 +114,9 @@ class Session:
             raise Refused(verdict, approval, withdrawn)
         for mask in verdict.masks:
             self._seen_masks[mask] = None
-        return Permit(_SEAL, self, command, verdict, number)
+        permit = Permit(_SEAL, self, command, verdict, number)
+        permit.approved = approval is not None
+        return permit
 
     def withdraw(self) -> bool:
         """Take back the command that is held now, if any; its decide() raises Refused(withdrawn)."""
@@ -183,6 +187,8 @@ class Session:
         again = await self._judge(command)
         if isinstance(again, Deny):
             return again, pending.id, False
+        if isinstance(again, Hold) and (again.rule, again.approvers) != (hold.rule, hold.approvers):
+            return Deny(again.rule, "the rules changed while it waited; run it again"), pending.id, False
         return Allow(hold.rule, again.masks), pending.id, False
 
     def _tape_verdict(self, number: int, verdict: Allow | Deny, approval: str | None) -> None:
@@ -226,10 +232,6 @@ class Session:
         if data:
             self.tape.append(OUT, Kind.WIRE, data)
         return data
-
-    def cells(self, permit: Permit, rows_columns: tuple[object, ...]) -> Plan | None:
-        """Return the plan that reveal used last for these columns of the permit; for decoded Results."""
-        return permit._plan if permit._plan_for is rows_columns else None
 
     def _mask_rows(self, permit: Permit | None, rows: Rows) -> bytes:
         if permit is None or not permit.masks:

@@ -493,3 +493,27 @@ def test_unsafe_encodings_make_every_text_unknown() -> None:
         assert kinds == ["unknown", "read", "unknown", "read"]
 
     play(run)
+
+
+def test_an_approval_does_not_outlive_the_rule_that_asked_for_it() -> None:
+    """Rules changed while it waited, or between Bind and Execute: the new approvers have not been asked."""
+    approvals = FakeApprovals()
+    approvals.answer = Decision("approved", "mia@acme.com")
+    holds = iter([Hold("ask", ("mia@acme.com",), 60.0), Hold("ask-others", ("group:dba",), 60.0)])
+
+    async def waited() -> None:
+        session = Play(fake_gate(lambda command: next(holds), approvals=approvals))
+        assert await session.user(query("UPDATE t")) == query("gatecast_denied /* token1 */")
+
+    play(waited)
+    verdicts: list[Verdict] = [Allow("writes"), Allow("writes"), Hold("writes", ("group:dba",), 60.0)]
+    refusing = FakeApprovals()
+    refusing.answer = Decision("denied", "mia@acme.com")
+
+    async def bound() -> None:
+        session = Play(fake_gate(lambda command: verdicts.pop(0), approvals=refusing))
+        sent = await session.user(parse("", "UPDATE t") + bind("", "") + execute("") + SYNC)
+        assert sent == parse("", "UPDATE t") + bind("", "") + execute("token1") + SYNC
+        assert len(refusing.pending) == 1
+
+    play(bound)
