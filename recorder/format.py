@@ -8,24 +8,29 @@ IEEE 802.3. H(x) is SHA-256. Times are nanoseconds on a monotonic clock that rea
 the wall time of an instant t is ``wall0_ns + t`` (nanoseconds since 1970-01-01 UTC).
 
 Files. One session is one tape; a tape is one or more segment files ``<sid>.<segment, 3 or more digits>.gct`` in one
-directory, numbered from 000 without a hole. A segment is written once, front to back, and never changed:
+directory, numbered from 000 without a hole. A session may have a second tape, of its original (unmasked) track:
+``<sid>.original.<segment>.gct``. Beside an encrypted tape lies ``<sid>.keys`` (or ``<sid>.original.keys``), see Encryption.
+A segment is written once, front to back, and never changed:
 
     segment = header | (DATA | GAP)* | COMMANDS* | INDEX+ | SEAL | trailer            and nothing after it
 
 A session that is live, or that died, lacks the tail of this; every complete block is readable all the same.
-After a crash, recovery appends INDEX+ | CRASHSEAL | trailer to the last complete block.
+After a crash, recovery (recover.py) cuts a torn end off, restores from the log what the log has, puts a GAP for each
+block that only its hash is left of, and ends the segment with INDEX+ | CRASHSEAL | trailer, without COMMANDS.
 
 Header (22 bytes and more)
 
     magic 89 47 43 54 0D 0A 1A 0A | version u16 = 1 | map_len u32 (<= 65,536) | map | crc32 u32 of all before it
 
     The map, in the clear (it holds no command, intent or token). Keys that a reader does not know are ignored:
-    sid str (ULID, 26 characters)   segment int   prev nil or bin (root of the segment before, see Seal)
-    first_record int (number of this segment's first record)   track str ("main")   node str   boot str
+    sid str (ULID, 26 characters)   segment int   prev nil or bin (the chain value behind the last DATA or GAP block of
+    the segment before, its h0 if it has none: the same whether or not that segment was recovered)
+    first_record int (number of this segment's first record)   track str ("main" | "original")   node str   boot str
     wall0_ns int   mono0_ns int (the clock's own reading at time 0)   protocol str   target str   identity map
     (subject str, and what the gate knows: groups, agents, issuer, proof = hex of a hash of the proof)
-    run str   policy_rev str   mode str ("durable" | "written")   more map (the protocol's own remarks;
+    run str   policy_rev str   mode str ("durable" | "written" | "strict")   more map (the protocol's own remarks;
     "tty": [columns, rows] says that channels out and err carry terminal bytes as they are)
+    enc map (only of an encrypted tape, see Encryption): suite str, salt bin (24), commit bin (32), wraps bin (32)
 
 Block = block header (48 bytes) | stored payload (stored_len bytes) | chain value (32 bytes)
 
@@ -39,8 +44,9 @@ Block = block header (48 bytes) | stored payload (stored_len bytes) | chain valu
     type: 1 DATA  2 GAP  3 COMMANDS  4 INDEX  5 SEAL  6 CRASHSEAL. Any other is refused.
     flags: 1 the payload is one zstd frame that states its content size, which is raw_len; 2 encrypted (AES-256-GCM,
     a 16-byte tag after the data); 4 compressed with the dictionary that the header names. Other bits are refused.
-    Without flags, stored_len = raw_len. Flags 2 and 4 are not written yet; a reader without key or dictionary can
-    check such a block, but not look into it. GAP, INDEX, SEAL and CRASHSEAL are never encrypted.
+    Without flags, stored_len = raw_len. Compression comes before encryption. Flag 4 is not written yet. A reader without
+    key or dictionary can check such a block, but not look into it. In an encrypted tape every DATA and COMMANDS block is
+    encrypted; GAP, INDEX, SEAL and CRASHSEAL never are.
     seq counts all blocks of the segment from 0. first_record: the number of the first record in this block, or that the
     next record will have; n_records is 0 except in DATA and GAP, so first_record + n_records is always the next
     block's first_record. Records are numbered from 0 over the whole tape. t0_ns never goes back.
@@ -101,11 +107,26 @@ Hashes and seal
     body: a map sid, segment, track, h0 bin, root bin, head bin (the last chain value before the seal), blocks int (all
     before the seal), first_record int, records int, commands int, t_first int, t_last int (t0_ns of the first block,
     and time of the last record; 0 in an empty segment), status "continued" (another segment follows) | "closed" |
-    "failed" | "crashed", reason str, gaps array of seq, log nil (the position in the node's log, once there is one).
-    CRASHSEAL has the same payload with status "crashed"; gaps lists the GAP blocks.
+    "failed", reason str, gaps array (empty), log nil.
+    CRASHSEAL has the same payload, but status is "crashed", or "continued" if the next segment was begun before the
+    crash; gaps lists the seq of the GAP blocks; t_last is the t0_ns of the last DATA or GAP block; commands is nil, for
+    whoever recovers may not be able to read; and reason says what ended it. A tape with a CRASHSEAL is incomplete.
+
+Encryption (AES-256-GCM; RFC 5869, RFC 9180). Each tape has a random data key, DEK, of 32 bytes, and each segment a
+random salt: key (32) || commit (32) = HKDF-Expand-SHA256(DEK, "gatecast tape v1" || 00 || suite || 00 || sid (26
+characters) || 00 || track || 00 || segment u32 || salt (24), 64 bytes). suite is "AES-256-GCM". The header has suite, salt
+and commit; a reader compares commit before it decrypts anything, for GCM does not commit to its key. The nonce of a
+block is 00 00 00 00 || seq u64; the associated data are its 48 bytes of block header, in which stored_len counts the
+tag. A block once encrypted is written or the tape ends: no seq is ever encrypted twice.
+    The .keys file, a map: v int = 1, sid str, track str, wraps array of [suite str, key id str, enc bin, wrapped bin]. The
+    header's wraps is H(that file), so it can be destroyed (which erases the content for good) and not replaced. suite
+    "hpke-x25519-sha256-aes256gcm": HPKE base mode, DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM, one seal;
+    info "gatecast tape key v1" || 00 || sid || 00 || track, no associated data, plain text DEK. key id: the first 16 hex
+    digits of H(recipient's public key, 32 bytes).
 
 A reader refuses an unknown version, block type, flag or reserved bit, and a length above its limit before it allocates.
-Left out here: hashing and signing (seal.py), files (segment.py, reader.py), the checks over a whole tape (verify.py).
+Left out here: hashing and signing (seal.py), keys (cipher.py), files (segment.py, reader.py), the write-ahead log
+(walformat.py), the checks over a whole tape (verify.py).
 """
 
 from __future__ import annotations
