@@ -238,7 +238,7 @@ def decode_keys_file(data: bytes) -> KeysFile:
         raise FormatError("keys: longer than its limit")
     try:
         match msgpack.unpackb(data, raw=False):
-            case {"v": 1, "sid": str(sid), "track": str(track), "wraps": [*items]}:
+            case {"v": 1 as v, "sid": str(sid), "track": str(track), "wraps": [*items]} if v is not True:
                 wraps = tuple(_read_wrap(item) for item in items)
             case {"v": int(version)} if version != 1:
                 raise Unreadable(f"keys: version {version} is not known here")
