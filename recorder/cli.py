@@ -123,7 +123,8 @@ def _newest_first(directory: Path) -> Iterator[Path]:
     for year in _descending(directory):
         for month in _descending(year):
             for day in _descending(month):
-                yield from sorted(day.glob(f"*{_FIRST}"), key=lambda path: path.name, reverse=True)
+                names = (path for path in day.glob(f"*{_FIRST}") if ".original." not in path.name)
+                yield from sorted(names, key=lambda path: path.name, reverse=True)
 
 
 def _descending(directory: Path) -> list[Path]:

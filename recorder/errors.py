@@ -31,5 +31,14 @@ class Unreadable(FormatError):
     """The block is encrypted or needs a dictionary, and this reader has no key for it."""
 
 
+def tape_error(error: BaseException) -> TapeError:
+    """Our error for theirs: the system's word for what happened, but no path and no content."""
+    if isinstance(error, TapeError):
+        return TapeError(str(error))
+    text = error.strerror if isinstance(error, OSError) else str(error) if isinstance(error, ValueError) else None
+    text = text or type(error).__name__
+    return TapeError(f"the session cannot be recorded: {text}")
+
+
 class KeyFileError(Exception):
     """A key file is missing, malformed, or open to others."""

@@ -45,7 +45,7 @@ from recorder.format import (
 )
 from recorder.seal import Seal, chain_hash, decode_seal, header_hash, leaf_hash
 
-_NAME: Final = re.compile(r"([0-9A-Z]{26})\.(\d{3,})" + re.escape(SUFFIX))
+_NAME: Final = re.compile(r"([0-9A-Z]{26}(?:\.original)?)\.(\d{3,})" + re.escape(SUFFIX))
 
 
 class Place(NamedTuple):
@@ -306,8 +306,13 @@ def segments_of(path: Path) -> list[Path]:
     return [other for _, other in sorted(found)] or [path]
 
 
+def stem_of(header: Header) -> str:
+    """How the names of a tape's files begin: with the session id, and ".original" if it is the original track."""
+    return f"{header.sid}.original" if header.map_.get("track") == "original" else header.sid
+
+
 def name_of(path: Path) -> tuple[str, int] | None:
-    """Return (sid, segment number) from a file's name, None if it is not a tape's."""
+    """Return (tape, segment number) from a file's name, None if it is not a tape's. tape: see stem_of."""
     name = _NAME.fullmatch(path.name)
     return (name[1], int(name[2])) if name else None
 

@@ -17,6 +17,20 @@ _SHAPE: Final = re.compile(f"[0-7][{_ALPHABET}]{{25}}")
 def new_ulid(wall_ns: int) -> str:
     """Return a new id for the instant wall_ns (nanoseconds since the epoch)."""
     value = (wall_ns // 1_000_000 & (1 << 48) - 1) << 80 | secrets.randbits(80)
+    return ulid_text(value.to_bytes(16, "big"))
+
+
+def ulid_bytes(text: str) -> bytes:
+    """Return the id as 16 bytes, big-endian. The text must have the shape of a ULID."""
+    value = 0
+    for character in text:
+        value = value << 5 | _ALPHABET.index(character)
+    return value.to_bytes(16, "big")
+
+
+def ulid_text(raw: bytes) -> str:
+    """Return the 26 characters of 16 bytes."""
+    value = int.from_bytes(raw, "big")
     return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
 
 
