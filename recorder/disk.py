@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Final
 
 # Linux: UIO_MAXIOV. More buffers in one writev are EINVAL.
 VECTOR_LIMIT: Final = 1024
+# Together half a second: a process that only asks whether a tape is live lets go at once; a writer does not.
+_LOCK_ATTEMPTS: Final = 50
+_LOCK_PAUSE_SECONDS: Final = 0.01
 
 
 class Disk:
@@ -51,6 +55,32 @@ class Disk:
                 raise OSError("the file takes no more bytes")
             rest = rest[done:]
 
+    def create_log(self, path: Path) -> int:
+        """Create a file of the write-ahead log, mode 0600; one of that name is emptied."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
+    def write_through(self, descriptor: int, offset: int, data: bytes) -> None:
+        """Write at the offset; the data is durable when this returns. One system call: a thread pays the GIL once."""
+        rest = memoryview(data)
+        while rest:
+            done = os.pwritev(descriptor, (rest,), offset, os.RWF_DSYNC)
+            if not done:
+                raise OSError("the file takes no more bytes")
+            rest = rest[done:]
+            offset += done
+
+    def sync_path(self, path: Path) -> None:
+        """Make a file durable that is not open here."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, path: Path) -> None:
+        """Delete the file."""
+        path.unlink()
+
     def sync(self, descriptor: int) -> None:
         """Make the file's data durable."""
         os.fdatasync(descriptor)
@@ -66,6 +96,71 @@ class Disk:
     def close(self, descriptor: int) -> None:
         """Close the file."""
         os.close(descriptor)
+
+    # -- what recovery does beside that ---------------------------------------------------------------
+
+    def files(self, path: Path, suffix: str) -> list[Path]:
+        """List the directory's files whose names end so, sorted; none if there is no such directory."""
+        return sorted(file for file in path.glob(f"*{suffix}") if file.is_file())
+
+    def open_read(self, path: Path) -> int:
+        """Open a file to be read."""
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def open_existing(self, path: Path) -> int:
+        """Open a dead writer's file to be finished, and lock it. Raises BlockingIOError if the writer lives."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        for attempt in range(_LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if attempt == _LOCK_ATTEMPTS - 1:
+                    os.close(descriptor)
+                    raise
+                time.sleep(_LOCK_PAUSE_SECONDS)  # is_live() of another process holds it for microseconds
+            except OSError:  # a file system without locks
+                break
+            else:
+                break
+        return descriptor
+
+    def size(self, descriptor: int) -> int:
+        """The file's size in bytes."""
+        return os.fstat(descriptor).st_size
+
+    def read_at(self, descriptor: int, size: int, offset: int) -> bytes:
+        """Read size bytes at the offset; fewer only at the end of the file."""
+        data = os.pread(descriptor, size, offset)
+        if len(data) == size or not data:
+            return data
+        pieces = [data]
+        done = len(data)
+        while done < size and (data := os.pread(descriptor, size - done, offset + done)):
+            pieces.append(data)
+            done += len(data)
+        return b"".join(pieces)
+
+    def write_at(self, descriptor: int, data: bytes | bytearray, offset: int) -> None:
+        """Write all of the data at the offset of a file from open_existing."""
+        done = os.pwrite(descriptor, data, offset)
+        with memoryview(data) as rest:
+            while done < len(rest):
+                more = os.pwrite(descriptor, rest[done:], offset + done)
+                if not more:
+                    raise OSError("the file takes no more bytes")
+                done += more
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        """Cut the file off behind size bytes."""
+        os.ftruncate(descriptor, size)
+
+    def remove(self, path: Path) -> None:
+        """Remove the file's name."""
+        path.unlink()
+
+    def rename(self, path: Path, to: Path) -> None:
+        """Give the file another name; a file of that name is replaced."""
+        path.replace(to)
 
 
 def is_live(path: Path) -> bool:
