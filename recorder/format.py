@@ -136,7 +136,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgpack
 import zstandard
@@ -368,11 +368,27 @@ def store(raw: bytes | memoryview) -> tuple[int, bytes]:
     return 0, bytes(raw)
 
 
-def restore(block: Block, stored: bytes) -> bytes:
-    """Return the raw payload of a block. Raises FormatError, Unreadable."""
-    if block.flags & (ENCRYPTED | DICTIONARY):
-        raise Unreadable("the block is encrypted, or needs a dictionary")
+class Opener(Protocol):
+    """What decrypts the blocks of a segment: cipher.SegmentCipher."""
+
+    def open(self, block_header: bytes, seq: int, sealed: bytes) -> bytes:
+        """Raises FormatError if the block is not what was sealed."""
+
+
+def restore(block: Block, stored: bytes, head: bytes = b"", cipher: Opener | None = None) -> bytes:
+    """Return the raw payload of a block. An encrypted one takes its 48 bytes of header, and its segment's cipher.
+
+    Raises FormatError, Unreadable.
+    """
+    if block.flags & DICTIONARY:
+        raise Unreadable("the block needs a dictionary")
+    if block.flags & ENCRYPTED:
+        if cipher is None:
+            raise Unreadable("the block is encrypted")
+        stored = cipher.open(head, block.seq, stored)
     if not block.flags & ZSTD:
+        if len(stored) != block.raw_len:
+            raise FormatError("block: its content is not raw_len bytes")
         return stored
     try:
         if zstandard.frame_content_size(stored) != block.raw_len:
