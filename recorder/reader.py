@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import os
 import re
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgpack
 
@@ -38,24 +38,14 @@ from recorder.format import (
     decode_block_header,
     decode_commands,
     decode_header,
-    decode_index,
     decode_records,
     decode_trailer,
     restore,
 )
+from recorder.places import Place, Places
 from recorder.seal import Seal, chain_hash, decode_seal, header_hash, leaf_hash
 
 _NAME: Final = re.compile(r"([0-9A-Z]{26}(?:\.original)?)\.(\d{3,})" + re.escape(SUFFIX))
-
-
-class Place(NamedTuple):
-    """Where a DATA or GAP block is."""
-
-    offset: int
-    type: int
-    first_record: int
-    t0_ns: int
-    n_records: int
 
 
 class Segment:
@@ -64,7 +54,8 @@ class Segment:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.seal: Seal | None = None
-        self._places: list[Place] = []
+        self._places: list[Place] = []  # what walking found
+        self._indexed: Places | None = None  # what the INDEX says
         self._commands: list[int] = []
         self._index: list[int] = []  # INDEX blocks that were not looked into yet
         self._seq = 0
@@ -77,18 +68,18 @@ class Segment:
                 self._walk(file.fileno())
 
     @property
-    def data(self) -> list[Place]:
-        """The places of the DATA and GAP blocks. The INDEX is read when this is first asked for."""
+    def data(self) -> Sequence[Place]:
+        """The places of the DATA and GAP blocks. The INDEX is read when this is first asked for, decoded as needed."""
         if self._index:
             with self.path.open("rb", buffering=0) as file:
                 try:
-                    for offset in self._index:
-                        self._take_index(self.read(offset, file.fileno())[1])
+                    self._indexed = Places([self.read(offset, file.fileno())[1] for offset in self._index])
+                    self._commands = self._indexed.commands
                 except FormatError:  # the blocks are there all the same
                     self._places, self._commands, self.seal = [], [], None
                     self._walk(file.fileno())
             self._index = []
-        return self._places
+        return self._places if self._indexed is None else self._indexed
 
     @property
     def next_record(self) -> int:
@@ -159,11 +150,13 @@ class Segment:
 
     def commands(self) -> list[CommandEntry]:
         """Return the COMMANDS entries; of an unsealed segment []. Raises FormatError."""
-        entries: list[CommandEntry] = []
+        return [entry for piece in self.command_pieces() for entry in decode_commands(piece)]
+
+    def command_pieces(self) -> list[bytes]:
+        """Return the payloads of the COMMANDS blocks. Raises FormatError."""
         with self.path.open("rb", buffering=0) as file:
-            for offset in self._commands if self.data else ():  # which the INDEX tells
-                entries += decode_commands(self.read(offset, file.fileno())[1])
-        return entries
+            offsets = self._commands if self.data else ()  # which the INDEX tells
+            return [self.read(offset, file.fileno())[1] for offset in offsets]
 
     def last_ns(self) -> int:
         """The time of the last record."""
@@ -201,13 +194,6 @@ class Segment:
         if self.seal is None or not self._index:
             self._places, self._commands, self._index, self.seal = [], [], [], None
         return self.seal is not None
-
-    def _take_index(self, raw: bytes) -> None:
-        for at, kind, _seq, first, t0, count, _leaf in decode_index(raw):
-            if kind in (BlockType.DATA, BlockType.GAP):
-                self._places.append(Place(at, kind, first, t0, count))
-            elif kind == BlockType.COMMANDS:
-                self._commands.append(at)
 
 
 class TapeReader:
@@ -278,9 +264,10 @@ class TapeReader:
 
     def at_time(self, t_ns: int) -> int:
         """Return the number of a record at which to begin, so that nothing at or after t_ns is missed."""
-        for i in reversed(range(len(self.segments))):
-            segment = self.segment(i)
-            place = bisect_right(segment.data, t_ns, key=lambda place: place.t0_ns) - 1
+        # By the seals first: only one segment's INDEX is read.
+        i = bisect_left(range(len(self.segments)), True, key=lambda i: self.segment(i).last_ns() >= t_ns)
+        for segment in map(self.segment, range(min(i, len(self.segments) - 1), -1, -1)):
+            place = bisect_left(segment.data, t_ns, key=lambda place: place.t0_ns) - 1
             if place >= 0:
                 return segment.data[place].first_record
         return 0
