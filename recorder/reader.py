@@ -5,7 +5,9 @@ block is checked against the chain values beside it when it is read. It is lenie
 tape without a seal is readable up to its last complete block. Whether a tape is genuine is verify.py's question.
 
 Memory: one block at a time, and 100 bytes or so for each block of the two segments used last.
-Left out: decryption, dictionaries (format.py names them; this reader refuses such blocks).
+Encrypted tapes: header, index, seal and GAPs are readable by anyone; what needs a key raises Unreadable without one
+of the right auditors. The .keys file is looked for beside the segments.
+Left out: dictionaries (format.py names them; this reader refuses such blocks).
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ import os
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final
 
 import msgpack
 
-from recorder.errors import FormatError, Truncated
+from recorder.cipher import KEYS_FILE_LIMIT, AuditorKey, SegmentCipher, unlock
+from recorder.errors import FormatError, Truncated, Unreadable
 from recorder.format import (
     BLOCK_HEADER_BYTES,
     CHAIN_BYTES,
+    ENCRYPTED,
     GATE,
     HEADER_LIMIT,
     SUFFIX,
@@ -44,6 +48,7 @@ from recorder.format import (
 )
 from recorder.places import Place, Places
 from recorder.seal import Seal, chain_hash, decode_seal, header_hash, leaf_hash
+from recorder.ulid import is_ulid
 
 _NAME: Final = re.compile(r"([0-9A-Z]{26}(?:\.original)?)\.(\d{3,})" + re.escape(SUFFIX))
 
@@ -51,8 +56,10 @@ _NAME: Final = re.compile(r"([0-9A-Z]{26}(?:\.original)?)\.(\d{3,})" + re.escape
 class Segment:
     """One segment file. Raises OSError and FormatError."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keys: Sequence[AuditorKey] = ()) -> None:
         self.path = path
+        self._keys = keys
+        self._cipher: SegmentCipher | None = None
         self.seal: Seal | None = None
         self._places: list[Place] = []  # what walking found
         self._indexed: Places | None = None  # what the INDEX says
@@ -120,12 +127,23 @@ class Segment:
         leaf = stored[-CHAIN_BYTES:] if block.type is BlockType.GAP else leaf_hash(head, stored)
         if chain_hash(previous, leaf) != chain:
             raise FormatError(f"block {block.seq}: the chain does not hold")
-        return block, restore(block, stored)
+        return block, restore(block, stored, head, self.cipher() if block.flags & ENCRYPTED else None)
+
+    @property
+    def encrypted(self) -> bool:
+        return self.header.map_.get("enc") is not None
+
+    def cipher(self) -> SegmentCipher:
+        """Return what decrypts this segment. Raises Unreadable (it says whose key is needed), FormatError."""
+        if self._cipher is None:
+            self._cipher = unlock(self.header, read_keys_file(self.path, self.header), self._keys)
+        return self._cipher
 
     def records(self, start: int) -> Iterator[Record]:
         """Yield the records from number start on, parts of long ones as they are; a GAP as a MARK "gap".
 
-        Raises FormatError for damage in a sealed segment; in an unsealed one it is the torn end.
+        Raises FormatError for damage in a sealed segment; in an unsealed one it is the torn end. Raises Unreadable for
+        an encrypted block without a key for it.
         """
         first = max(0, bisect_right(self.data, start, key=lambda place: place.first_record) - 1)
         # By index: refresh() may append to the list while a caller iterates.
@@ -137,6 +155,8 @@ class Segment:
                 text = f"{place.n_records} records were lost in a crash"
                 yield Record(place.first_record, place.t0_ns, GATE, Kind.MARK, _mark("gap", text))
                 continue
+            if self.encrypted:
+                self.cipher()  # or it would pass for a torn end
             try:
                 with self.path.open("rb", buffering=0) as file:
                     found = decode_records(*self.read(place.offset, file.fileno()))
@@ -163,6 +183,12 @@ class Segment:
         sealed = self._sealed_number("t_last")
         if sealed is not None:
             return sealed
+        try:
+            return self._last_record_ns()
+        except Unreadable:  # the beginning of its last block is in the clear
+            return self.data[-1].t0_ns
+
+    def _last_record_ns(self) -> int:
         return max((record.t_ns for record in self.records(self.data[-1].first_record if self.data else 0)), default=0)
 
     def _sealed_number(self, name: str) -> int | None:
@@ -199,16 +225,20 @@ class Segment:
 class TapeReader:
     """All segments of one tape. Raises OSError and FormatError."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the tape that the segment file belongs to."""
+    def __init__(self, path: Path, keys: Sequence[AuditorKey] = ()) -> None:
+        """Open the tape that the segment file belongs to. keys: those that may be tried on an encrypted one."""
         self.path = path
-        self._segment = lru_cache(maxsize=2)(Segment)
+        self._segment = lru_cache(maxsize=2)(partial(Segment, keys=tuple(keys)))
         self.segments = segments_of(path)
         self.header = self.segment(0).header
 
     def segment(self, i: int) -> Segment:
         """Return segment i; the two used last are kept."""
         return self._segment(self.segments[i])
+
+    @property
+    def encrypted(self) -> bool:
+        return self.segment(0).encrypted
 
     @property
     def last(self) -> Segment:
@@ -296,6 +326,22 @@ def segments_of(path: Path) -> list[Path]:
 def stem_of(header: Header) -> str:
     """How the names of a tape's files begin: with the session id, and ".original" if it is the original track."""
     return f"{header.sid}.original" if header.map_.get("track") == "original" else header.sid
+
+
+def keys_path(path: Path, header: Header) -> Path:
+    """Where the .keys file of an encrypted tape lies: beside its segments. Raises FormatError."""
+    if not is_ulid(header.sid):  # what a file says of itself leads nowhere else
+        raise FormatError("header: sid is not of its form")
+    return path.with_name(f"{stem_of(header)}.keys")
+
+
+def read_keys_file(path: Path, header: Header) -> bytes | None:
+    """Return the content of a tape's .keys file, at most a byte more than it may have; None if there is none."""
+    try:
+        with keys_path(path, header).open("rb") as file:
+            return file.read(KEYS_FILE_LIMIT + 1)
+    except FileNotFoundError:
+        return None
 
 
 def name_of(path: Path) -> tuple[str, int] | None:
