@@ -12,18 +12,19 @@ An unsealed tape is never verified: its chain shows accidents, but whoever holds
 come from outside, never from the file.
 
 Left out: the node's log and its witnesses (the only way to notice a tape that is missing altogether, or a forger with
-the key), and the content of encrypted blocks. What "bytes to the target without an Allow" means is the protocol's
+the key). What "bytes to the target without an Allow" means is the protocol's
 to say; here only the order COMMAND before its VERDICT is checked.
 Source: recorder note, section 8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from recorder.cipher import AuditorKey
 from recorder.format import SUFFIX
 from recorder.reader import name_of, segments_of
 from recorder.seal import PublicKeys
@@ -46,19 +47,22 @@ class Report:
         return _EXIT[self.status]
 
 
-def verify(path: Path, keys: PublicKeys) -> Report:
-    """Check the tape that a segment file belongs to, or all tapes below a directory. Raises OSError."""
+def verify(path: Path, keys: PublicKeys, decrypt: Sequence[AuditorKey] = ()) -> Report:
+    """Check the tape that a segment file belongs to, or all tapes below a directory. Raises OSError.
+
+    decrypt: auditors' keys; the content of encrypted tapes is checked where one of them opens it.
+    """
     report = Report()
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, str], str] = {}
     for first in _tapes(path):
         if len(report.tapes) < TAPES_LIMIT:
-            tape = verify_tape(first, keys)
+            tape = verify_tape(first, keys, decrypt)
         else:  # not silently: what was not looked at is not verified
             fault = Fault(
                 UNKNOWN, str(first), 0, None, f"more than {TAPES_LIMIT} tapes; verify a part of them at a time"
             )
             tape = TapeReport(first.name, str(first), UNKNOWN, fault)
-        root = seen.setdefault(tape.sid, tape.root)
+        root = seen.setdefault((tape.sid, tape.track), tape.root)
         if root != tape.root and tape.fault is None:
             tape.fault = Fault(ALTERED, tape.path, 0, None, "there is another, different tape of this session")
             tape.status = ALTERED

@@ -4,7 +4,10 @@ index; then the seals, then how the segments fit together. verify.py has the who
 The first fault of a tape is reported with its place and ends the check of that tape. What the node's log says of the
 tape, if there is one, comes as an Expected (verify_log.py) and is compared on the way.
 
-Left out: the content of encrypted blocks. What "bytes to the target without an Allow" means is the protocol's
+Encrypted blocks are hashed and sealed as they are, so all of this needs no key for them; only with an auditor's key is
+their content checked, too (TapeReport.content says whether it was).
+
+Left out: what "bytes to the target without an Allow" means is the protocol's
 to say; here only the order COMMAND before its VERDICT is checked.
 Source: recorder note, section 8.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +24,7 @@ from typing import Any, BinaryIO, Final
 
 import msgpack
 
+from recorder.cipher import AuditorKey, SegmentCipher, unlock
 from recorder.errors import FormatError, NotATape, Truncated, UnknownVersion, Unreadable
 from recorder.format import (
     BLOCK_HEADER_BYTES,
@@ -43,7 +48,7 @@ from recorder.format import (
     fields,
     restore,
 )
-from recorder.reader import name_of, segments_of, stem_of
+from recorder.reader import name_of, read_keys_file, segments_of, stem_of
 from recorder.seal import PublicKeys, Seal, Tree, chain_hash, decode_seal, header_hash, leaf_hash
 from recorder.segment import CommandIndex
 
@@ -51,6 +56,12 @@ VERIFIED: Final = "verified"
 ALTERED: Final = "altered"
 INCOMPLETE: Final = "incomplete"
 UNKNOWN: Final = "unknown"
+
+# How far the content of a tape was looked into, in the order of how little that is.
+CHECKED: Final = "checked"
+ENCRYPTED_CONTENT: Final = "encrypted"  # to keys that were not given
+ERASED: Final = "erased"  # its .keys file is not here: it was destroyed, or not copied with the tape
+_CONTENT: Final = (CHECKED, ENCRYPTED_CONTENT, ERASED)
 
 # Which block types may follow (format.py, "Files"): stage 0 DATA, 1 COMMANDS, 2 INDEX, 3 sealed.
 _STAGES: Final = {
@@ -95,6 +106,8 @@ class TapeReport:
     ended: str = ""
     keys: list[str] = field(default_factory=list)
     root: str = ""  # of the last segment, hex
+    track: str = "main"
+    content: str = CHECKED  # or what kept us from it
 
 
 class _Bad(Exception):
@@ -105,8 +118,8 @@ class _Bad(Exception):
         self.status, self.offset, self.block, self.reason = status, offset, block, reason
 
 
-def verify_tape(path: Path, keys: PublicKeys) -> TapeReport:
-    """Check the tape that the file belongs to. Raises OSError."""
+def verify_tape(path: Path, keys: PublicKeys, decrypt: Sequence[AuditorKey] = ()) -> TapeReport:
+    """Check the tape that the file belongs to; its content, too, where a key of decrypt opens it. Raises OSError."""
     files = segments_of(path)
     name = name_of(path)
     tape = TapeReport(name[0] if name else path.stem, str(files[0]))
@@ -114,16 +127,18 @@ def verify_tape(path: Path, keys: PublicKeys) -> TapeReport:
     crashed = False
     try:
         for number, file in enumerate(files):
-            segment = _Segment(file, keys, previous)
+            segment = _Segment(file, keys, previous, decrypt)
             try:
                 segment.check(number)
             finally:
                 tape.segments += 1
                 tape.blocks += segment.seq
                 tape.records += segment.next_record - segment.first_record
-                tape.commands += segment.commands.count
+                tape.commands += max(segment.commands.count, segment.commands_sealed)
+                tape.content = max(tape.content, segment.content, key=_CONTENT.index)
                 tape.size_bytes += segment.size_bytes
             tape.sid, tape.root = segment.header.sid, segment.root.hex()
+            tape.track = str(segment.header.map_.get("track"))
             tape.ended = segment.status if segment.status in _END_STATUS else ""
             crashed = crashed or segment.crashed
             if segment.key_id not in tape.keys:
@@ -145,7 +160,7 @@ def verify_tape(path: Path, keys: PublicKeys) -> TapeReport:
 class _Segment:
     """The check of one segment; its attributes are what was found up to the first fault."""
 
-    def __init__(self, path: Path, keys: PublicKeys, previous: _Segment | None) -> None:
+    def __init__(self, path: Path, keys: PublicKeys, previous: _Segment | None, decrypt: Sequence[AuditorKey]) -> None:
         self.path = path
         self.size_bytes = path.stat().st_size
         self.header = Header(b"", {})
@@ -153,12 +168,16 @@ class _Segment:
         self.first_record: int = previous.next_record if previous else 0
         self.next_record: int = self.first_record
         self.commands = CommandIndex()
+        self.commands_sealed = 0  # what the seal says, where they cannot be read
+        self.content = CHECKED
         self.status = ""
         self.crashed = False
         self.root = b""
         self.key_id = ""
         self._keys = keys
         self._previous = previous
+        self._decrypt = decrypt
+        self._cipher: SegmentCipher | None = None
         self._t0_ns: int = previous._t0_ns if previous else 0
         self._first_ns = self._last_ns = self._data_t0_ns = 0
         self._stage = 0
@@ -212,8 +231,22 @@ class _Segment:
             raise _Bad(ALTERED, 0, None, "first_record does not continue the segment before")
         if self._previous is not None and _constant(said) != _constant(self._previous.header.map_):
             raise _Bad(ALTERED, 0, None, "its header speaks of another session")
+        self._unlock()
         self._chain = self.data_head = header_hash(self.header.raw)
         return len(self.header.raw)
+
+    def _unlock(self) -> None:
+        """Find the key of an encrypted segment. That the .keys file is the sealed one is checked without any key."""
+        if self.header.map_.get("enc") is None:
+            return
+        there: bytes | None = None
+        try:
+            there = read_keys_file(self.path, self.header)
+            self._cipher = unlock(self.header, there, self._decrypt)
+        except Unreadable:
+            self.content = ERASED if there is None else ENCRYPTED_CONTENT
+        except FormatError as error:
+            raise _Bad(ALTERED, 0, None, error.reason) from error
 
     def _check_block(self, file: BinaryIO, offset: int) -> int:
         """Check the block at the offset, return where the next one begins. Raises FormatError, Truncated."""
@@ -231,7 +264,7 @@ class _Segment:
         if block.type in (BlockType.SEAL, BlockType.CRASHSEAL):
             self._check_seal(block, decode_seal(restore(block, stored)))
         else:
-            self._check_content(block, stored)
+            self._check_content(block, head, stored)
             self._tree.add(leaf)
             if block.type is not BlockType.INDEX:
                 entry = (offset, int(block.type), block.seq, block.first_record, block.t0_ns, block.n_records, leaf)
@@ -261,17 +294,20 @@ class _Segment:
             raise FormatError("the number of records does not fit the block's type")
         if block.flags & ENCRYPTED and block.type not in (BlockType.DATA, BlockType.COMMANDS):
             raise FormatError("a block that must be readable is encrypted")
+        secret = self.header.map_.get("enc") is not None and block.type in (BlockType.DATA, BlockType.COMMANDS)
+        if secret != bool(block.flags & ENCRYPTED):
+            raise FormatError("a block in the clear, or encrypted, unlike what the header says")
 
-    def _check_content(self, block: Block, stored: bytes) -> None:
+    def _check_content(self, block: Block, head: bytes, stored: bytes) -> None:
         try:
             match block.type:
                 case BlockType.DATA:
-                    for record in decode_records(block, restore(block, stored)):
+                    for record in decode_records(block, restore(block, stored, head, self._cipher)):
                         self._take(record)
                 case BlockType.GAP:
                     self._check_gap(block, stored)
                 case BlockType.COMMANDS:
-                    self._commands_said += decode_commands(restore(block, stored))
+                    self._commands_said += decode_commands(restore(block, stored, head, self._cipher))
                 case BlockType.INDEX:
                     for entry in decode_index(restore(block, stored)):
                         self._index_said.update(msgpack.packb(entry))
@@ -326,6 +362,8 @@ class _Segment:
             found |= {"commands": None, "t_last": self._data_t0_ns}
         elif self._readable:
             found |= {"commands": self.commands.count, "t_first": self._first_ns, "t_last": self._last_ns}
+        if not self._readable and isinstance(count := said.get("commands"), int):
+            self.commands_sealed = count
         for name, value in found.items():
             if said.get(name) != value:
                 raise FormatError(f"seal: {name} is not what the file holds")
