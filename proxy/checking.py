@@ -53,7 +53,15 @@ def check_config(path: Path) -> dict[str, Any]:
         "state": str(loaded.state),
         "listeners": listeners,
         "targets": [
-            {"name": one.name, "protocol": one.protocol, "host": one.host, "port": one.port, "recording": one.recording}
+            {
+                "name": one.name,
+                "protocol": one.protocol,
+                "host": one.host,
+                "port": one.port,
+                "recording": one.recording,
+                "encrypt_to": [recipient.id for recipient in one.encrypt_to],
+                "original_to": [recipient.id for recipient in one.original_to],
+            }
             for one in snapshot.targets.values()
         ],
         "rules": {"count": len(snapshot.rules.rules), "revision": snapshot.rules.revision},
@@ -71,7 +79,12 @@ def render_check(found: dict[str, Any]) -> str:
         pairs.append(("listener", f"{listener['name']}: {listener['protocol']} on {listener['address']}, {how}"))
     for target in found["targets"]:
         place = f"{target['host']}:{target['port']}"
-        pairs.append(("target", f"{target['name']}: {target['protocol']} at {place}, {target['recording']}"))
+        how = [target["recording"]]
+        if target["encrypt_to"]:
+            how.append(f"tapes encrypted to {', '.join(target['encrypt_to'])}")
+        if target["original_to"]:
+            how.append(f"unmasked originals kept for {', '.join(target['original_to'])}")
+        pairs.append(("target", f"{target['name']}: {target['protocol']} at {place}, {', '.join(how)}"))
     pairs.append(("rules", f"{found['rules']['count']}, revision {found['rules']['revision']}"))
     pairs += [("issuer", issuer) for issuer in found["issuers"]]
     pairs += [("user", user) for user in found["users"]]

@@ -65,6 +65,10 @@ def parse_address(value: str) -> Path | tuple[str, int]:
     return "" if host == "*" else host, int(port)
 
 
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
 def is_loopback(address: str) -> bool:
     """Tell whether an address is reachable from this machine only."""
     place = parse_address(address)
@@ -87,6 +91,9 @@ _SIZE = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "patter
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0), WithJsonSchema(_DURATION)]
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0), WithJsonSchema(_SIZE)]
 Address = Annotated[str, AfterValidator(_address)]
+_WORDS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Words = Annotated[tuple[str, ...], BeforeValidator(_listed), WithJsonSchema(_WORDS)]
+Files = Annotated[tuple[Path, ...], BeforeValidator(_listed), WithJsonSchema(_WORDS)]
 
 
 class Section(BaseModel):
@@ -192,8 +199,12 @@ class Target(Section):
     connect_timeout: Annotated[Duration, Field(gt=0, le=600)] = 15.0
     labels: dict[str, str] = {}
     """Words that rules can speak of: on: {labels: {env: prod}}."""
-    recording: Literal["durable", "written"] = "durable"
+    recording: Literal["durable", "written", "strict"] = "durable"
     """durable: a command leaves when the disk has it. written: when the operating system has it."""
+    encrypt_to: Files = ()
+    """Files with public keys (gatecast keys generate): tapes are encrypted, and only their owners can read them."""
+    original_to: Files = ()
+    """Files with auditors' public keys: what masks changed is kept as it was, too, on a second tape only for them."""
     limits: TargetLimits = TargetLimits()
 
     @model_validator(mode="before")
@@ -245,14 +256,6 @@ class Tokens(Section):
 
     max_days: Annotated[int, Field(ge=1, le=3650)] = 90
     """The longest life of a token."""
-
-
-def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-_WORDS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-Words = Annotated[tuple[str, ...], BeforeValidator(_listed), WithJsonSchema(_WORDS)]
 
 
 class Issuer(Section):

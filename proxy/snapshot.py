@@ -29,6 +29,8 @@ from proxy.policy.rules import RuleSet, load_rules
 from proxy.sections import Issuer as IssuerSection
 from proxy.sections import LocalUser as LocalUserSection
 from proxy.sections import Target as TargetSection
+from recorder.cipher import RECIPIENTS_LIMIT, Recipient
+from recorder.errors import KeyFileError
 
 T = TypeVar("T")
 
@@ -56,7 +58,12 @@ def read_snapshot(path: Path, hash_key: bytes) -> Snapshot:
     problems: list[str] = []
     targets: dict[str, Target] = {}
     for index, section in enumerate(loaded.config.targets):
-        target = _try(loaded, ("targets", index), problems, partial(_target, loaded, section, known[section.protocol]))
+        keys = {
+            key: _recipients(loaded, ("targets", index, key), getattr(section, key), problems)
+            for key in ("encrypt_to", "original_to")
+        }
+        build = partial(_target, loaded, section, known[section.protocol], **keys)
+        target = _try(loaded, ("targets", index), problems, build)
         if target is not None:
             targets[target.name] = target
     issuers = [
@@ -131,7 +138,27 @@ def _try(loaded: Loaded, where: Place, problems: list[str], build: Callable[[], 
         return None
 
 
-def _target(loaded: Loaded, section: TargetSection, protocol: protocols.Protocol) -> Target:
+def _recipients(loaded: Loaded, where: Place, files: tuple[Path, ...], problems: list[str]) -> tuple[Recipient, ...]:
+    """The public keys of the files, each once. They are read now: what cannot be encrypted to must stop no session."""
+    found: dict[str, Recipient] = {}
+    for index, file in enumerate(files):
+        try:
+            found |= {recipient.id: recipient for recipient in Recipient.load(loaded.resolve(file))}
+        except KeyFileError as error:
+            place = (*where, index)  # one file may be given without a list
+            problems.append(loaded.document.error(place if place in loaded.document.lines else where, str(error)))
+    if len(found) > RECIPIENTS_LIMIT:
+        problems.append(loaded.document.error(where, f"names {len(found)} keys; the limit is {RECIPIENTS_LIMIT}"))
+    return tuple(found.values())
+
+
+def _target(
+    loaded: Loaded,
+    section: TargetSection,
+    protocol: protocols.Protocol,
+    encrypt_to: tuple[Recipient, ...],
+    original_to: tuple[Recipient, ...],
+) -> Target:
     settings: dict[str, object] = {
         name: value
         for name in ("sslmode", "sslnegotiation", "channel_binding", "hostaddr", "require_auth")
@@ -153,6 +180,8 @@ def _target(loaded: Loaded, section: TargetSection, protocol: protocols.Protocol
         labels=section.labels,
         settings=settings,
         recording=section.recording,
+        encrypt_to=encrypt_to,
+        original_to=original_to,
     )
     if protocol.check is not None:
         protocol.check(target)
@@ -210,6 +239,7 @@ def _files(loaded: Loaded) -> frozenset[Path]:
     config = loaded.config
     named: list[Path | None] = [config.rules_file]
     named += [user.scram_verifier_file for user in config.identity.users]
+    named += [file for target in config.targets for file in (*target.encrypt_to, *target.original_to)]
     for listener in config.listeners:
         if listener.tls is not None:
             named += [listener.tls.cert, listener.tls.key, listener.tls.client_ca]

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-RecordingMode = Literal["durable", "written"]
+from recorder.cipher import Recipient
+
+RecordingMode = Literal["durable", "written", "strict"]
 
 
 class Secret:
@@ -66,6 +68,8 @@ class Target:
     """A place that commands go to. settings are the protocol's own keys, checked by its configuration model.
 
     database is the effective database (or project, or namespace) of this connection, '' before it is known.
+    encrypt_to: the public keys that tapes are encrypted to; none: tapes are in the clear. original_to: those that
+    the unmasked original track is encrypted to; none: there is no such track.
     """
 
     name: str
@@ -76,6 +80,8 @@ class Target:
     labels: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     recording: RecordingMode = "durable"
+    encrypt_to: tuple[Recipient, ...] = ()
+    original_to: tuple[Recipient, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
