@@ -1,0 +1,283 @@
+"""Recovery: after a crash, tapes get back what the write-ahead log has of them, and an end. Needs no decryption key.
+
+recover() runs before the writer that owned the log starts again, and before anyone listens. For each segment that the
+log names and does not call DONE (walformat.py):
+
+    1. Its .keys file and its header are put back from the OPEN entry if they are missing or torn. A whole header that
+       is another one is not touched: "refused".
+    2. Its file is scanned (salvage.py); whatever is behind the last good block is cut off.
+    3. The log's entries follow in order. A block that the file has must have the hash that the log says, else
+       "refused". The next block is appended as it was (FULL), or becomes a GAP with its hash (DIGEST). After a hole
+       nothing can be trusted: what is there so far is kept, and the seal's reason says so.
+    4. If COMMANDS, INDEX and SEAL came back and nothing was lost, the segment is as its writer made it. Otherwise it is
+       ended with INDEX and CRASHSEAL.
+    5. It is synced, then its directories; when that is done for all, the log's files are deleted, the oldest first,
+       each durably before the next: a DONE must not be forgotten before what it speaks of.
+
+A crash in the middle loses nothing: until 5 the log is whole, and the same steps give the same bytes. A file that was
+ended by CRASHSEAL is opened once more only if the log has its next block (a writer that gave up may have sealed less
+than was acknowledged). A segment that the log does not name but that continues the last one it names was begun just
+before a kill: it is ended too. One that does not continue it holds nothing that was acknowledged, and would make
+the tape contradict itself: it is renamed to ``*.orphan``. After "refused" the log is kept as ``*.refused``.
+
+Any OSError ends recovery with the log in place: the gateway does not start on a disk that it cannot read or write.
+sweep() ends tapes that no log ever named: the kernel had them, the log's first batch with them was not yet written.
+Left out: several logs at once (one folder each); a DONE segment is never looked at.
+Source: recorder note, section 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, Literal
+
+from recorder.disk import Disk, is_live
+from recorder.errors import FormatError
+from recorder.format import HEADER_LIMIT, SUFFIX, TRAILER_BYTES, Header, decode_header, encode_trailer
+from recorder.paths import keys_path, segment_path
+from recorder.reader import name_of
+from recorder.repair import Entries, Recovered, Refused, Repair
+from recorder.seal import SealKey
+from recorder.ulid import ulid_bytes, ulid_text
+from recorder.walformat import KEYS_LIMIT, TRACKS, decode_open
+from recorder.walread import Log, Named
+
+__all__ = ["Recovered", "Recovery", "recover", "seal_broken", "sweep"]
+
+KILLED: Final = "the gateway was killed, or the machine stopped"
+ORPHAN_SUFFIX: Final = ".orphan"
+REFUSED_SUFFIX: Final = ".refused"
+# How much older than the newest tape one that no log names can be. Ours: the longest that a commit may hang, and more.
+SWEEP_NS: Final = 600 * 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What became of all segments of a log. generation: the highest in it, 0 if it was empty."""
+
+    segments: list[Recovered]
+    generation: int
+
+
+def recover(directory: Path, wal: Path, key: SealKey, *, disk: Disk, reason: str = KILLED) -> Recovery:
+    """Recover every tape below directory that the log in the folder wal names; then delete the log's files.
+
+    reason goes into the seals. Raises OSError (BlockingIOError: a writer still has a segment open) with the log intact.
+    """
+    log = Log(disk, wal)
+    try:
+        work = _Work(directory, key, disk, reason)
+        work.run(log)
+    finally:
+        log.close()
+    refused = next((item.sid for item in work.results if item.status == "refused"), "")
+    for path in log.paths:
+        if refused:
+            disk.rename(path, path.with_name(f"{path.stem}.{refused}{REFUSED_SUFFIX}"))
+        else:
+            disk.remove(path)
+        disk.sync_directory(wal)
+    return Recovery(work.results, log.generation)
+
+
+def seal_broken(path: Path, key: SealKey, *, disk: Disk, reason: str) -> Recovered:
+    """End one segment whose writer gave up and has closed it: cut the torn end off, seal what is there, sync.
+
+    A file without a whole header is "refused": there is nothing to seal. Raises OSError.
+    """
+    descriptor = disk.open_existing(path)
+    try:
+        header = decode_header(disk.read_at(descriptor, HEADER_LIMIT + 32, 0))
+        repair = Repair(disk, descriptor, header)
+        repair.finish("crashed", reason, key)
+        disk.sync(descriptor)
+    except FormatError as error:
+        return _refused(path.name[:26], 0, 0, path, error.reason)
+    finally:
+        disk.close(descriptor)
+    disk.sync_directory(path.parent)
+    return repair.result(path, "crashed", reason)
+
+
+def sweep(directory: Path, key: SealKey, before_ns: int, *, disk: Disk, reason: str = KILLED) -> list[Recovered]:
+    """End the tapes below directory that no log names. To be called when every log was recovered.
+
+    before_ns: a wall time at which all earlier writers were dead; tapes that began later are left alone. Looks at the
+    newest tapes only (SWEEP_NS): a tape is in a log within seconds. A file without a whole header is set aside.
+    Raises OSError.
+    """
+    days = sorted(directory.glob("[0-9]*/[0-9]*/[0-9]*"))[-2:]
+    begun = sorted((name[0], path) for day in days for path in disk.files(day, SUFFIX) if (name := name_of(path)))
+    begun = [(sid, path) for sid, path in begun if _began_ns(sid) < before_ns]
+    work = _Work(directory, key, disk, reason)
+    for sid, path in begun:
+        if _began_ns(sid) + SWEEP_NS >= _began_ns(begun[-1][0]) and not is_live(path):
+            work.sweep(path)
+    work.sync_directories()
+    return work.results
+
+
+class _Work:
+    """One run of recovery."""
+
+    def __init__(self, directory: Path, key: SealKey, disk: Disk, reason: str) -> None:
+        self.results: list[Recovered] = []
+        self._directory = directory
+        self._key = key
+        self._disk = disk
+        self._reason = reason
+        self._changed: set[Path] = set()  # directories to be synced
+
+    def run(self, log: Log) -> None:
+        """Recover all segments that the log names, and make that durable. Raises OSError."""
+        for key in sorted(log.named):
+            if key not in log.done:
+                self._segment(log, *key)
+        self.sync_directories()
+
+    def sync_directories(self) -> None:
+        """Make durable what was created and renamed: the deepest first, a directory's content before its name."""
+        for path in sorted(self._changed, key=lambda path: (-len(path.parts), path)):
+            self._disk.sync_directory(path)
+
+    def sweep(self, path: Path) -> None:
+        """End a segment that no log names, unless it has its end. Raises OSError."""
+        descriptor = self._disk.open_existing(path)
+        try:
+            size = self._disk.size(descriptor)
+            if encode_trailer(0)[:4] == self._disk.read_at(descriptor, 4, max(0, size - TRAILER_BYTES)):
+                return  # what follows is verify's business
+            header = decode_header(self._disk.read_at(descriptor, HEADER_LIMIT + 32, 0))
+        except FormatError:
+            self._disk.rename(path, path.with_name(path.name + ORPHAN_SUFFIX))
+            self._touch(path.parent)
+            return
+        finally:
+            self._disk.close(descriptor)
+        if segment_path(self._directory, header) == path:
+            self._touch(path.parent)
+            self._repair(path, header, (), False)
+
+    def _segment(self, log: Log, sid: bytes, track: int, segment: int) -> None:
+        named = log.named[sid, track, segment]
+        next_key = (sid, track, segment + 1)
+        followed = next_key in log.named or next_key in log.done
+        path = Path()
+        try:
+            header, keys = self._opening(named)
+            if (header.sid, header.map_.get("track"), header.segment) != (ulid_text(sid), TRACKS[track], segment):
+                raise Refused("the log's OPEN is about another segment")
+            path = segment_path(self._directory, header)
+            self._touch(path.parent)
+            note = self._put_keys(header, keys)
+            self._repair(path, header, log.entries(named), followed, note)
+        except FormatError as error:
+            self.results.append(_refused(ulid_text(sid), track, segment, path, f"the log's OPEN: {error.reason}"))
+        except Refused as error:
+            self.results.append(_refused(ulid_text(sid), track, segment, path, str(error)))
+
+    @staticmethod
+    def _opening(named: Named) -> tuple[Header, bytes | None]:
+        raw, keys = decode_open(named.opening)
+        header = decode_header(raw)
+        if header.raw != raw:
+            raise FormatError("bytes behind the header")
+        return header, keys
+
+    def _touch(self, day: Path) -> None:
+        """Make the day's directory, and have it and all above it synced."""
+        self._changed.update(self._disk.make_directories(day))
+        while day not in self._changed:
+            self._changed.add(day)
+            if day == self._directory:
+                return
+            day = day.parent
+
+    def _put_keys(self, header: Header, keys: bytes | None) -> str:
+        """Restore the tape's .keys file; returns a remark if that cannot be."""
+        enc = header.map_.get("enc")
+        if keys is None or not isinstance(enc, dict):
+            return ""
+        if len(keys) > KEYS_LIMIT or sha256(keys).digest() != enc.get("wraps"):
+            return "the log's keys are not those of the header"
+        path = keys_path(self._directory, header)
+        if path.exists():
+            descriptor = self._disk.open_existing(path)
+            try:
+                if self._disk.read_at(descriptor, KEYS_LIMIT + 1, 0) == keys:
+                    self._disk.sync(descriptor)
+                    return ""
+            finally:
+                self._disk.close(descriptor)
+            self._disk.remove(path)
+        descriptor = self._disk.create(path)
+        try:
+            self._disk.write(descriptor, (keys,))
+            self._disk.sync(descriptor)
+        finally:
+            self._disk.close(descriptor)
+        return ""
+
+    def _repair(self, path: Path, header: Header, entries: Entries, followed: bool, note: str = "") -> None:
+        """Repair one segment, and the ones behind it that the log does not name. Raises Refused, OSError."""
+        if not path.exists():
+            self._disk.close(self._disk.create(path))
+        descriptor = self._disk.open_existing(path)
+        following: Header | None = None
+        try:
+            self._put_header(descriptor, header)
+            repair = Repair(self._disk, descriptor, header)
+            repair.follow(entries)
+            if not followed and repair.end_status not in ("closed", "failed"):
+                following = self._unnamed(header, repair)
+            status: Literal["crashed", "continued"] = "continued" if followed or following is not None else "crashed"
+            repair.finish(status, self._reason, self._key)
+            self._disk.sync(descriptor)
+        finally:
+            self._disk.close(descriptor)
+        self.results.append(repair.result(path, status, "; ".join(filter(None, (self._reason, note)))))
+        if following is not None:
+            self._repair(segment_path(self._directory, following), following, (), False)
+
+    def _put_header(self, descriptor: int, header: Header) -> None:
+        """See that the file begins with the header. Raises Refused if it begins with another one."""
+        there = self._disk.read_at(descriptor, HEADER_LIMIT + 32, 0)
+        if there.startswith(header.raw):
+            return
+        try:
+            decode_header(there)
+        except FormatError:  # torn, or never written
+            self._disk.write_at(descriptor, header.raw, 0)
+        else:
+            raise Refused("the file's header is not the one that the log speaks of")
+
+    def _unnamed(self, header: Header, repair: Repair) -> Header | None:
+        """Return the header of the next segment if it is there and continues this one; set another one aside."""
+        path = segment_path(self._directory, header, header.segment + 1)
+        if not path.exists():
+            return None
+        descriptor = self._disk.open_existing(path)
+        try:
+            said = decode_header(self._disk.read_at(descriptor, HEADER_LIMIT + 32, 0))
+            place = {"segment": header.segment + 1, "prev": repair.body.chain, "first_record": repair.body.next_record}
+            if {**said.map_, "enc": None} == {**header.map_, **place, "enc": None}:
+                self._disk.sync(descriptor)  # the seal before it will say that it is there
+                self._disk.sync_directory(path.parent)
+                return said
+        except FormatError:
+            pass
+        finally:
+            self._disk.close(descriptor)
+        self._disk.rename(path, path.with_name(path.name + ORPHAN_SUFFIX))
+        return None
+
+
+def _refused(sid: str, track: int, segment: int, path: Path, reason: str) -> Recovered:
+    return Recovered(sid, TRACKS[track], segment, path, "refused", 0, 0, 0, reason)
+
+
+def _began_ns(stem: str) -> int:
+    """When the tape of that name was opened: the first 48 bits of its id are milliseconds."""
+    return int.from_bytes(ulid_bytes(stem[:26])[:6], "big") * 1_000_000
