@@ -15,12 +15,12 @@ import contextlib
 import errno
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import structlog
 
@@ -30,8 +30,9 @@ from proxy.core.gate import Gate
 from proxy.core.parties import Identity
 from proxy.core.stream import SocketStream
 from proxy.logging import describe
+from recorder.cipher import Recipient
 from recorder.seal import SealKey
-from recorder.tape import Recorder, Tape
+from recorder.tape import Mode, Recorder, Tape
 
 SEAL_SECONDS: Final = 10.0  # a tape's last sync takes milliseconds; beyond this the disk is gone
 FAREWELL_SECONDS: Final = 10.0  # for serve() to tell its user and close both sides after it was cancelled
@@ -92,10 +93,11 @@ class SessionRecorder(Recorder):
         protocol: str,
         identity: Mapping[str, Any],
         target: str,
-        mode: Literal["durable", "written"],
+        mode: Mode,
         run: str = "",
         policy_revision: str = "",
         more: Mapping[str, Any] | None = None,
+        recipients: Sequence[Recipient] = (),
     ) -> Tape:
         tape = super().open(
             protocol=protocol,
@@ -105,6 +107,7 @@ class SessionRecorder(Recorder):
             run=run,
             policy_revision=policy_revision or self._revision(),
             more=more,
+            recipients=recipients,
         )
         connection = _current.get(None)
         if connection is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import time
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 # Linux: UIO_MAXIOV. More buffers in one writev are EINVAL.
 VECTOR_LIMIT: Final = 1024
 # Together half a second: a process that only asks whether a tape is live lets go at once; a writer does not.
@@ -77,9 +79,19 @@ class Disk:
         finally:
             os.close(descriptor)
 
-    def remove(self, path: Path) -> None:
-        """Delete the file."""
-        path.unlink()
+    def sync_file_system(self, path: Path) -> None:
+        """Make everything durable that is on the path's file system: one call for many files."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _LIBC.syncfs(descriptor) != 0:  # Linux 5.8 and later tell of write errors here
+                raise OSError(ctypes.get_errno(), "syncfs failed")
+        finally:
+            os.close(descriptor)
+
+    def free_bytes(self, path: Path) -> int:
+        """What an ordinary user may still write on the path's file system."""
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
 
     def sync(self, descriptor: int) -> None:
         """Make the file's data durable."""

@@ -146,6 +146,7 @@ from recorder.errors import FormatError, NotATape, Truncated, UnknownVersion, Un
 MAGIC: Final = b"\x89GCT\r\n\x1a\n"  # as PNG's: a cut or a text-mode copy shows at once
 VERSION: Final = 1
 SUFFIX: Final = ".gct"
+KEYS_SUFFIX: Final = ".keys"
 
 GATE: Final = 0  # channels
 USER: Final = 1
@@ -460,9 +461,8 @@ class Joiner:
         return Record(first.n, first.t_ns, first.channel, first.kind, b"".join(self._parts))
 
 
-def command_entry(n: int, t_ns: int, payload: bytes) -> list[Any]:
-    """Make the index entry of a COMMAND record, its verdict still empty. A payload that is no map gives blanks."""
-    entry = fields(payload)
+def command_entry(n: int, t_ns: int, entry: Mapping[str, Any]) -> list[Any]:
+    """Make the index entry of a COMMAND record from its payload's map, the verdict still empty."""
     text = entry.get("text")
     short = " ".join(text[: 4 * SHORT_TEXT_LIMIT].split())[:SHORT_TEXT_LIMIT] if isinstance(text, str) else ""
     return [n, t_ns, str(entry.get("verb", "")), str(entry.get("kind", "")), "", short]

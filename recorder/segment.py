@@ -1,22 +1,27 @@
 """The writer of one segment file: blocks, hash chain, tree, the two indexes and the seal (format.py has the layout).
 
-Bytes go to the kernel at once and in order; nothing is synced here. The indexes grow packed as the blocks are
-written, so that sealing a full segment costs milliseconds, not a pass over the file.
+Bytes go to the kernel at once and in order, and an entry for each block to the write-ahead log; nothing is synced
+here. The indexes grow packed as the blocks are written, so that sealing a full segment costs milliseconds, not a pass
+over the file. The descriptor is closed by whoever takes the finished or failed segment over (upkeep.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import msgpack
 
+from recorder.cipher import SegmentCipher
 from recorder.disk import Disk
+from recorder.errors import TapeError
 from recorder.format import (
     BLOCK_HEADER_BYTES,
     BLOCK_TARGET_BYTES,
     CHAIN_BYTES,
+    ENCRYPTED,
     BlockType,
     Kind,
     command_entry,
@@ -28,13 +33,19 @@ from recorder.format import (
     verdict_word,
 )
 from recorder.seal import SealKey, Tree, chain_hash, header_hash, leaf_hash
+from recorder.ulid import ulid_bytes
+from recorder.wal import Wal
+from recorder.walformat import TRACKS, encode_open
 
 # Commands that wait for their verdict: a pipeline's worth. The oldest goes into the index without one.
 UNDECIDED_LIMIT: Final = 4096
 # Below this a block is joined for one write; above, the copy costs as much as it saves. Measured: 0.4 us a block.
 JOIN_BELOW_BYTES: Final = 4096
 
-_pack = msgpack.Packer(use_bin_type=True).pack
+TAG_BYTES: Final = 16  # of AES-256-GCM
+
+# As Session packs a command's text: what UTF-8 cannot hold becomes the same mark in both.
+_pack = msgpack.Packer(use_bin_type=True, unicode_errors="replace").pack
 
 # Plain numbers: to look a member of an enumeration up costs more than the comparison, and struct takes no shortcut.
 _COMMAND: Final = int(Kind.COMMAND)
@@ -42,6 +53,7 @@ _VERDICT: Final = int(Kind.VERDICT)
 _DATA: Final = int(BlockType.DATA)
 _COMMANDS: Final = int(BlockType.COMMANDS)
 _INDEX: Final = int(BlockType.INDEX)
+_SECRET: Final = (_DATA, _COMMANDS)  # what an encrypted tape encrypts
 _SEAL: Final = int(BlockType.SEAL)
 
 
@@ -76,26 +88,28 @@ class CommandIndex:
         self._done = _Chunks()
         self.count = 0
 
-    def note(self, n: int, t_ns: int, kind: int, payload: bytes) -> None:
-        """Take note of a record, if it is a COMMAND or a VERDICT."""
-        entries = self._entries
+    def note(self, n: int, t_ns: int, kind: int, payload: bytes, entry: Mapping[str, Any] | None = None) -> None:
+        """Take note of a record, if it is a COMMAND or a VERDICT. entry: the payload's map, where it is at hand."""
         if kind == _COMMAND:
-            entries[n] = command_entry(n, t_ns, payload)
+            self._entries[n] = command_entry(n, t_ns, fields(payload) if entry is None else entry)
             self.count += 1
-            if len(entries) > UNDECIDED_LIMIT:
-                self._emit(next(iter(entries)))
+            if len(self._entries) > UNDECIDED_LIMIT:
+                self._emit(next(iter(self._entries)))
         elif kind == _VERDICT:
-            said = fields(payload)
-            number = said.get("command")
-            entry = entries.get(number) if isinstance(number, int) else None
-            if entry is None or entry[4]:
-                return
-            entry[4] = verdict_word(said)
-            while entries:
-                head = next(iter(entries))
-                if not entries[head][4]:
-                    break
-                self._emit(head)
+            self._decide(fields(payload) if entry is None else entry)
+
+    def _decide(self, said: Mapping[str, Any]) -> None:
+        entries = self._entries
+        number = said.get("command")
+        found = entries.get(number) if isinstance(number, int) else None
+        if found is None or found[4]:
+            return
+        found[4] = verdict_word(said)
+        while entries:
+            head = next(iter(entries))
+            if not entries[head][4]:
+                break
+            self._emit(head)
 
     def _emit(self, n: int) -> None:
         self._done.add(self._entries.pop(n))
@@ -112,40 +126,80 @@ class CommandIndex:
 
 
 class SegmentWriter:
-    """One open segment file. Raises OSError from every method that writes."""
+    """One open segment file. Raises OSError and TapeError from every method that writes."""
 
-    def __init__(self, disk: Disk, path: Path, header: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        path: Path,
+        header: Mapping[str, Any],
+        wal: Wal,
+        *,
+        keys: bytes | None = None,
+        keys_path: Path | None = None,
+        cipher: SegmentCipher | None = None,
+        on_fail: Callable[[TapeError], None] = lambda error: None,
+    ) -> None:
+        """Create the file. keys: the content of the tape's .keys file. on_fail: called from another thread."""
         raw = encode_header(header)
         self.path = path
         self.header = header
+        self.sid = ulid_bytes(header["sid"])
+        self.track = TRACKS.index(header["track"])
+        self.number: int = header["segment"]
+        self.opening = encode_open(raw, keys)
+        self.error: TapeError | None = None  # the log's: its entries are lost
+        self.keys_path = keys_path
+        self.synced = False  # for upkeep.py: nothing of it depends on the log any more
         self.commands = CommandIndex()
         self.next_record: int = header["first_record"]
         self.size_bytes = len(raw)
         self.blocks = 0
         self._disk = disk
-        self._h0 = self._chain = header_hash(raw)
+        self._wal = wal
+        self._cipher = cipher
+        self._on_fail = on_fail
+        self.h0 = self._chain = header_hash(raw)
         self._tree = Tree()
         self._index = _Chunks()
+        self.data_head = self.root = b""  # the chain value behind the data, and the tree's root, once it is finished
         self._first_ns = self._last_ns = self._t0_ns = 0
         self.descriptor = disk.create(path)
         try:
             disk.write(self.descriptor, [raw])
         except OSError:
             disk.close(self.descriptor)
+            with suppress(OSError):  # not even a header: nobody could read it
+                disk.remove(path)
             raise
+        self.batch = wal.open(self)
+        self.head = (0, self.h0, self.batch)  # blocks, chain value and the batch of the log that pins them
 
-    def data(self, raw: bytes | memoryview, t0_ns: int, last_ns: int, n_records: int) -> None:
-        """Write a DATA block of n_records records, the first at t0_ns, the last at last_ns."""
+    def fail(self, error: TapeError) -> None:
+        """The log lost entries of this segment. Called from the log's thread."""
+        self.error = error
+        self._on_fail(error)
+
+    def data(self, raw: bytes | memoryview, t0_ns: int, last_ns: int, n_records: int, full: bool) -> int:
+        """Write a DATA block of n_records records, the first at t0_ns, the last at last_ns.
+
+        full: its content goes to the log, too. Returns the number of the log's batch that has it.
+        """
         if not self.blocks:
             self._first_ns = t0_ns
         self._last_ns = last_ns
-        self._block(_DATA, raw, t0_ns, n_records)
+        return self._block(_DATA, raw, t0_ns, n_records, full)
 
-    def _block(self, kind: int, raw: bytes | memoryview, t0_ns: int, n_records: int = 0) -> None:
+    def _block(self, kind: int, raw: bytes | memoryview, t0_ns: int, n_records: int = 0, full: bool = True) -> int:
         flags, stored = store(raw)
         first = self.next_record
         size = len(stored)
-        head = encode_block_header(kind, flags, self.blocks, first, t0_ns, n_records, len(raw), size)
+        if self._cipher is not None and kind in _SECRET:
+            size += TAG_BYTES
+            head = encode_block_header(kind, flags | ENCRYPTED, self.blocks, first, t0_ns, n_records, len(raw), size)
+            stored = self._cipher.seal(head, self.blocks, stored)
+        else:
+            head = encode_block_header(kind, flags, self.blocks, first, t0_ns, n_records, len(raw), size)
         leaf = leaf_hash(head, stored)
         chain = self._chain = chain_hash(self._chain, leaf)
         # Three small buffers cost the kernel's interface more than their copy costs us.
@@ -159,22 +213,29 @@ class SegmentWriter:
         self.size_bytes += BLOCK_HEADER_BYTES + size + CHAIN_BYTES
         self.blocks += 1
         self.next_record = first + n_records
+        if full:
+            self.batch = batch = self._wal.add(self, head, stored)
+        else:
+            batch = self._wal.pin(self, head, leaf)
+        self.head = (self.blocks, chain, batch)
+        return batch
 
-    def finish(self, status: str, reason: str, key: SealKey) -> bytes:
-        """Write the indexes, the seal and the trailer; return the root. The file stays open, to be synced."""
+    def finish(self, status: str, reason: str, key: SealKey) -> None:
+        """Write the indexes, the seal and the trailer. The file stays open, to be synced."""
+        self.data_head = self._chain
         for piece in self.commands.finish():
             self._block(_COMMANDS, piece, self._t0_ns)
         index_offset = self.size_bytes
         for index in self._index.pieces or [bytearray()]:
             self._block(_INDEX, bytes(index), self._t0_ns)
-        root = self._tree.root()
+        self.root = self._tree.root()
         first = self.header["first_record"]
         body = {
             "sid": self.header["sid"],
             "segment": self.header["segment"],
             "track": self.header["track"],
-            "h0": self._h0,
-            "root": root,
+            "h0": self.h0,
+            "root": self.root,
             "head": self._chain,
             "blocks": self.blocks,
             "first_record": first,
@@ -191,4 +252,4 @@ class SegmentWriter:
         trailer = encode_trailer(index_offset)
         self._disk.write(self.descriptor, [trailer])
         self.size_bytes += len(trailer)
-        return root
+        self._wal.sealed(self)

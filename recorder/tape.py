@@ -1,38 +1,40 @@
-"""The writer of tapes: Recorder opens them, a Tape takes the records of one session.
+"""The writer of tapes: a Recorder opens them, a Tape takes the records of one session.
 
 append queues a record in memory. written packs what is queued into blocks and hands them to the kernel, on the
 event loop: for the few hundred bytes of a command that is far cheaper than any thread, and a block of 256 KiB takes
-less than a thread hop costs beside a busy loop. commit does the same and, in mode "durable", waits for an
-fdatasync in a thread; while one runs, all further commits of the tape wait for one that comes after it.
+less than a thread hop costs beside a busy loop. Each block also becomes an entry in the process's write-ahead log
+(wal.py): with its content if it holds a gating record (COMMAND, VERDICT, APPROVAL, INTENT, CLOSE), else as a hash.
+commit waits until the log has the gating records on the disk; one flush serves all sessions that wait.
 
-Fails closed: the first OSError ends the tape. Every call from then on raises TapeError, and its descriptor is not
-synced again (after a failed fsync Linux may have dropped the dirty pages; a second one would lie).
+    mode       commit waits for    written waits for   after a power cut
+    durable    the disk            the kernel          all commands; answers, or their hashes
+    written    the kernel          the kernel          what the last second's flush had, or its hashes
+    strict     the disk            the disk            everything that a user saw
 
-Left out, the next part of the recorder: the log shared by all tapes of a process, recovery, encryption. A Tape is
-used from one event loop only; the packer below is shared on that ground.
+Fails closed: the first OSError ends the tape. Every call from then on raises TapeError; what is on the disk of it is
+sealed as crashed as soon as that is possible (upkeep.py). A Tape is used from one event loop only.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
 import msgpack
 
+from recorder.cipher import Recipient, TapeKey
 from recorder.disk import Disk
-from recorder.errors import TapeError
+from recorder.errors import FormatError, TapeError, tape_error
+from recorder.folders import LogFolder, day_directory, dead_folders, take_folder
 from recorder.format import (
     BLOCK_TARGET_BYTES,
     ERR,
     GATE,
     JOINED_LIMIT,
+    KEYS_SUFFIX,
     OUT,
     PAYLOAD_LIMIT,
     RAW_BELOW_BYTES,
@@ -40,11 +42,16 @@ from recorder.format import (
     USER,
     Kind,
 )
+from recorder.recover import Recovered, recover
 from recorder.seal import SealKey
 from recorder.segment import SegmentWriter
 from recorder.ulid import new_ulid
+from recorder.upkeep import TICK_SECONDS, Ledger, OnEvent, Upkeep
+from recorder.wal import FILE_BYTES, Wal
 
-__all__ = ["ERR", "GATE", "OUT", "USER", "Kind", "Recorder", "Tape", "TapeError"]
+__all__ = ["ERR", "GATE", "OUT", "USER", "Kind", "Mode", "Recorder", "Tape", "TapeError"]
+
+Mode = Literal["durable", "written", "strict"]
 
 # What a tape keeps in memory before append itself writes it out: four blocks, so that no caller can forget to.
 PENDING_LIMIT: Final = 4 * BLOCK_TARGET_BYTES
@@ -53,58 +60,66 @@ PENDING_LIMIT: Final = 4 * BLOCK_TARGET_BYTES
 SEGMENT_LIMIT: Final = 64 * 1024 * 1024
 SEGMENT_BLOCKS_LIMIT: Final = 64 * 1024
 SEGMENT_COMMANDS_LIMIT: Final = 4 * 1024 * 1024
-# Threads that only wait for disks: eight reach twice the rate of one (recorder note, section 2).
-SYNC_THREADS_LIMIT: Final = 8
 REASON_LIMIT: Final = 1024  # characters of CLOSE's reason: it is in the seal, too
 
+GATING: Final = frozenset({Kind.COMMAND, Kind.VERDICT, Kind.APPROVAL, Kind.INTENT, Kind.CLOSE})
 # What a record costs on a tape beside its payload, at most: array, number, time, channel, kind, length, meta.
 _OVERHEAD_BYTES: Final = 48
 
 _packer = msgpack.Packer(use_bin_type=True, autoreset=False, buf_size=1024 * 1024)
 
-_Pending = tuple[int, int, int, int, bytes, Mapping[str, int] | None]
+_Pending = tuple[int, int, int, int, bytes, Mapping[str, int] | None, Mapping[str, Any] | None]
 
 
 class Tape:
     """The tape of one session. After a TapeError every further call raises TapeError."""
 
-    def __init__(self, recorder: Recorder, directory: Path, header: dict[str, Any], durable: bool) -> None:
-        """Create the first segment. Made by Recorder.open. Raises OSError."""
+    def __init__(
+        self, recorder: Recorder, directory: Path, header: dict[str, Any], mode: Mode, key: TapeKey | None
+    ) -> None:
+        """Create the first segment. Made by Recorder.open. Raises OSError, TapeError."""
         self.sid: str = header["sid"]
+        self.track: str = header["track"]
         self.directory = directory
         self._recorder = recorder
-        self._mode_durable = durable
+        self._durable = mode != "written"
+        self._strict = mode == "strict"
         self._now = recorder.monotonic_ns
         self._mono0_ns: int = header["mono0_ns"]
+        self._header = header
+        self._key = key
         self._next = 0
+        self._gating = False  # something that is pending gates
         self._pending: list[_Pending] = []
         self._pending_bytes = 0
         self._long: dict[int, bytes] = {}  # whole payloads of long COMMANDs and VERDICTs, for the index
         self._error: TapeError | None = None
         self._closed = False
         self._released = False
-        self._retired: list[int] = []  # descriptors of sealed segments that are not yet synced
-        self._directories: list[Path] = recorder.disk.make_directories(directory)
-        self._directories.append(directory)
-        self._segment = SegmentWriter(recorder.disk, self._path(0), header)
-        self._position = self._segment.size_bytes  # bytes with the kernel, over all segments
-        self._durable = 0  # of these, how many are on the disk
-        self._syncing: asyncio.Future[None] | None = None
+        self._batch = 0  # the log's batch that has the last gating block
+        self._segment = self._begin(0, {})
 
     @property
     def path(self) -> Path:
         """The file that is being written."""
         return self._segment.path
 
-    def append(self, channel: int, kind: Kind, payload: bytes) -> int:
-        """Queue one record; returns its number. Raises TapeError."""
+    @property
+    def header(self) -> Mapping[str, Any]:
+        """What the header says."""
+        return self._segment.header
+
+    def append(self, channel: int, kind: Kind, payload: bytes, entry: Mapping[str, Any] | None = None) -> int:
+        """Queue one record; returns its number. entry: the map that payload packs, if at hand. Raises TapeError."""
         if self._error is not None or self._closed:
             self._refuse()
         size = len(payload)
+        if kind in GATING:
+            self._gating = True
         if size > PAYLOAD_LIMIT:
             return self._append_long(channel, kind, payload)
         n = self._next
-        self._pending.append((n, self._now() - self._mono0_ns, channel, kind, bytes(payload), None))
+        self._pending.append((n, self._now() - self._mono0_ns, channel, kind, bytes(payload), None, entry))
         self._next = n + 1
         self._pending_bytes += size + _OVERHEAD_BYTES
         if self._pending_bytes > PENDING_LIMIT:
@@ -112,20 +127,22 @@ class Tape:
         return n
 
     async def written(self) -> None:
-        """Return when the kernel has all that was appended so far. Raises TapeError."""
+        """Return when the kernel (mode strict: the disk) has all that was appended so far. Raises TapeError."""
         if self._error is not None:
             self._refuse()
         if self._pending:
             self._flush()
+        if self._strict:
+            await self._committed()
 
     async def commit(self) -> None:
-        """Return when all that was appended so far is durable (mode durable) or with the kernel (mode written)."""
+        """Return when every gating record so far is durable (mode written: with the kernel). Raises TapeError."""
         if self._error is not None:
             self._refuse()
         if self._pending:
             self._flush()
-        if self._mode_durable:
-            await self._synced(self._position)
+        if self._durable:
+            await self._committed()
 
     async def close(self, status: Literal["closed", "failed"], reason: str = "") -> None:
         """Append CLOSE, index and seal; commit. Safe to call twice. Raises TapeError."""
@@ -135,19 +152,27 @@ class Tape:
             reason = reason[:REASON_LIMIT]
             self.append(GATE, Kind.CLOSE, msgpack.packb({"status": status, "reason": reason}))
             self._flush()
-            before = self._segment.size_bytes
             try:
                 self._segment.finish(status, reason, self._recorder.key)
             except Exception as error:  # fails closed
                 self._fail(error)
-            self._position += self._segment.size_bytes - before
+            self._batch = self._segment.batch
             self._closed = True
-            if not self._mode_durable:
-                self._release()
-                if self._error is not None:
-                    self._refuse()
-        if self._mode_durable:
-            await self._synced(self._position)
+            self._released = True
+            self._recorder.upkeep.finish(self._segment, status)
+        if self._durable:
+            await self._committed()
+
+    async def _committed(self) -> None:
+        """Return once the log has the last gating block. Raises TapeError."""
+        try:
+            waiting = self._recorder.wal.commit(self._batch)
+            if waiting is not None:
+                await waiting
+        except TapeError as error:
+            self._fail(error)
+        if self._error is not None:
+            self._refuse()
 
     # -- queue to kernel ------------------------------------------------------------------------------
 
@@ -163,7 +188,7 @@ class Tape:
             self._long[first] = bytes(payload)
         for i, piece in enumerate(pieces):
             meta = None if kind is Kind.WIRE else {"part": i, "more": len(pieces) - 1 - i}
-            self._pending.append((self._next, now, channel, kind, bytes(piece), meta))
+            self._pending.append((self._next, now, channel, kind, bytes(piece), meta, None))
             self._next += 1
             self._pending_bytes += len(piece) + _OVERHEAD_BYTES
         if self._pending_bytes > PENDING_LIMIT:
@@ -173,7 +198,8 @@ class Tape:
     def _flush(self) -> None:
         """Write all that is pending. Raises TapeError."""
         pending, size = self._pending, self._pending_bytes
-        self._pending, self._pending_bytes = [], 0
+        gating = self._durable and (self._gating or self._strict)
+        self._pending, self._pending_bytes, self._gating = [], 0, False
         try:
             segment = self._segment
             if (
@@ -182,140 +208,112 @@ class Tape:
                 or segment.commands.size_bytes >= SEGMENT_COMMANDS_LIMIT
             ):
                 self._rotate()
-                segment = self._segment
-            before = segment.size_bytes
-            if size < BLOCK_TARGET_BYTES:
-                self._block(pending, size)
-            else:
-                self._blocks(pending)
-            self._position += segment.size_bytes - before
+            write = self._block if size < BLOCK_TARGET_BYTES else self._blocks
+            batch = write(pending, size, gating)
+            if gating:
+                self._batch = batch
         except Exception as error:  # fails closed: whatever it was, records are lost now
             self._fail(error)
 
-    def _blocks(self, pending: list[_Pending]) -> None:
+    def _blocks(self, pending: list[_Pending], size: int, gating: bool) -> int:
         """Write what is too much for one block."""
-        start = size = 0
+        start = size = batch = 0
         for i, record in enumerate(pending):
             size += len(record[4]) + _OVERHEAD_BYTES
             if size >= BLOCK_TARGET_BYTES:
-                self._block(pending[start : i + 1], size)
+                batch = self._block(pending[start : i + 1], size, gating)
                 start, size = i + 1, 0
         if start < len(pending):
-            self._block(pending[start:], size)
+            batch = self._block(pending[start:], size, gating)
+        return batch
 
-    def _block(self, records: list[_Pending], size: int) -> None:
+    def _block(self, records: list[_Pending], size: int, gating: bool) -> int:
         """Write one block; size is at least what its records take."""
         t0 = records[0][1]
         pack, segment = _packer.pack, self._segment
         try:
-            for n, t, channel, kind, payload, meta in records:
+            for n, t, channel, kind, payload, meta, entry in records:
                 dt = (t - t0) // 1000
                 if meta is None:
                     pack((n, dt, channel, kind, payload))
                 else:
                     pack((n, dt, channel, kind, payload, meta))
                 if 2 <= kind <= 3 and (meta is None or not meta["part"]):
-                    segment.commands.note(n, t0 + dt * 1000, kind, payload if meta is None else self._long.pop(n))
+                    whole = payload if meta is None else self._long.pop(n)
+                    segment.commands.note(n, t0 + dt * 1000, kind, whole, entry)
             if size < RAW_BELOW_BYTES:
                 # Not worth a view that has to be let go of again.
-                segment.data(_packer.bytes(), t0, t0 + dt * 1000, len(records))
-            else:
-                with _packer.getbuffer() as raw:
-                    segment.data(raw, t0, t0 + dt * 1000, len(records))
+                return segment.data(_packer.bytes(), t0, t0 + dt * 1000, len(records), gating)
+            with _packer.getbuffer() as raw:
+                return segment.data(raw, t0, t0 + dt * 1000, len(records), gating)
         finally:
             _packer.reset()
 
+    # -- segments -------------------------------------------------------------------------------------
+
     def _rotate(self) -> None:
-        """Seal the segment as "continued" and begin the next one. Raises OSError."""
+        """Seal the segment as "continued" and begin the next one. Raises OSError, TapeError."""
         old = self._segment
-        root = old.finish("continued", "", self._recorder.key)
-        number = old.header["segment"] + 1
-        header = {**old.header, "segment": number, "prev": root, "first_record": old.next_record}
-        new = SegmentWriter(self._recorder.disk, self._path(number), header)
-        self._segment = new
-        self._position += new.size_bytes  # and the old one's seal: whatever is synced next takes both
-        if self._mode_durable:
-            self._retired.append(old.descriptor)
-            self._directories.append(self.directory)
-        else:
-            self._recorder.disk.close(old.descriptor)
+        old.finish("continued", "", self._recorder.key)
+        self._recorder.upkeep.finish(old, "continued")
+        self._released = True  # until there is another one to let go of
+        self._segment = self._begin(old.number + 1, {"prev": old.data_head, "first_record": old.next_record})
+        self._released = False
 
-    def _path(self, number: int) -> Path:
-        return self.directory / f"{self.sid}.{number:03d}{SUFFIX}"
-
-    # -- kernel to disk -------------------------------------------------------------------------------
-
-    async def _synced(self, position: int) -> None:
-        """Return once the first position bytes are durable. Raises TapeError."""
-        while self._durable < position:
-            # Shielded: a caller that is cancelled must not take the others' sync with it.
-            await asyncio.shield(self._syncing or self._start_sync())
-            if self._error is not None:
-                self._refuse()
-
-    def _start_sync(self) -> asyncio.Future[None]:
-        """Start one sync of all that the kernel has now; the future ends, without an error, when that has ended."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        retired, self._retired = self._retired, []
-        directories, self._directories = self._directories, []
-        work = partial(_sync, self._recorder.disk, self._segment.descriptor, retired, directories)
-        try:
-            running = loop.run_in_executor(self._recorder.threads, work)
-        except RuntimeError as error:  # the recorder was closed
-            self._retired = retired
-            self._fail(error)
-        self._syncing = done
-        running.add_done_callback(partial(self._on_synced, done, self._position))
-        return done
-
-    def _on_synced(self, done: asyncio.Future[None], position: int, running: asyncio.Future[None]) -> None:
-        self._syncing = None
-        error = RuntimeError("the sync was cancelled") if running.cancelled() else running.exception()
-        if error is not None:
-            self._error = self._error or _tape_error(error)
-        self._durable = position
-        if not done.done():
-            done.set_result(None)
-        if self._error is not None:
-            self._release()
-        elif self._closed:
-            # close() may have been cancelled while an older sync ran: what it began is finished here.
-            if position < self._position:
-                with suppress(TapeError):  # it is in self._error, for whoever calls next
-                    self._start_sync()
-            else:
-                self._release()
+    def _begin(self, number: int, changes: Mapping[str, Any]) -> SegmentWriter:
+        header = {**self._header, "segment": number, **changes}
+        recorder = self._recorder
+        stem = self.sid if self.track == "main" else f"{self.sid}.{self.track}"
+        path = self.directory / f"{stem}.{number:03d}{SUFFIX}"
+        keys, keys_path, cipher = None, None, None
+        if self._key is not None:
+            header["enc"], cipher = self._key.segment(number)
+            keys, keys_path = self._key.keys_file, self.directory / f"{stem}{KEYS_SUFFIX}"
+            if number == 0:
+                recorder.write_keys(keys_path, keys)
+        segment = SegmentWriter(
+            recorder.disk,
+            path,
+            header,
+            recorder.wal,
+            keys=keys,
+            keys_path=keys_path,
+            cipher=cipher,
+            on_fail=self._on_log_failed,
+        )
+        recorder.upkeep.begin(segment)
+        return segment
 
     # -- the end --------------------------------------------------------------------------------------
 
+    def _on_log_failed(self, error: TapeError) -> None:
+        """From the log's thread: entries of this tape are lost. Its own next call lets go of the file."""
+        self._error = self._error or error
+
     def _fail(self, error: Exception) -> NoReturn:
-        self._error = _tape_error(error)
+        self._error = self._error or tape_error(error)
         self._pending, self._pending_bytes = [], 0
         self._long.clear()
-        if self._syncing is None:  # else the thread still uses the descriptor; _on_synced closes it
-            self._release()
-        raise self._error from error
+        self._release()
+        raise TapeError(str(self._error)) from error
 
     def _release(self) -> None:
-        if self._released:
-            return
-        self._released = True
-        for descriptor in (*self._retired, self._segment.descriptor):
-            try:
-                self._recorder.disk.close(descriptor)
-            except OSError as error:  # fails closed: a late write error (NFS, quota) shows here
-                self._error = self._error or _tape_error(error)
-        self._retired = []
+        if not self._released:
+            self._released = True
+            self._recorder.abandon(self._segment, str(self._error))
 
     def _refuse(self) -> NoReturn:
         if self._error is not None:
+            self._release()
             raise TapeError(str(self._error)) from self._error
         raise TapeError("the tape is closed")
 
 
 class Recorder:
-    """Opens tapes: ``<directory>/YYYY/MM/DD/<sid>.000.gct``, by the UTC day on which the session begins."""
+    """Opens tapes: ``<directory>/YYYY/MM/DD/<sid>.000.gct``, by the UTC day on which the session begins.
+
+    Its log is a folder of its own below ``<directory>/wal``; several processes may record into one directory.
+    """
 
     def __init__(
         self,
@@ -325,19 +323,91 @@ class Recorder:
         node: str = "",
         boot: str = "",
         segment_limit: int = SEGMENT_LIMIT,
+        reserve_bytes: int = 0,
+        wal_bytes: int = FILE_BYTES,
         disk: Disk | None = None,
+        ledger: Ledger | None = None,
+        on_event: OnEvent = lambda event, words: None,
+        tick_seconds: float = TICK_SECONDS,
         wall_ns: Callable[[], int] = time.time_ns,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        """reserve_bytes: with less room on the disk no session begins. on_event: what an operator should know."""
         self.directory = directory
         self.key = key
         self.node = node
         self.boot = boot
         self.segment_limit = segment_limit
+        self.reserve_bytes = reserve_bytes
         self.disk = disk or Disk()
         self.wall_ns = wall_ns
         self.monotonic_ns = monotonic_ns
-        self.threads = ThreadPoolExecutor(SYNC_THREADS_LIMIT, thread_name_prefix="tape-sync")
+        self._ledger = ledger
+        self._on_event = on_event
+        self._wal_bytes = wal_bytes
+        self._tick_seconds = tick_seconds
+        self._folder: LogFolder | None = None
+        self._wal: Wal | None = None
+        self._upkeep: Upkeep | None = None
+
+    @property
+    def wal(self) -> Wal:
+        """The log, once the recorder has started."""
+        if self._wal is None:
+            raise TapeError("the session cannot be recorded: the recorder is closed")
+        return self._wal
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """The thread beside it, once the recorder has started."""
+        if self._upkeep is None:
+            raise TapeError("the session cannot be recorded: the recorder is closed")
+        return self._upkeep
+
+    def start(self) -> None:
+        """Take a log folder, after recovering what a dead process left in it; open() does it, too. Raises TapeError."""
+        if self._wal is not None:
+            return
+        try:
+            folder = take_folder(self.directory, self.disk)
+            try:
+                if folder.left_over(self.disk):
+                    self._tell(recover(self.directory, folder.path, self.key, disk=self.disk).segments)
+                self._wal = Wal(folder.path, self.disk, self._wal_bytes)
+            except BaseException:
+                folder.release()
+                raise
+        except (OSError, FormatError) as error:
+            raise tape_error(error) from error
+        self._folder = folder
+        self._upkeep = Upkeep(
+            self._wal,
+            self.disk,
+            self.directory,
+            self.key,
+            ledger=self._ledger,
+            on_event=self._on_event,
+            tick_seconds=self._tick_seconds,
+        )
+
+    def recover(self) -> list[Recovered]:
+        """Recover what dead processes left, in whichever folder; those of living ones are let be. Raises TapeError."""
+        found: list[Recovered] = []
+        try:
+            for folder in dead_folders(self.directory, self.disk):
+                try:
+                    found += recover(self.directory, folder.path, self.key, disk=self.disk).segments
+                finally:
+                    folder.release()
+        except (OSError, FormatError) as error:
+            raise tape_error(error) from error
+        self._tell(found)
+        return found
+
+    def _tell(self, found: list[Recovered]) -> None:
+        for one in found:
+            words = {"session": one.sid, "status": one.status, "gaps": one.gaps, "restored": one.restored}
+            self._on_event("tape-recovered", {**words, "cut_bytes": one.cut_bytes, "reason": one.reason})
 
     def open(
         self,
@@ -345,15 +415,16 @@ class Recorder:
         protocol: str,
         identity: Mapping[str, Any],
         target: str,
-        mode: Literal["durable", "written"],
+        mode: Mode,
         run: str = "",
         policy_revision: str = "",
         more: Mapping[str, Any] | None = None,
+        recipients: Sequence[Recipient] = (),
     ) -> Tape:
         """Create a tape exclusively and write its header. Raises TapeError.
 
         identity and more go into the header, in the clear: no command text, no intent, no token. more may
-        hold "tty": [columns, rows] where out and err are a terminal's bytes.
+        hold "tty": [columns, rows] where out and err are a terminal's bytes. recipients: to whom it is encrypted.
         """
         wall0_ns = self.wall_ns()
         header = {
@@ -374,33 +445,51 @@ class Recorder:
             "mode": mode,
             "more": dict(more or {}),
         }
-        day = datetime.fromtimestamp(wall0_ns / 1e9, UTC)
-        directory = self.directory / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}"
+        return self._open(header, mode, recipients)
+
+    def open_original(self, tape: Tape, recipients: Sequence[Recipient]) -> Tape:
+        """Create the tape of the same session's original track, which is always encrypted. Raises TapeError."""
+        if not recipients:
+            raise TapeError("the session cannot be recorded: nobody may read its original track")
+        header = {key: value for key, value in tape.header.items() if key != "enc"}
+        header |= {"segment": 0, "prev": None, "first_record": 0, "track": "original"}
+        return self._open(header, header["mode"], recipients)
+
+    def _open(self, header: dict[str, Any], mode: Mode, recipients: Sequence[Recipient]) -> Tape:
+        self.start()
         try:
-            return Tape(self, directory, header, mode == "durable")
+            if self.reserve_bytes and self.disk.free_bytes(self.directory) < self.reserve_bytes:
+                raise TapeError("the session cannot be recorded: the disk is nearly full")
+            directory = day_directory(self.directory, header["wall0_ns"])
+            self.upkeep.made([*self.disk.make_directories(directory), directory])
+            key = TapeKey.generate(header["sid"], header["track"], recipients) if recipients else None
+            return Tape(self, directory, header, mode, key)
         except (OSError, ValueError, TypeError) as error:
-            raise _tape_error(error) from error
+            raise tape_error(error) from error
+
+    def abandon(self, segment: SegmentWriter, reason: str) -> None:
+        """A tape can no longer be written: what is on the disk of it is sealed, now or at the next start."""
+        if self._upkeep is not None:
+            self._upkeep.abandon(segment, reason)
+        else:
+            with suppress(OSError):
+                self.disk.close(segment.descriptor)
+
+    def write_keys(self, path: Path, keys: bytes) -> None:
+        """Write a .keys file; it is synced with its tape. Raises OSError."""
+        descriptor = self.disk.create(path)
+        try:
+            self.disk.write(descriptor, [keys])
+        finally:
+            self.disk.close(descriptor)
 
     def close(self) -> None:
-        """Wait for the syncs that run, and end the threads. Tapes that are still open fail at their next commit."""
-        self.threads.shutdown(wait=True)
-
-
-def _sync(disk: Disk, descriptor: int, retired: list[int], directories: list[Path]) -> None:
-    """Runs in a thread: everything that one sync makes durable. Raises OSError."""
-    try:
-        for old in retired:
-            disk.sync(old)
-        disk.sync(descriptor)
-    finally:
-        for old in retired:
-            disk.close(old)
-    for directory in dict.fromkeys(directories):
-        disk.sync_directory(directory)
-
-
-def _tape_error(error: BaseException) -> TapeError:
-    """Our error for theirs: the system's word for what happened, but no path and no content."""
-    text = error.strerror if isinstance(error, OSError) else str(error) if isinstance(error, ValueError) else None
-    text = text or type(error).__name__
-    return TapeError(f"the session cannot be recorded: {text}")
+        """Sync all that is sealed and end the threads. Tapes that are still open fail; the next start recovers them."""
+        folder, wal, upkeep = self._folder, self._wal, self._upkeep
+        self._folder = self._wal = self._upkeep = None
+        if folder is None or wal is None or upkeep is None:
+            return
+        clean = upkeep.stop()
+        wal.stop()
+        wal.close(clean)
+        folder.release()

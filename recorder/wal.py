@@ -3,13 +3,13 @@
 On the event loop, add() encodes an entry for each block that a tape has just written (walformat.py) and commit()
 returns a future. The committer thread takes whatever was queued meanwhile (group commit, no timer), writes it with one
 write-and-sync and wakes all who wait. When a file is full the next generation begins in another one, headed by an OPEN
-for every segment that is still open; a full file is used again once nothing needs it (maintenance.py).
+for every segment that is still open; a full file is used again once nothing needs it (upkeep.py).
 
-Fails closed: a batch whose write or sync fails fails every tape with an entry in it, and in the one that was being filled
-meanwhile. Its file is never written or synced again (after a failed fsync Linux may have dropped the dirty pages); the
-tapes that were not concerned go on in a new one.
+Fails closed: a batch whose write or sync fails fails every tape with an entry in it, and in the one that was being
+filled meanwhile. Its file is never written or synced again (after a failed fsync Linux may have dropped the dirty
+pages); the tapes that were not concerned go on in a new one.
 
-Left out: reading (recover.py); when to reuse files (maintenance.py). add() and commit() belong to event loops; a lock
+Left out: reading (recover.py); when to reuse files (upkeep.py). add() and commit() belong to event loops; a lock
 of some hundred nanoseconds is all they share with the thread.
 """
 
@@ -85,7 +85,7 @@ class Wal:
     def __init__(self, directory: Path, disk: Disk, file_bytes: int = FILE_BYTES) -> None:
         self.directory = directory
         self.durable = 0  # the number of the last batch that is on the disk
-        self.full: list[WalFile] = []  # the oldest first; for maintenance
+        self.full: list[WalFile] = []  # the oldest first; for upkeep
         self.free: list[WalFile] = []
         self._disk = disk
         self._file_bytes = file_bytes
@@ -283,9 +283,16 @@ class Wal:
                 self._idle = False
                 self._wake.release()
         self._thread.join()
-        if self._file is not None:
-            self.full.append(self._file)
-            self._file = None
+
+    def close(self, clean: bool) -> None:
+        """Close the files, after stop(). clean: nothing depends on them, so they are deleted. Raises nothing."""
+        files = [*self.full, *self.free, *(file for file in (self._before, self._file) if file is not None)]
+        for file in files:
+            if clean:
+                self.discard(file)
+            else:
+                with suppress(OSError):
+                    self._disk.close(file.descriptor)
 
     def recycle(self, file: WalFile) -> None:
         """Make the file ready for another generation: nothing valid is found in it any more. Raises OSError."""

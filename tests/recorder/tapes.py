@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,21 @@ class Clock:
 
 
 class FaultyDisk(Disk):
-    """Counts its calls; the one numbered fail_at fails, a write after half of its bytes are written."""
+    """Counts its calls by name; the one of the name numbered fail_at fails, a write after half of its bytes."""
 
-    def __init__(self, fail_at: int = -1, code: int = errno.EIO) -> None:
-        self.calls: list[str] = []
+    def __init__(self, name: str = "", fail_at: int = -1, code: int = errno.EIO) -> None:
+        self.calls: Counter[str] = Counter()
+        self.name = name
         self.fail_at = fail_at
         self.code = code
-        self.failed_at_call: int | None = None
+        self.failed = False
         self.open_descriptors: set[int] = set()
 
     def _count(self, name: str) -> bool:
-        self.calls.append(name)
-        if len(self.calls) - 1 == self.fail_at:
-            self.failed_at_call = len(self.calls)
-            return True
-        return False
+        self.calls[name] += 1
+        fails = name == self.name and self.calls[name] - 1 == self.fail_at
+        self.failed = self.failed or fails
+        return fails
 
     def _fail(self) -> None:
         raise OSError(self.code, os.strerror(self.code))
@@ -63,12 +64,25 @@ class FaultyDisk(Disk):
         self.open_descriptors.add(descriptor)
         return descriptor
 
+    def create_log(self, path: Path) -> int:
+        if self._count("create_log"):
+            self._fail()
+        descriptor = super().create_log(path)
+        self.open_descriptors.add(descriptor)
+        return descriptor
+
     def write(self, descriptor: int, buffers: Sequence[bytes]) -> None:
         if self._count("write"):
             data = b"".join(buffers)
             os.write(descriptor, data[: len(data) // 2])
             self._fail()
         super().write(descriptor, buffers)
+
+    def write_through(self, descriptor: int, offset: int, data: bytes) -> None:
+        if self._count("write_through"):
+            os.pwrite(descriptor, data[: len(data) // 2], offset)
+            self._fail()
+        super().write_through(descriptor, offset, data)
 
     def sync(self, descriptor: int) -> None:
         if self._count("sync"):

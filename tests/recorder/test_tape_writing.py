@@ -45,7 +45,7 @@ def test_a_tape_holds_just_what_was_appended(tmp_path: Path) -> None:
     assert fields(found[-1][2]) == {"status": "closed", "reason": "done"}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
+    assert [p for p in tmp_path.rglob("*.gct") if p.is_file()] == [path]
     day = path.relative_to(tmp_path).parts[:-1]
     assert [len(part) for part in day] == [4, 2, 2]
     assert path.name.endswith(".000.gct")
@@ -68,20 +68,22 @@ def test_times_are_the_monotonic_clocks(tmp_path: Path) -> None:
 
 def test_written_means_that_another_process_could_read_it(tmp_path: Path) -> None:
     async def scenario() -> None:
-        tape = open_tape(recorder(tmp_path))
+        of = recorder(tmp_path)
+        tape = open_tape(of)
         assert is_live(tape.path)
         tape.append(USER, Kind.WIRE, b"one")
         assert [r.payload for r in TapeReader(tape.path).records()] == []
         await tape.written()
         assert [r.payload for r in TapeReader(tape.path).records()] == [b"one"]
         await tape.close("closed")
+        of.close()
         assert not is_live(tape.path)
 
     asyncio.run(scenario())
 
 
 class CountingDisk(Disk):
-    """Counts syncs, and holds each until the test lets it go."""
+    """Counts the log's writes, and holds each until the test lets it go; those that fill a new file are not counted."""
 
     def __init__(self, hold: bool = False) -> None:
         self.syncs = 0
@@ -91,22 +93,44 @@ class CountingDisk(Disk):
         if not hold:
             self.gate.set()
 
-    def sync(self, descriptor: int) -> None:
-        self.syncs += 1
-        self.started.set()
-        assert self.gate.wait(10)
-        super().sync(descriptor)
+    def write_through(self, descriptor: int, offset: int, data: bytes) -> None:
+        if data.strip(b"\0"):
+            self.syncs += 1
+            self.started.set()
+            assert self.gate.wait(10)
+        super().write_through(descriptor, offset, data)
 
     def sync_directory(self, path: Path) -> None:
         self.directories.append(path)
         super().sync_directory(path)
 
 
+def test_commits_of_many_tapes_are_one_flush(tmp_path: Path) -> None:
+    disk = CountingDisk(hold=True)
+
+    async def scenario() -> None:
+        of = recorder(tmp_path, disk=disk, tick_seconds=3600)
+        tapes = [open_tape(of, "durable") for _ in range(50)]
+        async with asyncio.TaskGroup() as group:
+            for tape in tapes:
+                command(tape, "SELECT 1")
+                group.create_task(tape.commit())
+            await asyncio.to_thread(disk.started.wait, 10)
+            disk.gate.set()
+        assert disk.syncs <= 2
+        for tape in tapes:
+            await tape.close("closed")
+        of.close()
+
+    asyncio.run(scenario())
+    assert verify(tmp_path, KEY.public_keys()).exit_code == 0
+
+
 def test_commits_of_one_tape_coalesce(tmp_path: Path) -> None:
     disk = CountingDisk(hold=True)
 
     async def scenario() -> None:
-        tape = open_tape(recorder(tmp_path, disk=disk), "durable")
+        tape = open_tape(recorder(tmp_path, disk=disk, tick_seconds=3600), "durable")
         command(tape, "SELECT 1")
         async with asyncio.TaskGroup() as group:
             group.create_task(tape.commit())
@@ -131,7 +155,7 @@ def test_commit_returns_only_after_the_sync_that_covers_it(tmp_path: Path) -> No
     disk = CountingDisk(hold=True)
 
     async def scenario() -> None:
-        tape = open_tape(recorder(tmp_path, disk=disk), "durable")
+        tape = open_tape(recorder(tmp_path, disk=disk, tick_seconds=3600), "durable")
         command(tape, "SELECT 1")
         async with asyncio.TaskGroup() as group:
             first = group.create_task(tape.commit())
@@ -153,7 +177,7 @@ def test_a_cancelled_commit_harms_nobody(tmp_path: Path) -> None:
     disk = CountingDisk(hold=True)
 
     async def scenario() -> Path:
-        tape = open_tape(recorder(tmp_path, disk=disk), "durable")
+        tape = open_tape(recorder(tmp_path, disk=disk, tick_seconds=3600), "durable")
         command(tape, "SELECT 1")
         async with asyncio.TaskGroup() as group:
             first, _other = group.create_task(tape.commit()), group.create_task(tape.commit())
@@ -172,24 +196,45 @@ def test_a_cancelled_commit_harms_nobody(tmp_path: Path) -> None:
     assert verify(path, KEY.public_keys()).exit_code == 0
 
 
-def test_the_first_commit_makes_the_directories_durable(tmp_path: Path) -> None:
+def test_the_directories_are_durable_before_the_log_is_let_go_of(tmp_path: Path) -> None:
     disk = CountingDisk()
 
     async def scenario() -> Path:
-        tape = open_tape(recorder(tmp_path, disk=disk), "durable")
+        of = recorder(tmp_path, disk=disk, tick_seconds=3600)
+        tape = open_tape(of, "durable")
         await tape.commit()
         await tape.close("closed")
+        assert list(tmp_path.glob("wal/*/*.wal"))
+        of.close()
+        assert not list(tmp_path.glob("wal/*/*.wal"))
         return tape.path
 
     day = asyncio.run(scenario()).parent
-    assert sorted(disk.directories) == sorted([tmp_path, day.parent.parent, day.parent, day])
+    assert {tmp_path, day.parent.parent, day.parent, day} <= set(disk.directories)
 
 
-def test_mode_written_never_syncs(tmp_path: Path) -> None:
+def test_mode_written_waits_for_no_flush(tmp_path: Path) -> None:
+    disk = CountingDisk(hold=True)
+    of = recorder(tmp_path, disk=disk, tick_seconds=3600)
+    path = asyncio.run(small_tape(of))
+    assert not disk.started.is_set()
+    disk.gate.set()
+    of.close()
+    assert verify(path, KEY.public_keys()).exit_code == 0
+
+
+def test_mode_strict_waits_for_the_disk_with_what_the_user_sees(tmp_path: Path) -> None:
     disk = CountingDisk()
-    asyncio.run(small_tape(recorder(tmp_path, disk=disk)))
-    assert disk.syncs == 0
-    assert disk.directories == []
+
+    async def scenario() -> bytes:
+        of = recorder(tmp_path, disk=disk, tick_seconds=3600)
+        tape = open_tape(of, "strict")
+        tape.append(OUT, Kind.WIRE, b"seen by the user")
+        await tape.written()
+        return b"".join(file.read_bytes() for file in tmp_path.glob("wal/*/*.wal"))
+
+    assert b"seen by the user" in asyncio.run(scenario())
+    assert disk.syncs == 1
 
 
 def test_close_twice_and_append_after_it(tmp_path: Path) -> None:
@@ -331,77 +376,89 @@ async def fails_closed(tape: Tape) -> None:
         await tape.close("failed")
 
 
-@pytest.mark.parametrize("mode", ["written", "durable"])
+@pytest.mark.parametrize("mode", ["written", "durable", "strict"])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 def test_every_call_to_the_system_may_fail(tmp_path: Path, mode: str, code: int) -> None:
-    def attempt(fail_at: int, directory: Path) -> FaultyDisk:
-        disk = FaultyDisk(fail_at, code)
+    """Whichever call fails: the session hears of it or loses nothing, and what is there never passes for more."""
+
+    def attempt(name: str, number: int, directory: Path) -> FaultyDisk:
+        disk = FaultyDisk(name, number, code)
 
         async def scenario() -> None:
-            of = recorder(directory, disk=disk, segment_limit=8000)
+            of = recorder(directory, disk=disk, segment_limit=8000, tick_seconds=3600)
+            tape: Tape | None = None
             try:
                 tape = open_tape(of, mode)
+                await eventful(tape)
             except TapeError as error:
+                assert name
                 assert os.strerror(code) in str(error)
                 assert str(directory) not in str(error)
-                return
-            if fail_at < 0:
-                await eventful(tape)
-                return
-            with pytest.raises(TapeError) as caught:
-                await eventful(tape)
-            assert os.strerror(code) in str(caught.value)
-            before = list(disk.calls)
-            await fails_closed(tape)
-            assert disk.calls == before  # not a write, and above all not a sync, after the fault
+                if tape is not None:
+                    before = disk.calls["write"], disk.calls["write_through"]
+                    await fails_closed(tape)
+                    assert before == (disk.calls["write"], disk.calls["write_through"])
             of.close()
 
         asyncio.run(scenario())
-        assert disk.open_descriptors == set()
+        assert disk.open_descriptors == set(), name
         return disk
 
-    calls = attempt(-1, tmp_path / "good").calls
-    assert calls.count("create") >= 2  # rotation is among what fails
-    assert ("sync" in calls) == (mode == "durable")
-    for number, name in enumerate(calls):
-        disk = attempt(number, tmp_path / str(number))
-        assert disk.failed_at_call is not None, name
-        after = disk.calls[disk.failed_at_call :]
-        assert "write" not in after and "create" not in after, (name, after)
-        (tmp_path / str(number)).mkdir(exist_ok=True)
-        for report in verify(tmp_path / str(number), KEY.public_keys()).tapes:
-            # What is there is genuine as far as it goes, and never passes for a whole tape, unless all of it
-            # was written and only its durability is in doubt.
-            assert report.status != "altered", (name, report)
-            if name == "write":
-                assert report.status in ("incomplete", "unknown"), (name, report)
+    calls = attempt("", 0, tmp_path / "good").calls
+    assert calls["create"] >= 2  # rotation is among what fails
+    for name in ("make_directories", "create", "create_log", "write", "write_through", "sync", "sync_directory"):
+        for number in range(calls[name]):
+            directory = tmp_path / f"{name}-{number}"
+            directory.mkdir()
+            disk = attempt(name, number, directory)
+            assert disk.failed, (name, number)
+            left = recorder(directory)
+            left.recover()
+            for report in verify(directory, KEY.public_keys()).tapes:
+                assert report.status in ("verified", "incomplete"), (name, number, report)
 
 
-def test_the_fault_of_a_sync_reaches_all_who_wait(tmp_path: Path) -> None:
-    class BadSync(CountingDisk):
-        def sync(self, descriptor: int) -> None:
-            super().sync(descriptor)
-            raise OSError(errno.EIO, "Input/output error")
+def test_the_fault_of_a_flush_reaches_all_who_wait_and_no_one_else(tmp_path: Path) -> None:
+    class BadLog(CountingDisk):
+        bad = False
 
-    disk = BadSync(hold=True)
+        def write_through(self, descriptor: int, offset: int, data: bytes) -> None:
+            super().write_through(descriptor, offset, data)
+            if self.bad and data.strip(b"\0"):
+                self.bad = False
+                raise OSError(errno.EIO, "Input/output error")
 
-    async def scenario() -> None:
-        tape = open_tape(recorder(tmp_path, disk=disk), "durable")
+    disk = BadLog()
+
+    async def scenario() -> tuple[Path, Path, Path]:
+        of = recorder(tmp_path, disk=disk, tick_seconds=3600)
+        tape, idle = open_tape(of, "durable"), open_tape(of, "durable")
+        command(idle, "SELECT 'before'")
+        await idle.commit()
 
         async def one(number: int) -> None:
             command(tape, f"SELECT {number}")
             await tape.commit()
 
-        async def release() -> None:
-            await asyncio.to_thread(disk.started.wait, 10)
-            disk.gate.set()
-
-        results = await asyncio.gather(*(one(i) for i in range(4)), release(), return_exceptions=True)
-        assert [type(result) for result in results] == [TapeError] * 4 + [type(None)]
+        disk.bad = True
+        results = await asyncio.gather(*(one(i) for i in range(4)), return_exceptions=True)
+        assert [type(result) for result in results] == [TapeError] * 4
         await fails_closed(tape)
-        assert disk.syncs == 1
+        command(idle, "SELECT 'after'")  # its records were safe, and go on in another file
+        await idle.commit()
+        late = open_tape(of, "durable")
+        command(late, "SELECT 'late'")
+        await late.commit()
+        assert len(list(tmp_path.glob("wal/*/*.wal"))) == 2
+        await idle.close("closed")
+        await late.close("closed")
+        of.close()
+        return tape.path, idle.path, late.path
 
-    asyncio.run(scenario())
+    bad, *good = asyncio.run(scenario())
+    assert [verify(path, KEY.public_keys()).status for path in good] == ["verified", "verified"]
+    assert verify(bad, KEY.public_keys()).status == "incomplete"
+    assert TapeReader(bad).status == "crashed"
 
 
 def test_a_closed_recorder_opens_no_promise(tmp_path: Path) -> None:
