@@ -116,6 +116,13 @@ class SessionRecorder(Recorder):
             connection.target = target
         return tape
 
+    def open_original(self, tape: Tape, recipients: Sequence[Recipient]) -> Tape:
+        original = super().open_original(tape, recipients)
+        connection = _current.get(None)
+        if connection is not None:
+            connection.tapes.append(original)
+        return original
+
 
 async def next_connection(listening: socket.socket, listener: str) -> socket.socket:
     """Accept one connection, however often that fails."""

@@ -89,6 +89,7 @@ async def _serve(user: Stream, gate: Gate, log: Any) -> None:
             mode=target.recording,
             run=_shown(options_setting(message.parameters, "gatecast.run") or ""),
             more=_described(message.parameters, target, user),
+            recipients=target.encrypt_to,
         )
     except TapeError as error:
         log.error("no tape, no session", error=str(error))

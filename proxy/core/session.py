@@ -5,6 +5,10 @@ or Refused. A Permit is not yet durable: TargetWriter.flush() commits the tape b
 a pipeline of commands costs one commit, and no caller can forget it (promise 2).
 reveal: mask -> tape -> hand back; UserWriter.flush() waits until the tape has it before the user gets it.
 
+Where a target names auditors (original_to), what a mask changed goes as it was onto a second tape, encrypted to them
+alone; it is opened when a mask changes something for the first time. Unmasked bytes go from the event to that tape and
+nowhere else. Everything that holds for the tape holds for this one: if it fails, the session ends.
+
 Deliberately left out: any knowledge of a protocol, of SQL, of files. What fails here fails closed: a policy
 that raises is a Deny, a masker that raises ends the session, a tape that fails ends the session.
 """
@@ -23,6 +27,7 @@ from proxy.core.gate import Gate, Pending, Plan
 from proxy.core.parties import Identity, Target
 from proxy.core.stream import Stream
 from proxy.core.verdict import Allow, Deny, Hold, Mask, Verdict
+from recorder.format import PAYLOAD_LIMIT
 from recorder.tape import GATE, OUT, USER, Kind, Tape
 
 OnHold = Callable[[Pending], Awaitable[None]]
@@ -80,6 +85,9 @@ class Session:
         self.identity = identity
         self.target = target
         self.tape = tape
+        if target.encrypt_to and not tape.header.get("enc"):
+            raise TapeError("the target's tapes are to be encrypted, and this one is not")  # a protocol's bug
+        self._original: Tape | None = None
         self._pending: Pending | None = None
         self._seen_masks: dict[Mask, None] = {}
         self._closed = False
@@ -215,23 +223,46 @@ class Session:
         None stands for what no command asked for (notices, notifications): all masks that this session has
         met so far apply to it. The caller is UserWriter, which waits for the tape.
         """
+        unmasked: bytes | None = None
         match event:
             case Output():
                 data = event.data
             case Frame():
                 data = event.wire
             case Rows():
-                data = self._mask_rows(permit, event)
+                data, unmasked = self._mask_rows(permit, event), event.wire
             case Remark():
-                data = self._mask_remark(permit, event)
+                data, unmasked = self._mask_remark(permit, event), event.wire
             case Resize():
                 self.tape.append(GATE, Kind.RESIZE, _pack([event.columns, event.rows]))
                 return b""
             case _:
                 assert_never(event)
-        if data:
-            self.tape.append(OUT, Kind.WIRE, data)
+        number = self.tape.append(OUT, Kind.WIRE, data) if data else None
+        if self.target.original_to and unmasked is not None and unmasked != data:
+            self._keep_original(permit, unmasked, number, len(data))
         return data
+
+    def _keep_original(self, permit: Permit | None, unmasked: bytes, number: int | None, size: int) -> None:
+        """Tape what a mask changed as it came; number and size: of what the main tape has in its place."""
+        if self._original is None:
+            self._original = self.gate.recorder.open_original(self.tape, self.target.original_to)
+            keys = ", ".join(recipient.id for recipient in self.target.original_to)
+            self._mark("original", f"what masks change is kept as it was, encrypted to {keys}")
+        entry: dict[str, object] = {"label": "original", "text": ""}
+        if number is not None:
+            entry |= {"record": number, "records": -(-size // PAYLOAD_LIMIT)}
+        if permit is not None:
+            entry["command"] = permit.number
+        self._original.append(GATE, Kind.MARK, _pack(entry))
+        self._original.append(OUT, Kind.WIRE, unmasked)
+
+    async def written(self) -> None:
+        """Wait until the tapes have all that was revealed, as far as the recording mode asks. Raises TapeError."""
+        if self._original is None:
+            await self.tape.written()
+        else:
+            await asyncio.gather(self.tape.written(), self._original.written())  # one flush of the log for both
 
     def _mask_rows(self, permit: Permit | None, rows: Rows) -> bytes:
         if permit is None or not permit.masks:
@@ -289,7 +320,15 @@ class Session:
             return
         self._closed = True
         self.withdraw()
-        await self.tape.close(status, reason)
+        if self._original is None:
+            await self.tape.close(status, reason)
+            return
+        # Each is sealed even if the other fails: what is there stays verifiable.
+        tapes = (self.tape, self._original)
+        ends = await asyncio.gather(*(tape.close(status, reason) for tape in tapes), return_exceptions=True)
+        for error in ends:
+            if error is not None:
+                raise error
 
 
 def _outcome_text(outcome: str, by: str, reason: str) -> str:
@@ -378,5 +417,5 @@ class UserWriter:
                 return
             data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
             self._queue.clear()
-            await self._session.tape.written()
+            await self._session.written()
             await self._stream.write(data)
