@@ -144,7 +144,12 @@ class Gateway:
             self._watch_files(),
             self._watch_certificates(),
             self._reload_on_hangup(),
+            *self._vaulting(),
         ]
+
+    def _vaulting(self) -> list[Coroutine[Any, Any, None]]:
+        """What brings finished tapes to the vault; one for all workers of a gateway."""
+        return [self.services.vault.task.run()] if self.services.vault is not None else []
 
     def _accepting(self, group: asyncio.TaskGroup) -> list[Coroutine[Any, Any, None]]:
         """Hook: what brings connections until the gateway stops."""
@@ -291,9 +296,9 @@ class Gateway:
             return {user: frozenset(groups) for user, groups in operators.items()}
 
         services = self.services
-        return Admin(
-            services.approvals, services.identities, self.connections, reload, self.status, operator_groups
-        ).methods()
+        admin = Admin(services.approvals, services.identities, self.connections, reload, self.status, operator_groups)
+        vault = services.vault.methods(admin.who) if services.vault is not None else {}
+        return {**admin.methods(), **vault}
 
     @property
     def accepted(self) -> int:

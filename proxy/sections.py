@@ -328,6 +328,72 @@ class RecorderSection(Section):
     """The Ed25519 key that seals tapes; made on first use, beside its public half. Relative to the state directory."""
 
 
+class VaultMatch(Section):
+    """Which sessions a term is for; a list means any of it, nothing means all. Patterns have * and ?."""
+
+    protocol: Words = ()
+    target: Words = ()
+    subject: Words = ()
+    verdict: Words = ()
+    """A session with a command of this verdict: allow, deny, held, held-allow, held-deny."""
+    labels: dict[str, str] = {}
+    """Labels of the session's target."""
+
+    @model_validator(mode="after")
+    def _check_verdicts(self) -> Self:
+        wrong = set(self.verdict) - {"allow", "deny", "held", "held-allow", "held-deny"}
+        if wrong:
+            raise ValueError(f"{min(wrong)} is no verdict: allow, deny, held, held-allow, held-deny")
+        return self
+
+
+class VaultTerm(Section):
+    """How long sessions are kept. Of all terms that match, the longest wins."""
+
+    name: str = ""
+    match: VaultMatch = VaultMatch()
+    days: Annotated[int, Field(ge=1, le=36_500)]
+
+
+# Options of obstore that are named so and hold a path themselves.
+VAULT_FILE_OPTIONS: Final = frozenset({"container_authorization_token_file", "federated_token_file"})
+_SECRET_OPTION: Final = re.compile(
+    "secret|token|bearer|sas_|_sas|password|account_key|master_key|customer_key|^(azure_storage_)?access_key$"
+)
+
+
+class VaultSection(Section):
+    """Where tapes go when they are finished, and how long they are kept."""
+
+    url: str = ""
+    """s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///directory; without it nothing leaves."""
+    keys_url: str = ""
+    """Another bucket for the keys of encrypted tapes: one without locks and versions, so that they can be erased."""
+    options: dict[str, str | bool | int] = {}
+    """obstore's options of the store, by name (region, endpoint); a secret as NAME_env or NAME_file only."""
+    keep_local_days: Annotated[float, Field(ge=0, le=36_500)] = 90
+    """How long the local copy stays after the end of what is in the bucket."""
+    retention_days: Annotated[int, Field(ge=1, le=36_500)] = 400
+    """How long a session is kept that no term of retention matches."""
+    retention: list[VaultTerm] = []
+    concurrency: Annotated[int, Field(ge=1, le=16)] = 2
+    """How many files are uploaded at once; each is held in memory whole."""
+    read_back: bool = False
+    """Read every object back, also where the store gives a checksum of its own."""
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        for url in (self.url, self.keys_url):
+            if url and not re.match(r"(s3|gs|az)://[^/@?#]+(/[^?#]*)?$|file:///", url):
+                raise ValueError(f"{url}: write s3://bucket/prefix, gs://.., az://.. or file:///directory")
+        if self.keys_url and not self.url:
+            raise ValueError("keys_url goes with url")
+        for name in self.options:
+            if _SECRET_OPTION.search(name) and not name.endswith(("_env", "_file")):
+                raise ValueError(f"options: {name} is a secret; give {name}_env or {name}_file")
+        return self
+
+
 class ApprovalsSection(Section):
     """Commands that wait for a human."""
 
@@ -379,6 +445,8 @@ class Config(Section):
     targets: list[Target] = []
     identity: IdentitySection = IdentitySection()
     recorder: RecorderSection = RecorderSection()
+    vault: VaultSection | None = None
+    """Given, even empty, it turns the vault on: holds, terms and erasure need it."""
     approvals: ApprovalsSection = ApprovalsSection()
     masking: MaskingSection = MaskingSection()
     limits: Limits = Limits()

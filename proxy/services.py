@@ -30,6 +30,7 @@ from proxy.identity.tokens import Tokens
 from proxy.sections import Config
 from proxy.snapshot import Live, Snapshot, read_snapshot
 from proxy.store.database import Database
+from proxy.vault.service import VaultService
 from recorder.errors import KeyFileError
 from recorder.seal import SealKey
 
@@ -69,6 +70,7 @@ class Services:
     node: str
     hash_key: bytes
     scram_mock_key: bytes
+    vault: VaultService | None = None  # None in a worker, and where the configuration has none
     lock: int | None = None  # the descriptor that holds the state directory; None in a worker
 
     def configure(self, snapshot: Snapshot) -> None:
@@ -102,6 +104,9 @@ def open_services(path: Path, begun: Config | None = None) -> Iterator[Services]
         tokens = Tokens(database, max_seconds=loaded.config.identity.tokens.max_days * DAY_SECONDS)
         recorder = _recorder(state, live, warn=begun is None)
         stack.callback(recorder.close)
+        vault = _vault(recorder, live) if begun is None else None
+        if vault is not None:
+            stack.callback(vault.close)
         approvals = loaded.config.approvals
         yield Services(
             state=state,
@@ -115,6 +120,7 @@ def open_services(path: Path, begun: Config | None = None) -> Iterator[Services]
             node=recorder.node,
             hash_key=hash_key,
             scram_mock_key=secret_file(state / SCRAM_KEY_NAME),
+            vault=vault,
             lock=lock,
         )
 
@@ -126,6 +132,8 @@ def keep_fixed(was: Config, new: Loaded, *, warn: bool = False) -> Loaded:
     for key in ("node", "state", "recorder", "workers"):
         if getattr(was, key) != getattr(now, key):
             fixed[key] = getattr(was, key)
+    if _store(was) != _store(now):
+        fixed["vault"] = was.vault
     if was.masking.hash_key_file != now.masking.hash_key_file:
         fixed["masking"] = now.masking.model_copy(update={"hash_key_file": was.masking.hash_key_file})
     if was.identity.tokens != now.identity.tokens:
@@ -137,6 +145,12 @@ def keep_fixed(was: Config, new: Loaded, *, warn: bool = False) -> Loaded:
         for key in fixed:
             log.warning("restart-needed", key=key, line=new.document.line((key,)))
     return replace(new, config=now.model_copy(update=fixed)) if fixed else new
+
+
+def _store(config: Config) -> tuple[object, ...] | None:
+    """What of the vault only a restart changes: terms and pace may change at any time."""
+    vault = config.vault
+    return None if vault is None else (vault.url, vault.keys_url, vault.options, vault.read_back)
 
 
 def credentials_of(snapshot: Snapshot) -> dict[str, StaticCredential]:
@@ -218,6 +232,12 @@ def _recorder(state: Path, live: Live, warn: bool) -> SessionRecorder:
         log.warning("tapes-not-durable", directory=str(directory), file_system=file_system(directory), why=weak)
     node = config.node.name or socket.gethostname()
     return SessionRecorder(directory, key, lambda: live.snapshot.rules.revision, node=node, boot=secrets.token_hex(8))
+
+
+def _vault(recorder: SessionRecorder, live: Live) -> VaultService | None:
+    if live.snapshot.loaded.config.vault is None:
+        return None
+    return VaultService(recorder.directory, lambda: live.snapshot.loaded, None)
 
 
 @contextlib.contextmanager

@@ -95,6 +95,10 @@ class Admin:
         except LoginRefused as error:
             raise AdminError("login-refused", f"{error.text}: the token proves nobody who may decide") from error
 
+    async def who(self, caller: Caller, params: Mapping[str, Any]) -> str:
+        """Name the person who asks, as approvals do: by the token in params, or as the operator at this machine."""
+        return (await self._approver(caller, _text(params, "token"))).subject
+
     async def _live(self, caller: Caller, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         return self.sessions.live()
 

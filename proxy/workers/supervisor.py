@@ -77,6 +77,7 @@ class Supervisor(Gateway):
             self._watch_certificates(),
             self._reload_on_hangup(),
             self._keep_level(),
+            *self._vaulting(),
         ]
 
     async def _prepared(self) -> bool:
