@@ -148,6 +148,7 @@ class SegmentWriter:
         self.track = TRACKS.index(header["track"])
         self.number: int = header["segment"]
         self.opening = encode_open(raw, keys)
+        self.pins: list[bytes] = []
         self.error: TapeError | None = None  # the log's: its entries are lost
         self.keys_path = keys_path
         self.synced = False  # for upkeep.py: nothing of it depends on the log any more
@@ -173,7 +174,7 @@ class SegmentWriter:
                 disk.remove(path)
             raise
         self.batch = wal.open(self)
-        self.head = (0, self.h0, self.batch)  # blocks, chain value and the batch of the log that pins them
+        self.head = (0, self.h0)  # blocks and the chain value behind them, in one piece for other threads
 
     def fail(self, error: TapeError) -> None:
         """The log lost entries of this segment. Called from the log's thread."""
@@ -183,7 +184,7 @@ class SegmentWriter:
     def data(self, raw: bytes | memoryview, t0_ns: int, last_ns: int, n_records: int, full: bool) -> int:
         """Write a DATA block of n_records records, the first at t0_ns, the last at last_ns.
 
-        full: its content goes to the log, too. Returns the number of the log's batch that has it.
+        full: its content goes to the log, too. Returns the number of the log's batch that has the last such block.
         """
         if not self.blocks:
             self._first_ns = t0_ns
@@ -214,11 +215,11 @@ class SegmentWriter:
         self.blocks += 1
         self.next_record = first + n_records
         if full:
-            self.batch = batch = self._wal.add(self, head, stored)
+            self.batch = self._wal.add(self, head, stored)
         else:
-            batch = self._wal.pin(self, head, leaf)
-        self.head = (self.blocks, chain, batch)
-        return batch
+            self._wal.pin(self, head, leaf)
+        self.head = (self.blocks, chain)
+        return self.batch
 
     def finish(self, status: str, reason: str, key: SealKey) -> None:
         """Write the indexes, the seal and the trailer. The file stays open, to be synced."""

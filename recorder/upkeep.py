@@ -82,7 +82,8 @@ class Upkeep:
         self._broken: deque[tuple[SegmentWriter, str]] = deque()
         self._directories: dict[Path, None] = {}
         self._open: dict[SegmentWriter, None] = {}
-        self._heads: list[tuple[SegmentWriter, tuple[int, bytes, int]]] = []
+        self._heads: list[tuple[SegmentWriter, tuple[int, bytes]]] = []
+        self._heads_batch = 0  # of the log, with which they are durable
         self._notes: deque[tuple[int, SegmentWriter, str]] = deque()  # batch, segment, "open" or a status
         self._to_sync: list[tuple[SegmentWriter, str]] = []
         self._to_close: list[tuple[SegmentWriter, int]] = []  # with the batch of their DONE
@@ -300,13 +301,15 @@ class Upkeep:
                 ledger.sealed(said["sid"], said["track"], segment.number, segment.root, word)
         notes.extend(later)
         now = time.monotonic()
-        for segment, (blocks, chain, batch) in self._heads:
-            if batch <= self._wal.durable and segment.error is None and blocks:
-                ledger.head(segment.header["sid"], segment.header["track"], segment.number, blocks, chain)
-        self._heads = []
-        if now >= self._heads_at:
+        if self._heads and self._heads_batch <= self._wal.durable:
+            for segment, (blocks, chain) in self._heads:
+                if segment.error is None and blocks:
+                    ledger.head(segment.header["sid"], segment.header["track"], segment.number, blocks, chain)
+            self._heads = []
+        if now >= self._heads_at and not self._heads:
             self._heads_at = now + HEADS_SECONDS
             self._heads = [(segment, segment.head) for segment in self._open]
+            self._heads_batch = self._wal.nudge()
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + HEARTBEAT_SECONDS
             ledger.heartbeat()

@@ -32,6 +32,9 @@ FILE_BYTES: Final = 64 * 1024 * 1024
 ZERO_STEP_BYTES: Final = 1024 * 1024
 # Entries that nobody waits for (bulk data) are written when they are this many bytes, or a second old. Ours.
 IDLE_BATCH_LIMIT: Final = 1024 * 1024
+PINS_LIMIT: Final = 2 * 4096  # header and leaf each: 320 KiB, below walformat.BODY_LIMIT
+
+_CLOSED: Final = "the session cannot be recorded: the recorder is closed"
 
 _OPEN: Final = int(EntryKind.OPEN)
 _FULL: Final = int(EntryKind.FULL)
@@ -46,6 +49,8 @@ class Logged(Protocol):
     track: int
     number: int
     opening: bytes  # the body of its OPEN entry
+
+    pins: list[bytes]  # block headers and leaves that are not in a batch yet; guarded by the log's lock
 
     def fail(self, error: TapeError) -> None:
         """The log could not take its entries: its tape ends. Called from the committer's thread."""
@@ -99,6 +104,7 @@ class Wal:
         self._idle = True
         self._stopping = False
         self._live: dict[Logged, None] = {}
+        self._pinned: dict[Logged, None] = {}  # those with pins that are not in a batch yet
         self._batch = Batch(1, 1)
         self._writing: Batch | None = None
         self._thread = threading.Thread(target=self._run, name="tape-commit", daemon=True)
@@ -116,9 +122,18 @@ class Wal:
         """Log a block with its content; returns the number of its batch. Raises TapeError."""
         return self._add(segment, _FULL, block_header, stored)
 
-    def pin(self, segment: Logged, block_header: bytes, leaf: bytes) -> int:
-        """Log a block's hash; returns the number of its batch. Raises TapeError."""
-        return self._add(segment, _DIGEST, block_header, leaf)
+    def pin(self, segment: Logged, block_header: bytes, leaf: bytes) -> None:
+        """Log a block's hash, with the segment's next entry or the next nudge. Raises TapeError."""
+        with self._lock:
+            if self._stopping:
+                raise TapeError(_CLOSED)
+            pins = segment.pins
+            if not pins:
+                self._pinned[segment] = None
+            elif len(pins) >= PINS_LIMIT:
+                self._put_pins(self._batch, segment)
+                self._pinned[segment] = None
+            pins += (block_header, leaf)
 
     def done(self, segment: Logged) -> int:
         """Log that the segment is complete and on the disk. Raises TapeError."""
@@ -147,23 +162,33 @@ class Wal:
                 self._wake.release()
         return future
 
-    def nudge(self) -> None:
-        """Write what is queued, though nobody waits for it."""
+    def nudge(self) -> int:
+        """Write what is queued, though nobody waits for it; returns the number of its batch."""
         with self._lock:
+            for segment in list(self._pinned):
+                self._put_pins(self._batch, segment)
             if self._idle and self._batch.buffers:
                 self._idle = False
                 self._wake.release()
+            return self._batch.number
 
     def _add(self, segment: Logged, kind: int, *body: bytes) -> int:
         with self._lock:
             if self._stopping:
-                raise TapeError("the session cannot be recorded: the recorder is closed")
+                raise TapeError(_CLOSED)
             batch = self._batch
+            if segment.pins:
+                self._put_pins(batch, segment)
             _put(batch, segment, kind, body)
             if batch.size_bytes > IDLE_BATCH_LIMIT and self._idle:
                 self._idle = False
                 self._wake.release()
             return batch.number
+
+    def _put_pins(self, batch: Batch, segment: Logged) -> None:
+        _put(batch, segment, _DIGEST, (b"".join(segment.pins),))
+        segment.pins.clear()
+        del self._pinned[segment]
 
     # -- the committer's side ---------------------------------------------------------------------------
 
@@ -261,6 +286,8 @@ class Wal:
             failed = {**batch.segments, **after.segments}
             for segment in failed:
                 self._live.pop(segment, None)
+                self._pinned.pop(segment, None)
+                segment.pins.clear()
             self._begin_batch(after.number + 1, after.generation + 1, True)
             for file in (self._before, self._file):
                 if file is not None:
@@ -277,6 +304,7 @@ class Wal:
 
     def stop(self) -> None:
         """Write what is queued and end the thread. Entries that come later are refused."""
+        self.nudge()
         with self._lock:
             self._stopping = True
             if self._idle:

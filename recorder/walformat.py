@@ -6,19 +6,19 @@ written beside it and synced later; what they lack after a power cut is restored
 A log is the files ``<any name>.wal`` of one directory; each is entries, one after the other from offset 0. Integers
 are little-endian; "block header", "leaf", "stored payload" are those of format.py.
 
-    entry = "GCTW" | kind u8 | track u8 | 0 u16 | segment u32 | generation u64 | sid (16) | body_len u32 | crc32 u32 | body
+    entry = "GCTW" | kind u8 | track u8 | 0 u16 | segment u32 | generation u64 | sid (16) | body_len u32 | crc u32 | body
 
-    sid is the ULID as a big-endian number; track is 0 main, 1 original; crc32 is that of the 40 bytes before it and of
-    the body. kind:
+    sid is the ULID as a big-endian number; track is 0 main, 1 original; crc is the CRC32 of the 40 bytes before it and
+    of the body. kind:
     1 OPEN    body = msgpack [segment header bin, .keys file bin or nil]: a segment that is now being written. Repeated
               at the head of each generation for every segment that is still open
     2 FULL    body = block header (48) || stored payload
-    3 DIGEST  body = block header (48) || leaf (32): where losing the content is allowed and losing the fact is not
+    3 DIGEST  body = (block header (48) || leaf (32)), once or more, in the order of seq: of blocks whose content may be
+              lost, and the fact of them not
     4 DONE    body empty: the segment file is complete, sealed and on the disk; whatever the log says of it is history
 
-    Every block of a segment is in the log, in the order of seq, as FULL or DIGEST; INDEX, COMMANDS and SEAL blocks too. A
-    file has one generation, that of its first entry; the log's files in the order of their generations are one sequence.
-    A file ends at the first entry with a wrong magic, kind, reserved byte, length, CRC or generation: files are zeroed
+    Every block of a segment is in the log, in the order of seq, as FULL or DIGEST; INDEX, COMMANDS and SEAL blocks too.
+    A file has one generation, that of its first entry; the log's files, by generation, are one sequence. A file ends at the first entry with a wrong magic, kind, reserved byte, length, CRC or generation: files are zeroed
     before they are used and used again under a higher generation, so valid entries of an earlier use may follow. No
     generation is ever used twice. A file is used again only when every segment that has entries in it is synced.
 
@@ -43,6 +43,7 @@ WAL_SUFFIX: Final = ".wal"
 TRACKS: Final = ("main", "original")  # by number
 KEYS_LIMIT: Final = 64 * 1024  # ours: a .keys file with some hundred recipients
 _OPEN_LIMIT: Final = HEADER_LIMIT + KEYS_LIMIT + 64
+PIN_BYTES: Final = BLOCK_HEADER_BYTES + 32
 BODY_LIMIT: Final = BLOCK_HEADER_BYTES + STORED_LIMIT  # of a FULL entry; an OPEN is always shorter
 
 _HEAD: Final = struct.Struct("<4sBBHIQ16sI")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from recorder.disk import Disk
 from recorder.format import BLOCK_HEADER_BYTES
-from recorder.walformat import ENTRY_HEADER_BYTES, WAL_SUFFIX, EntryKind, read_entries
+from recorder.walformat import ENTRY_HEADER_BYTES, PIN_BYTES, WAL_SUFFIX, EntryKind, read_entries
 
 
 @dataclass(slots=True)
@@ -83,7 +83,12 @@ class Log:
         for place, what in zip(items, items, strict=True):
             offset = (place & (1 << 48) - 1) + ENTRY_HEADER_BYTES
             body = self._disk.read_at(self.descriptors[place >> 48], what & 0xFFFFFFFF, offset)
-            yield what >> 32 == EntryKind.FULL, body[:BLOCK_HEADER_BYTES], body[BLOCK_HEADER_BYTES:]
+            if what >> 32 == EntryKind.FULL:
+                yield True, body[:BLOCK_HEADER_BYTES], body[BLOCK_HEADER_BYTES:]
+                continue
+            for start in range(0, len(body), PIN_BYTES):
+                pin = body[start : start + PIN_BYTES]
+                yield False, pin[:BLOCK_HEADER_BYTES], pin[BLOCK_HEADER_BYTES:]
 
     def close(self) -> None:
         for descriptor in self.descriptors:

@@ -148,7 +148,7 @@ class Session:
             entry["exact"] = False  # type: ignore[assignment]
         if "values" in command.facts:
             entry["values"] = command.facts["values"]
-        return self.tape.append(USER, Kind.COMMAND, _pack(entry))
+        return self.tape.append(USER, Kind.COMMAND, _pack(entry), entry)
 
     async def _judge(self, command: Command) -> Allow | Hold | Deny:
         if not self.gate.identities.valid(self.identity):
@@ -210,7 +210,7 @@ class Session:
                 entry["masks"] = list(dict.fromkeys(mask.rule for mask in verdict.masks))
         if approval is not None:
             entry["approval"] = approval
-        self.tape.append(GATE, Kind.VERDICT, _pack(entry))
+        self.tape.append(GATE, Kind.VERDICT, _pack(entry), entry)
 
     def _tape_approval(self, number: int, approval: str, state: str, **more: object) -> None:
         self.tape.append(GATE, Kind.APPROVAL, _pack({"command": number, "id": approval, "state": state, **more}))
