@@ -153,7 +153,7 @@ class WatchedTape(FakeTape):
             self.failed = True
             raise TapeError("the disk is full")
 
-    def append(self, channel: int, kind: Kind, payload: bytes) -> int:
+    def append(self, channel: int, kind: Kind, payload: bytes, entry: Mapping[str, Any] | None = None) -> int:
         self._called("append")
         return super().append(channel, kind, payload)
 

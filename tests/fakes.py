@@ -31,7 +31,7 @@ class FakeTape(Tape):
     fail: bool = False
     closed: tuple[str, str] | None = None
 
-    def append(self, channel: int, kind: Kind, payload: bytes) -> int:
+    def append(self, channel: int, kind: Kind, payload: bytes, entry: Mapping[str, Any] | None = None) -> int:
         if self.fail or self.closed:
             raise TapeError("the fake tape fails")
         self.records.append((channel, kind, payload))
