@@ -163,8 +163,12 @@ class Disk:
                 done += more
 
     def truncate(self, descriptor: int, size: int) -> None:
-        """Cut the file off behind size bytes."""
+        """Cut the file off behind size bytes; sync_all makes that durable."""
         os.ftruncate(descriptor, size)
+
+    def sync_all(self, descriptor: int) -> None:
+        """Make the file's data and length durable, a shorter one as well: fdatasync does not promise that."""
+        os.fsync(descriptor)
 
     def remove(self, path: Path) -> None:
         """Remove the file's name."""

@@ -18,7 +18,8 @@ A crash in the middle loses nothing: until 5 the log is whole, and the same step
 ended by CRASHSEAL is opened once more only if the log has its next block (a writer that gave up may have sealed less
 than was acknowledged). A segment that the log does not name but that continues the last one it names was begun just
 before a kill: it is ended too. One that does not continue it holds nothing that was acknowledged, and would make
-the tape contradict itself: it is renamed to ``*.orphan``. After "refused" the log is kept as ``*.refused``.
+the tape contradict itself: it is renamed to ``*.orphan``. After "refused" the log is kept as ``*.refused``, and so is
+the reason, in a file beside the tape; for as long as that is there, nobody here touches the tape.
 
 Any OSError ends recovery with the log in place: the gateway does not start on a disk that it cannot read or write.
 sweep() ends tapes that no log ever named: the kernel had them, the log's first batch with them was not yet written.
@@ -49,6 +50,8 @@ __all__ = ["Recovered", "Recovery", "recover", "seal_broken", "sweep"]
 KILLED: Final = "the gateway was killed, or the machine stopped"
 ORPHAN_SUFFIX: Final = ".orphan"
 REFUSED_SUFFIX: Final = ".refused"
+COPY_SUFFIX: Final = ".copy"
+COPY_BYTES: Final = 1024 * 1024
 # How much older than the newest tape one that no log names can be. Ours: the longest that a commit may hang, and more.
 SWEEP_NS: Final = 600 * 1_000_000_000
 
@@ -82,23 +85,47 @@ def recover(directory: Path, wal: Path, key: SealKey, *, disk: Disk, reason: str
     return Recovery(work.results, log.generation)
 
 
-def seal_broken(path: Path, key: SealKey, *, disk: Disk, reason: str) -> Recovered:
+def seal_broken(path: Path, key: SealKey, *, disk: Disk, reason: str, copy: bool = False) -> Recovered:
     """End one segment whose writer gave up and has closed it: cut the torn end off, seal what is there, sync.
 
+    copy: after a failed sync. The kernel may call pages clean that never reached the disk, and a second sync would
+    believe it; so what can still be read goes to a new file, which takes the old one's place once it is durable.
     A file without a whole header is "refused": there is nothing to seal. Raises OSError.
     """
     descriptor = disk.open_existing(path)
     try:
         header = decode_header(disk.read_at(descriptor, HEADER_LIMIT + 32, 0))
+        if copy:
+            descriptor = _copied(disk, descriptor, path)
         repair = Repair(disk, descriptor, header)
         repair.finish("crashed", reason, key)
-        disk.sync(descriptor)
+        disk.sync_all(descriptor)
+        if copy:
+            disk.rename(path.with_name(path.name + COPY_SUFFIX), path)
     except FormatError as error:
         return _refused(path.name[:26], 0, 0, path, error.reason)
     finally:
         disk.close(descriptor)
     disk.sync_directory(path.parent)
     return repair.result(path, "crashed", reason)
+
+
+def _copied(disk: Disk, descriptor: int, path: Path) -> int:
+    """Copy the open file and close it; returns the copy, open. Raises OSError, with the descriptor still open."""
+    target = path.with_name(path.name + COPY_SUFFIX)
+    if target.exists():
+        disk.remove(target)
+    made = disk.create(target)
+    offset = 0
+    try:
+        while data := disk.read_at(descriptor, COPY_BYTES, offset):
+            disk.write(made, (data,))
+            offset += len(data)
+    finally:
+        disk.close(made)
+    copy = disk.open_existing(target)
+    disk.close(descriptor)
+    return copy
 
 
 def sweep(directory: Path, key: SealKey, before_ns: int, *, disk: Disk, reason: str = KILLED) -> list[Recovered]:
@@ -135,7 +162,23 @@ class _Work:
         for key in sorted(log.named):
             if key not in log.done:
                 self._segment(log, *key)
+        for refused in self.results:
+            if refused.status == "refused":
+                self._mark(refused)
         self.sync_directories()
+
+    def _mark(self, refused: Recovered) -> None:
+        """Leave a word beside a file that contradicts the log, for people and for sweep()."""
+        if not refused.path.is_file():
+            return
+        mark = refused.path.with_name(refused.path.name + REFUSED_SUFFIX)
+        if not mark.exists():
+            descriptor = self._disk.create(mark)
+            try:
+                self._disk.write(descriptor, (f"{refused.reason}\n".encode(),))
+                self._disk.sync_all(descriptor)
+            finally:
+                self._disk.close(descriptor)
 
     def sync_directories(self) -> None:
         """Make durable what was created and renamed: the deepest first, a directory's content before its name."""
@@ -143,7 +186,9 @@ class _Work:
             self._disk.sync_directory(path)
 
     def sweep(self, path: Path) -> None:
-        """End a segment that no log names, unless it has its end. Raises OSError."""
+        """End a segment that no log names, unless it has its end, or was refused. Raises OSError."""
+        if path.with_name(path.name + REFUSED_SUFFIX).exists():
+            return
         descriptor = self._disk.open_existing(path)
         try:
             size = self._disk.size(descriptor)
@@ -207,7 +252,7 @@ class _Work:
             descriptor = self._disk.open_existing(path)
             try:
                 if self._disk.read_at(descriptor, KEYS_LIMIT + 1, 0) == keys:
-                    self._disk.sync(descriptor)
+                    self._disk.sync_all(descriptor)
                     return ""
             finally:
                 self._disk.close(descriptor)
@@ -215,7 +260,7 @@ class _Work:
         descriptor = self._disk.create(path)
         try:
             self._disk.write(descriptor, (keys,))
-            self._disk.sync(descriptor)
+            self._disk.sync_all(descriptor)
         finally:
             self._disk.close(descriptor)
         return ""
@@ -234,7 +279,7 @@ class _Work:
                 following = self._unnamed(header, repair)
             status: Literal["crashed", "continued"] = "continued" if followed or following is not None else "crashed"
             repair.finish(status, self._reason, self._key)
-            self._disk.sync(descriptor)
+            self._disk.sync_all(descriptor)
         finally:
             self._disk.close(descriptor)
         self.results.append(repair.result(path, status, "; ".join(filter(None, (self._reason, note)))))
@@ -263,7 +308,7 @@ class _Work:
             said = decode_header(self._disk.read_at(descriptor, HEADER_LIMIT + 32, 0))
             place = {"segment": header.segment + 1, "prev": repair.body.chain, "first_record": repair.body.next_record}
             if {**said.map_, "enc": None} == {**header.map_, **place, "enc": None}:
-                self._disk.sync(descriptor)  # the seal before it will say that it is there
+                self._disk.sync_all(descriptor)  # the seal before it will say that it is there
                 self._disk.sync_directory(path.parent)
                 return said
         except FormatError:

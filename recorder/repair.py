@@ -33,7 +33,10 @@ _STATUS: Final[dict[str, Status]] = {
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What became of one segment. restored: blocks from the log; gaps: all of its GAP blocks."""
+    """What became of one segment. restored: blocks from the log; gaps: all of its GAP blocks.
+
+    blocks: its DATA and GAP blocks; root: of its tree, as in its seal (empty if refused).
+    """
 
     sid: str
     track: str
@@ -44,6 +47,8 @@ class Recovered:
     gaps: int
     cut_bytes: int
     reason: str
+    blocks: int = 0
+    root: bytes = b""
 
 
 class Refused(Exception):
@@ -67,6 +72,7 @@ class Repair:
         self._log_tail_bytes = bytearray()
         self._log_tail_blocks = 0
         self.restored = 0
+        self._root = b""
         self.problem = ""  # why not all of the log could be used
 
     @property
@@ -135,6 +141,7 @@ class Repair:
         """Write all that is to come; without a seal from file or log, one with the status. Raises OSError."""
         log_tail = self._log_tail
         if self._tail is not None:
+            self._root = self._tail.root
             trailer = encode_trailer(self._tail.index_offset)
             end = self._tail.end
             if (
@@ -145,11 +152,13 @@ class Repair:
             self._written = end
             self._out += trailer
         elif log_tail is not None and log_tail.sealed:
+            self._root = log_tail.root
             self._out += self._log_tail_bytes + encode_trailer(log_tail.index_offset)
             self.restored += self._log_tail_blocks
         else:
             text = f"{reason}; {self.problem}" if self.problem else reason
-            self._out += crash_end(self.body, key, status, text)
+            end_bytes, self._root = crash_end(self.body, key, status, text)
+            self._out += end_bytes
         self._flush()
 
     def _flush(self) -> None:
@@ -166,5 +175,17 @@ class Repair:
         track = str(header.map_.get("track"))
         end = _STATUS.get(self.end_status, status)
         text = "; ".join(filter(None, (reason if end != "closed" else "", self.problem)))
-        gaps = len(self.body.gaps)
-        return Recovered(header.sid, track, header.segment, path, end, self.restored, gaps, self.cut_bytes, text)
+        body = self.body
+        return Recovered(
+            sid=header.sid,
+            track=track,
+            segment=header.segment,
+            path=path,
+            status=end,
+            restored=self.restored,
+            gaps=len(body.gaps),
+            cut_bytes=self.cut_bytes,
+            reason=text,
+            blocks=body.count,
+            root=self._root,
+        )

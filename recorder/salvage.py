@@ -23,7 +23,6 @@ from recorder.format import (
     BLOCK_HEADER_BYTES,
     BLOCK_TARGET_BYTES,
     CHAIN_BYTES,
-    TRAILER_BYTES,
     Block,
     BlockType,
     Header,
@@ -115,6 +114,7 @@ class Tail:
         self.end = body.end
         self.index_offset = 0
         self.status = ""  # the seal's
+        self.root = b""
         self.crashed = False  # it is a CRASHSEAL
 
     @property
@@ -149,7 +149,8 @@ class Tail:
             return False
         self.crashed = block.type is BlockType.CRASHSEAL
         self.status = str(said.get("status"))
-        found = (self._body.h0, self._tree.root(), self.chain, self._seq, self._body.gaps)
+        self.root = self._tree.root()
+        found = (self._body.h0, self.root, self.chain, self._seq, self._body.gaps)
         if found != tuple(said.get(name) for name in ("h0", "root", "head", "blocks", "gaps")):
             return False
         return self.crashed or not self._body.gaps
@@ -229,8 +230,8 @@ def make_gap(body: Body, lost: Block, head: bytes, leaf: bytes) -> bytes:
     return own + head + leaf + chain
 
 
-def crash_end(body: Body, key: SealKey, status: str, reason: str) -> bytes:
-    """Return INDEX, CRASHSEAL and trailer for the body, to be written at its end."""
+def crash_end(body: Body, key: SealKey, status: str, reason: str) -> tuple[bytes, bytes]:
+    """Return (INDEX, CRASHSEAL and trailer for the body, to be written at its end; the tree's root)."""
     header, out = body.header.map_, bytearray()
     tree, chain, seq = copy.deepcopy(body.tree), body.chain, body.count
 
@@ -246,12 +247,13 @@ def crash_end(body: Body, key: SealKey, status: str, reason: str) -> bytes:
     for piece in body.index:
         chain = block(BlockType.INDEX, bytes(piece))
         seq += 1
+    root = tree.root()
     said = {
         "sid": body.header.sid,
         "segment": body.header.segment,
         "track": header.get("track"),
         "h0": body.h0,
-        "root": tree.root(),
+        "root": root,
         "head": chain,
         "blocks": seq,
         "first_record": body.header.first_record,
@@ -265,12 +267,4 @@ def crash_end(body: Body, key: SealKey, status: str, reason: str) -> bytes:
         "log": None,
     }
     block(BlockType.CRASHSEAL, key.seal(said))
-    return bytes(out) + encode_trailer(body.end)
-
-
-def whole(disk: Disk, descriptor: int, tail: Tail) -> bool:
-    """Tell whether the file ends with the tail's trailer."""
-    end = tail.end + TRAILER_BYTES
-    if disk.size(descriptor) != end:
-        return False
-    return disk.read_at(descriptor, TRAILER_BYTES, tail.end) == encode_trailer(tail.index_offset)
+    return bytes(out) + encode_trailer(body.end), root
