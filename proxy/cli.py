@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
 from proxy import __version__
+from recorder import export_options
 
-EXPORT_FORMATS = ("asciicast-v2", "asciicast-v3", "txt", "jsonl")
 STATES = ("pending", "approved", "denied", "expired", "withdrawn", "all")
 _ENVIRONMENT = """\
 environment:
@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     _policy(commands)
     _sessions(commands)
     _tapes(commands)
+    _vault(commands)
     version = _command(commands, "version", "version", "print the version", "gatecast version --json")
     _json(version)
     return top
@@ -168,6 +169,7 @@ def _config(commands: _Commands) -> None:
         "read a configuration and say what it would start, or all that is wrong with it",
         "gatecast config check -c gatecast.yaml",
     )
+    check.add_argument("--connect", action="store_true", help="try the vault's bucket, too")
     _file(check)
     _json(check)
     _command(
@@ -265,34 +267,82 @@ def _sessions(commands: _Commands) -> None:
     kill = _command(group, "kill", "sessions_kill", "end an open session", "gatecast sessions kill 01KA...")
     for command in (show, kill):
         command.add_argument("session", help="its id" + ("" if command is kill else ", or how it begins, or a file"))
-    for command in (listing, live, show, kill):
+    erase = _command(
+        group,
+        "erase",
+        "sessions_erase",
+        "destroy the keys of an encrypted session: asked by one, confirmed by another",
+        "gatecast sessions erase 01KA... --reason 'GDPR 17, case 12'",
+        module="proxy.vault.commands",
+    )
+    erase.add_argument("session", nargs="?", help="its id, or how it begins")
+    erase.add_argument("--reason", help="why; it goes into the node log")
+    erase.add_argument("--confirm", metavar="TOKEN", help="do what somebody else has asked for")
+    for command in (listing, live, show, kill, erase):
+        _file(command)
+        _json(command)
+
+
+def _vault(commands: _Commands) -> None:
+    module = "proxy.vault.commands"
+    group = _group(commands, "vault", "see and keep what has left for the bucket", "gatecast vault status")
+    made = []
+
+    def add(name: str, text: str, example: str, below: _Commands = group, prefix: str = "vault_") -> _Parser:
+        made.append(_command(below, name, prefix + name, text, f"gatecast {example}", module))
+        return made[-1]
+
+    add("status", "show what waits to be uploaded, and what is wrong", "vault status --json")
+    fetch = add("fetch", "bring a session back", "vault fetch 01KA --to /tmp/case-7")
+    fetch.add_argument("session", help="its id, or how it begins")
+    fetch.add_argument("--to", metavar="DIR", help="where to put its files (default: a folder of its name here)")
+    expire = add(
+        "expire", "delete sessions whose term is over: asked by one, confirmed by another", "vault expire --dry-run"
+    )
+    how = expire.add_mutually_exclusive_group(required=True)
+    how.add_argument("--dry-run", action="store_true", help="say what would go, and ask for it")
+    how.add_argument("--confirm", metavar="TOKEN", help="let go what somebody else's dry run has listed")
+    add("retry", "try conflicts again, after a look at them", "vault retry")
+    history = add("history", "show holds, expiries, erasures and conflicts", "vault history")
+    history.add_argument("--limit", type=int, default=100)
+    hold = _group(group, "hold", "legal holds, which beat every term", "gatecast vault hold list")
+    new = add("add", "keep sessions until it is released", "vault hold add --matter C7", hold, "vault_hold_")
+    new.add_argument("--matter", required=True, help="what it is for")
+    for name in ("session", "target", "subject"):
+        new.add_argument(f"--{name}", help=f"only of this {name}")
+    for name in ("since", "until"):
+        new.add_argument(f"--{name}", metavar="TIME", help="2026-11-21, or 2026-11-21T10:00:00Z")
+    listing = add("list", "list the holds", "vault hold list --all", hold, "vault_hold_")
+    listing.add_argument("--all", action="store_true", help="those that were released, too")
+    release = add("release", "end a hold", "vault hold release hold_1f --reason closed", hold, "vault_hold_")
+    release.add_argument("hold", help="its id (hold_...)")
+    release.add_argument("--reason", required=True)
+    for command in made:
         _file(command)
         _json(command)
 
 
 def _tapes(commands: _Commands) -> None:
+    from recorder.player_arguments import add_arguments as add_replay_arguments
+
     replay = _command(
         commands,
         "replay",
         "replay",
-        "play a session in the terminal: space pauses, . steps, [ ] jump, + - change the speed, q quits",
+        "play a session in the terminal: space pauses, . steps, [ ] { } and arrows jump, ? lists all keys, q quits",
         "gatecast replay 01KA --speed 4 --idle-limit 1s",
     )
     replay.add_argument("tape", help="a file, a session's id, or how it begins")
-    replay.add_argument("--speed", type=float, default=1.0)
-    replay.add_argument("--idle-limit", metavar="TIME", help="cut longer pauses to this: 2s")
-    replay.add_argument("--from", dest="start", metavar="TIME", help="begin here: 90s")
-    replay.add_argument("--follow", action="store_true", help="go on while the session does")
+    add_replay_arguments(replay)
     export = _command(
         commands,
         "export",
         "export",
         "write a session in another format",
-        "gatecast export 01KA --format asciicast-v3 -o session.cast",
+        "gatecast export 01KA --format html -o session.html",
     )
     export.add_argument("tape", help="a file, a session's id, or how it begins")
-    export.add_argument("--format", required=True, choices=EXPORT_FORMATS)
-    export.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+    export_options.add_arguments(export)
     verify = _command(
         commands,
         "verify",

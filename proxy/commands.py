@@ -75,7 +75,7 @@ def config_check(options: Namespace) -> int:
     from proxy.checking import check_config, render_check
 
     try:
-        found = check_config(_config(options))
+        found = check_config(_config(options), connect=options.connect)
     except ConfigError as error:
         if not options.json:
             raise
@@ -245,27 +245,19 @@ def sessions_kill(options: Namespace) -> int:
 def replay(options: Namespace) -> int:
     """gatecast replay."""
     from recorder.cli import replay_main
-    from recorder.replay import ReplayOptions
+    from recorder.player_options import BadOption, from_arguments
 
-    if not 0 < options.speed <= 64:
-        raise CommandError("--speed is above 0, at most 64")
-    start = _seconds(options.start) or 0.0
-    idle = _seconds(options.idle_limit)
-    how = ReplayOptions(speed=options.speed, idle_limit_seconds=idle, from_seconds=start, follow=options.follow)
-    return replay_main(_tape(options, options.tape), how)
+    try:
+        return replay_main(_tape(options, options.tape), from_arguments(options))
+    except BadOption as error:
+        raise CommandError(str(error)) from None
 
 
 def export(options: Namespace) -> int:
     """gatecast export."""
-    from recorder.cli import export as write
+    from recorder.cli import export_main
 
-    tape = _tape(options, options.tape)
-    if options.output is None:
-        write(tape, options.format, sys.stdout)
-        return 0
-    with Path(options.output).open("x", encoding="utf-8") as out:
-        write(tape, options.format, out)
-    return 0
+    return export_main(_tape(options, options.tape), options)
 
 
 def verify(options: Namespace) -> int:
@@ -351,7 +343,14 @@ def _tape(options: Namespace, name: str) -> Path:
         return Path(name)
     try:
         return find_tape(_tapes(options), name)
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
+        from proxy.vault.commands import read_tape  # its files may have left for the bucket
+
+        fetched = read_tape(options, name)
+        if fetched is not None:
+            return fetched
+        raise CommandError(f"{error}; gatecast sessions list shows them") from error
+    except ValueError as error:
         raise CommandError(f"{error}; gatecast sessions list shows them") from error
 
 

@@ -5,13 +5,17 @@ Strings in the results come from tapes: print them through recorder.escape.visib
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from recorder.cipher import AuditorKey
 from recorder.disk import is_live
 from recorder.errors import FormatError
+from recorder.escape import visible
 from recorder.export import export_tape, plain, wall_time
 from recorder.format import SUFFIX
 from recorder.reader import TapeReader, name_of
@@ -49,9 +53,31 @@ def replay_main(path: Path, options: ReplayOptions) -> int:
 
 
 def export(path: Path, form: str, out: TextIO) -> dict[str, Any]:
-    """Write the tape in a format of recorder.export.FORMATS. Raises OSError, FormatError, ValueError."""
+    """Write the tape in a format of recorder.export.FORMATS that is text. Raises OSError, FormatError, ValueError."""
     tape = TapeReader(path)
     return {"sid": tape.header.sid, "format": form, "lines": export_tape(tape, form, out)}
+
+
+def export_main(path: Path, options: Namespace, keys: Sequence[AuditorKey] = ()) -> int:
+    """Export by the arguments of export_options.py; returns the exit code. Raises OSError, FormatError, ValueError."""
+    from recorder.export_file import export_to
+    from recorder.export_options import from_arguments
+    from recorder.progress import ProgressLine
+
+    tape = TapeReader(path, keys)
+    destination = None if options.output is None else Path(options.output)
+    with ProgressLine(f"export {options.format}", sys.stderr) as progress:
+        done = export_to(
+            tape,
+            options.format,
+            destination,
+            from_arguments(options, tape.header.wall0_ns),
+            force=options.force,
+            progress=progress,
+        )
+    if done.remark:
+        print(f"gatecast: {visible(done.sid)} is {done.remark}", file=sys.stderr)
+    return 0
 
 
 def verify_path(path: Path, key_file: Path) -> dict[str, Any]:

@@ -1,7 +1,33 @@
-"""Exports of a tape: asciicast v2 and v3 (the transcript as a cast), txt (the transcript alone), jsonl (every record).
+"""Exports of a tape, format by format; what writes files is in export_file.py.
 
-Memory is constant: one record at a time. jsonl loses nothing: WIRE is base64, with its text beside it where it is
-UTF-8; maps are JSON, bytes in them base64 under "base64".
+    asciicast-v2, asciicast-v3   the transcript as a cast for asciinema and its player (export_cast.py)
+    txt                          the transcript as text: what replay prints without timing
+    jsonl                        every record, nothing lost (below)
+    html                         one file with the player inside, for any browser (export_html.py)
+    sql                          the statements as a script for psql (export_sql.py)
+    raw                          the bytes on the wire, one direction or all (export_raw.py)
+    har                          HTTP sessions only (export_har.py)
+    gif, svg, mp4                by other programs, out of a cast (export_media.py)
+
+Memory is constant: one record at a time; html holds its list of commands, too.
+
+jsonl, one JSON object a line, ASCII only. Keys stay what they are; new ones may come. Maps are JSON objects; bytes in
+them are {"base64": ...}, and where a map's key is no string, its text stands for it. The first line:
+
+    header    the tape's header map (recorder/format.py)
+    status    "closed" | "failed" | "crashed": by the seal, unchecked; "live" | "unsealed": there is none
+    remark    what a reader must know about the end; "" of a whole tape
+    from_ns, to_ns  the span that was asked for, in ns since the tape was opened; to_ns null: to the end
+
+and every other line is a record:
+
+    n, t_ns   its number; nanoseconds since the tape was opened
+    time      wall time, ISO 8601 in UTC with microseconds
+    channel   "gate" | "user" | "out" | "err"
+    kind      "WIRE", "COMMAND", ... by format.py; a number if this version does not know it
+    payload   the map (or array) of every kind but WIRE
+    base64    the bytes of a WIRE record, or a payload that is not msgpack
+    text      beside base64 where the bytes are UTF-8
 """
 
 from __future__ import annotations
@@ -10,75 +36,86 @@ import base64
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 import msgpack
 
-from recorder.cast import CastV2, CastV3, Encoder
+from recorder.export_cast import cast_lines
+from recorder.export_options import COLUMNS as COLUMNS
+from recorder.export_options import FORMATS as FORMATS
+from recorder.export_options import ROWS as ROWS
+from recorder.export_options import TEXT_FORMATS, ExportError, ExportOptions
+from recorder.export_source import Progress, Source
+from recorder.export_source import wall_time as wall_time
 from recorder.format import Kind, Record
 from recorder.reader import TapeReader
 from recorder.transcript import Transcript
 
-COLUMNS: Final = 110  # recorder note, section 9: 100 to 120 read well
-ROWS: Final = 32
-FORMATS: Final = ("asciicast-v2", "asciicast-v3", "txt", "jsonl")
 _CHANNELS: Final = ("gate", "user", "out", "err")
 
 
-def export_tape(tape: TapeReader, form: str, out: TextIO) -> int:
-    """Write the tape in one of FORMATS; return the number of lines, or pieces (txt). Raises ValueError."""
-    match form:
-        case "asciicast-v2":
-            lines = _cast(tape, CastV2())
-        case "asciicast-v3":
-            lines = _cast(tape, CastV3())
-        case "txt":
-            lines = _text(tape)
-        case "jsonl":
-            lines = _json_lines(tape)
-        case _:
-            raise ValueError(f"no export format {form!r}; there are {', '.join(FORMATS)}")
+def export_tape(
+    tape: TapeReader,
+    form: str,
+    out: TextIO,
+    options: ExportOptions | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Write the tape in one of TEXT_FORMATS; return the number of lines, or pieces. Raises ExportError, FormatError."""
     count = 0
-    for line in lines:
+    for line in export_lines(Source(tape, options, progress), form):
         out.write(line)
         count += 1
     return count
 
 
-def _cast(tape: TapeReader, encoder: Encoder) -> Iterator[str]:
-    said = tape.header.map_
-    more = said.get("more")
-    size = more.get("tty") if isinstance(more, dict) else None
-    match size:
-        case [int(columns), int(rows)] if 0 < columns < 10_000 and 0 < rows < 10_000:
-            pass
+def export_lines(source: Source, form: str) -> Iterator[str]:
+    """Yield the export in a text format, piece by piece. Raises ExportError."""
+    match form:
+        case "asciicast-v2":
+            return cast_lines(source, 2)
+        case "asciicast-v3":
+            return cast_lines(source, 3)
+        case "txt":
+            return _text(source)
+        case "jsonl":
+            return _json_lines(source)
+        case "html":
+            from recorder.export_html import page
+
+            return page(source)
+        case "sql":
+            from recorder.export_sql import script
+
+            return script(source)
         case _:
-            columns, rows = COLUMNS, ROWS
-    title = f"{said.get('protocol', '')} {said.get('target', '')} {said.get('sid', '')}"
-    duration = round(tape.duration_ns / 1e9, 3)
-    yield encoder.header(columns, rows, tape.header.wall0_ns // 1_000_000_000, title, duration=duration)
-    transcript = Transcript(said, columns=columns)
-    for piece in transcript.banner():
-        yield encoder.event(piece)
-    for record in tape.records():
-        for piece in transcript.feed(record):
-            line = encoder.event(piece)
-            if line:
-                yield line
+            raise ExportError(f"no export format {form!r} as text; there are {', '.join(TEXT_FORMATS)}")
 
 
-def _text(tape: TapeReader) -> Iterator[str]:
-    transcript = Transcript(tape.header.map_, columns=COLUMNS, color=False, newline="\n")
+def _text(source: Source) -> Iterator[str]:
+    transcript = Transcript(
+        source.said, columns=source.options.columns, color=False, newline="\n", done=source.commands_before
+    )
     yield from (piece.text for piece in transcript.banner())
-    for record in tape.records():
+    if source.remark:
+        yield f"-- {source.remark}\n"
+    for record in source.records():
         yield from (piece.text for piece in transcript.feed(record) if piece.code == "o")
 
 
-def _json_lines(tape: TapeReader) -> Iterator[str]:
-    wall0_ns = tape.header.wall0_ns
-    yield _json({"header": plain(tape.header.map_)})
-    for record in tape.records():
+def _json_lines(source: Source) -> Iterator[str]:
+    options = source.options
+    yield _json(
+        {
+            "header": plain(source.said),
+            "status": source.status,
+            "remark": source.remark,
+            "from_ns": options.start_ns,
+            "to_ns": options.end_ns,
+        }
+    )
+    wall0_ns = source.tape.header.wall0_ns
+    for record in source.records():
         yield _json(_entry(record, wall0_ns))
 
 
@@ -100,14 +137,6 @@ def _entry(record: Record, wall0_ns: int) -> dict[str, Any]:
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException):
         entry["base64"] = base64.b64encode(record.payload).decode()
     return entry
-
-
-def wall_time(ns: int) -> str:
-    """ISO 8601 in UTC with microseconds."""
-    return (
-        datetime.fromtimestamp(ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        + f".{ns // 1000 % 1_000_000:06d}Z"
-    )
 
 
 def plain(value: object) -> Any:

@@ -1,0 +1,161 @@
+"""Puts the records of a session together again: one Step for each command, with its verdict, approval and result.
+
+Pure. Steps are numbered as the transcript numbers them. A command of PostgreSQL's extended protocol is on the tape up
+to three times, as it is prepared, bound and run; the first byte of the message before it tells which (PostgreSQL
+docs, 55.7: Parse "P", Bind "B", Execute "E"). What is written once should read the last and leave out the others.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from recorder.format import PAYLOAD_LIMIT, USER, Kind, Record, fields
+from recorder.transcript import OPEN_COMMANDS_LIMIT
+
+Phase = Literal["prepare", "bind", "execute", "run"]
+_PHASES: Final[Mapping[int, Phase]] = {ord("P"): "prepare", ord("B"): "bind", ord("E"): "execute"}
+
+
+@dataclass(slots=True)
+class Step:
+    """One command and what became of it so far. Times are those of the tape; -1: it did not happen (yet).
+
+    typed: the user sent it as a message of its own; False for what came with the login.
+    """
+
+    n: int
+    t_ns: int
+    label: str
+    verb: str
+    kind: str
+    text: str
+    exact: bool = True
+    phase: Phase = "run"
+    typed: bool = True
+    values: tuple[object, ...] = ()
+    verdict: str = ""
+    verdict_ns: int = -1
+    rule: str = ""
+    reason: str = ""
+    masks: tuple[str, ...] = ()
+    approval: str = ""
+    approvers: tuple[str, ...] = ()
+    state: str = ""
+    held_ns: int = -1
+    decided_ns: int = -1
+    by: str = ""
+    word: str = ""
+    tag: str = ""
+    count: int = 0
+    done_ns: int = -1
+    error: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def outcome(self) -> str:
+        """One word for it: deny, error, held (waits, or was approved), allow; "" while nobody has decided."""
+        if self.verdict == "deny":
+            return "deny"
+        if self.error:
+            return "error"
+        return "held" if self.state else self.verdict
+
+    @property
+    def code(self) -> str:
+        """The error's own code (SQLSTATE), if there is one."""
+        return self.error.get("code") or self.error.get("sqlstate") or ""
+
+
+class Steps:
+    """Feeds on records, gives steps; a step goes on changing as later records speak of it."""
+
+    def __init__(self, protocol: str, *, before: int = 0, text_limit: int | None = None) -> None:
+        """before: commands before the first record. text_limit: characters of a text that are kept."""
+        self._postgres = protocol == "postgres"
+        self._count = before
+        self._text_limit = text_limit
+        self._open: OrderedDict[int, Step] = OrderedDict()
+        self._message = 0  # the first byte of the user's message before this record
+        self._continued = -1  # the number of the record that would continue that message
+
+    def feed(self, record: Record) -> Step | None:
+        """Return the step that the record begins or speaks of, if any."""
+        if record.kind == Kind.WIRE:
+            self._wire(record)
+            return None
+        if record.kind not in (Kind.COMMAND, Kind.VERDICT, Kind.APPROVAL, Kind.RESULT):
+            return None
+        said = fields(record.payload)
+        if record.kind == Kind.COMMAND:
+            return self._command(record, said)
+        number = said.get("command")
+        step = self._open.get(number) if isinstance(number, int) else None
+        if step is None:
+            return None
+        match record.kind:
+            case Kind.VERDICT:
+                step.verdict, step.verdict_ns = str(said.get("verdict", "")), record.t_ns
+                step.rule, step.reason = str(said.get("rule", "")), str(said.get("reason", ""))
+                step.masks = tuple(dict.fromkeys(_strings(said.get("masks"))))
+            case Kind.APPROVAL:
+                self._approval(step, record, said)
+            case _:
+                self._result(step, record, said)
+        return step
+
+    def _wire(self, record: Record) -> None:
+        """Remember how the user's message begins; a message over the limit goes on in the next record."""
+        if record.channel != USER or not record.payload:
+            return
+        if record.n != self._continued:
+            self._message = record.payload[0]
+        self._continued = record.n + 1 if len(record.payload) == PAYLOAD_LIMIT else -1
+
+    def _command(self, record: Record, said: Mapping[str, Any]) -> Step:
+        self._count += 1
+        text = str(said.get("text") or said.get("verb") or "")
+        if self._text_limit is not None and len(text) > self._text_limit:
+            text = text[: self._text_limit - 1] + "…"
+        values = said.get("values")
+        step = Step(
+            record.n,
+            record.t_ns,
+            f"Q{self._count}",
+            str(said.get("verb", "")),
+            str(said.get("kind", "")),
+            text,
+            said.get("exact") is not False,
+            _PHASES.get(self._message, "run") if self._postgres else "run",
+            self._message != 0,
+            tuple(values) if isinstance(values, list) else (),
+        )
+        self._message = 0
+        self._open[record.n] = step
+        if len(self._open) > OPEN_COMMANDS_LIMIT:
+            self._open.popitem(last=False)
+        return step
+
+    @staticmethod
+    def _approval(step: Step, record: Record, said: Mapping[str, Any]) -> None:
+        step.state, step.approval = str(said.get("state", "")), str(said.get("id", ""))
+        if step.state == "pending":
+            step.held_ns = record.t_ns
+            step.rule = str(said.get("rule", ""))
+            step.approvers = tuple(_strings(said.get("approvers")))
+        else:
+            step.decided_ns = record.t_ns
+            step.by, step.word = str(said.get("by", "")), str(said.get("reason", ""))
+
+    @staticmethod
+    def _result(step: Step, record: Record, said: Mapping[str, Any]) -> None:
+        count, error = said.get("count"), said.get("error")
+        step.tag, step.done_ns = str(said.get("tag", "")), record.t_ns
+        step.count = count if isinstance(count, int) else 0
+        if isinstance(error, dict):
+            step.error = {str(key): str(value) for key, value in error.items()} or {"message": ""}
+
+
+def _strings(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list | tuple) else []
