@@ -15,10 +15,14 @@ from proxy.config import ConfigErrors
 from proxy.core.errors import ConfigError
 from proxy.services import WEAK_FILE_SYSTEMS, credentials_of, file_system
 from proxy.snapshot import Snapshot, read_snapshot
+from recorder.vault import VaultError
 
 
-def check_config(path: Path) -> dict[str, Any]:
-    """Read a configuration with its rules, certificates and keys; nothing is made. Raises ConfigError."""
+def check_config(path: Path, *, connect: bool = False) -> dict[str, Any]:
+    """Read a configuration with its rules, certificates and keys; nothing is made. Raises ConfigError.
+
+    connect: try the vault's bucket, too.
+    """
     snapshot = read_snapshot(path, secrets.token_bytes(32))
     loaded, config = snapshot.loaded, snapshot.loaded.config
     problems: list[str] = []
@@ -46,6 +50,15 @@ def check_config(path: Path) -> dict[str, Any]:
     weak = WEAK_FILE_SYSTEMS.get(file_system(loaded.state / config.recorder.directory))
     if weak is not None:
         warnings.append(loaded.document.error(("state",), f"tapes are not durable here: {weak}"))
+    vault: dict[str, Any] = {}
+    if config.vault is not None:
+        from proxy.vault.commands import check_vault
+
+        try:
+            vault = check_vault(loaded, connect)
+        except (ConfigError, VaultError) as error:
+            problems.append(loaded.document.error(("vault",), str(error)))
+        warnings += [loaded.document.error(("vault",), text) for text in vault.get("warnings", ())]
     if problems:
         raise ConfigErrors(problems)
     return {
@@ -67,6 +80,7 @@ def check_config(path: Path) -> dict[str, Any]:
         "rules": {"count": len(snapshot.rules.rules), "revision": snapshot.rules.revision},
         "issuers": [issuer.issuer for issuer in snapshot.issuers],
         "users": [user.name for user in snapshot.users],
+        "vault": vault,
         "warnings": warnings,
     }
 
@@ -88,6 +102,12 @@ def render_check(found: dict[str, Any]) -> str:
     pairs.append(("rules", f"{found['rules']['count']}, revision {found['rules']['revision']}"))
     pairs += [("issuer", issuer) for issuer in found["issuers"]]
     pairs += [("user", user) for user in found["users"]]
+    if found["vault"]:
+        vault = found["vault"]
+        place = vault["url"] or "no url: nothing leaves the disk"
+        tried = ", which takes and keeps what it is given" if vault.get("connected") else ""
+        days = f"{vault['keep_local_days']:g} days here, {vault['retention_days']} in all"
+        pairs.append(("vault", f"{place}{tried}; {days}, {vault['terms']} other terms"))
     warnings = "".join(f"warning: {harmless(text)}\n" for text in found["warnings"])
     return f"{found['config']} is good. It starts:\n\n{fields(pairs)}{warnings}"
 

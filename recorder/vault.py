@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -103,11 +104,17 @@ class Vault:
         bucket: Bucket | None,
         keys: Bucket | None = None,
         *,
+        cache: Path | None = None,
         labels: Labels = lambda target: None,
         read_back: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Open the state. read_back: read every object back, whatever the store's checksum. Raises VaultError."""
+        """Open the state. Raises VaultError.
+
+        cache: where fetched sessions lie, a folder each, which go with their tapes. read_back: read every object back,
+        whatever the store's checksum.
+        """
+        self.cache = cache
         self.directory = directory
         self.bucket = bucket
         self.keys = keys or bucket
@@ -137,6 +144,11 @@ class Vault:
         if bucket is None:
             raise VaultError("no bucket is configured")
         return bucket
+
+    def clear_cache(self, sid: str) -> None:
+        """Remove what was fetched of a session. Raises OSError."""
+        if self.cache is not None and (self.cache / sid).is_dir():
+            shutil.rmtree(self.cache / sid)
 
     # -- up -------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Final, Protocol
 
+from recorder.logentry import Tombstone
 from recorder.retention import Hold, Retention, SessionFacts, held_by
 from recorder.vault import BucketError, Vault, VaultError, object_name, remove_file
 from recorder.vault_state import Item, Removal, State, VaultState
@@ -36,20 +37,10 @@ REFUSED_PAUSE_SECONDS: Final = 86_400.0  # a lock of the store lasts for days or
 _WAS: Final = {State.ACTIVE, State.SEALED, State.UPLOADED, State.LOCAL_PURGED, State.CONFLICT}
 
 
-@dataclass(frozen=True, slots=True)
-class Tombstone:
-    """What the node log is told of a session that goes. when: seconds since the epoch."""
-
-    sid: str
-    policy: str
-    who: str
-    when: float
-
-
 class Tombstones(Protocol):
-    """The node log, as far as it is needed here."""
+    """The node log (nodelog.NodeLog), as far as it is needed here."""
 
-    def append(self, entries: Sequence[Tombstone]) -> None:
+    def append(self, entries: Sequence[Tombstone]) -> object:
         """Make the tombstones durable, or raise. Blocks; equal ones may be appended twice."""
 
 
@@ -272,7 +263,7 @@ class Expiry:
                     continue
                 if self.tombstones is None:
                     raise VaultError("there is no node log to put tombstones in: nothing is deleted without one")
-                stone = Tombstone(removal.sid, removal.policy, removal.who, removal.when)
+                stone = Tombstone(removal.sid, removal.policy, removal.who, round(removal.when * 1e9))
                 await asyncio.to_thread(self.tombstones.append, [stone])
                 await self.vault.do(self._bury, removal)
             done += await self._delete(removal)
@@ -289,6 +280,7 @@ class Expiry:
         """Delete what is TOMBSTONED of a session; True once all of it is gone."""
         whole = True
         now = self.vault.clock()
+        await asyncio.to_thread(self.vault.clear_cache, removal.sid)
         for item in await self.vault.do(self._targets, removal):
             if item.state is not State.TOMBSTONED or item.gone_at is not None:
                 continue

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -59,9 +60,11 @@ async def fetch(
     *,
     state: VaultState | None = None,
     tapes: Path | None = None,
+    copy: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Fetched:
-    """Put all files of a session into a folder (made if need be, 0700). tapes: where the rest of it may still be.
+    """Put all files of a session into a folder (made if need be, 0700). tapes: where the rest of it may still be; it is
+    linked to, or copied.
 
     Raises VaultError, BucketError, OSError.
     """
@@ -78,7 +81,7 @@ async def fetch(
     for one in wanted:
         base = done
         if one.local is not None:
-            await asyncio.to_thread(_link, one.local, into / one.file)
+            await asyncio.to_thread(_copy if copy else _link, one.local, into / one.file)
         else:
             source = (keys or bucket) if one.kind == "keys" else bucket
             await _bring(one, source, into / one.file, lambda got, base=base: progress(base + got, total))  # type: ignore[misc]
@@ -164,3 +167,14 @@ def _is_right(one: _Wanted, path: Path) -> bool:
 def _link(local: Path, to: Path) -> None:
     to.unlink(missing_ok=True)
     to.symlink_to(local.absolute())
+
+
+def _copy(local: Path, to: Path) -> None:
+    draft = to.with_name(f".{to.name}.{secrets.token_hex(6)}")
+    try:
+        with local.open("rb") as source, draft.open("xb") as file:
+            draft.chmod(0o600)
+            shutil.copyfileobj(source, file, _PIECE)
+        draft.replace(to)
+    finally:
+        draft.unlink(missing_ok=True)

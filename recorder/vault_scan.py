@@ -6,8 +6,9 @@ its lock (recorder.disk.is_live: the writer lets go of it when the file is synce
 ends in a trailer that leads to an index, and it has a seal. It is not touched before it has been left alone for a few
 seconds: a writer creates a file and locks it in two steps, and our own look at the lock must not come between them.
 
-Of the node log, full tiles and entry bundles are taken up, which never change (C2SP tlog-tiles); partial ones and
-the checkpoint are not. What a session was (for retention) is read from its segments' clear parts.
+Of the node log, full tiles and entry bundles that the checkpoint stands on are taken up, which never change (C2SP
+tlog-tiles); partial ones and the checkpoint itself are not: anchors take the latter elsewhere. What a session was (for
+retention) is read from its segments' clear parts.
 Deliberately left out: whether a tape is genuine. A damaged one is evidence, too, and goes to the vault as it is.
 """
 
@@ -34,16 +35,17 @@ from recorder.format import (
     decode_header,
     decode_trailer,
 )
+from recorder.merkle import TILE_WIDTH
 from recorder.reader import Segment
 from recorder.retention import SessionFacts
 from recorder.ulid import is_ulid
 from recorder.vault_state import Item, State, VaultState
 
 SETTLE_SECONDS: Final = 5.0  # ours: see the module; far above the microseconds between create and lock
-TILE_SETTLE_SECONDS: Final = 60.0  # a tile beyond the last checkpoint may be repaired after a crash, at start
 RACY_SECONDS: Final = 2.0  # a folder that changed this lately is listed again: mtimes have a granularity
 KEYS_LIMIT: Final = 64 * 1024  # walformat.py's
 LOG_FOLDER: Final = "log"
+CHECKPOINT_LIMIT: Final = 4096  # the size is on its second line; the first has at most 255 bytes
 
 _TAPE: Final = re.compile(r"([0-9A-Z]{26})(\.original)?\.(\d{3,9})" + re.escape(SUFFIX))
 _KEYS: Final = re.compile(r"([0-9A-Z]{26})(\.original)?\.keys")
@@ -159,7 +161,7 @@ class Scanner:
             found.remarks.append(f"{item.path}: removed before it was finished")
             return
         now = self._clock()
-        if now - said.st_mtime < (TILE_SETTLE_SECONDS if item.kind == "log" else SETTLE_SECONDS):
+        if now - said.st_mtime < SETTLE_SECONDS:
             return
         match item.kind:
             case "segment":
@@ -167,7 +169,7 @@ class Scanner:
             case "keys":
                 finished = self._keys_are_whole(item, path)
             case _:
-                finished = said.st_size > 0
+                finished = self._is_covered(item.path)
         if finished:
             self._state.move(item.path, "seal", size=said.st_size, sealed_at=now)
             found.sealed += 1
@@ -211,6 +213,19 @@ class Scanner:
         with path.open("rb") as file:
             data = file.read(KEYS_LIMIT + 1)
         return isinstance(enc, dict) and enc.get("wraps") == sha256(data).digest()
+
+    def _is_covered(self, path: str) -> bool:
+        """Tell whether a full tile is one that its log's checkpoint stands on (nodelog.py): only those never change."""
+        _, node, _, level, *rest = path.split("/")
+        index = int("".join(part.removeprefix("x") for part in rest))
+        try:
+            with (self.directory / LOG_FOLDER / node / "checkpoint").open("rb") as file:
+                size = int(file.read(CHECKPOINT_LIMIT).split(b"\n")[1])
+        except (OSError, ValueError, IndexError):
+            return False
+        height = 1 if level == "entries" else int(level) + 1
+        covered: int = (index + 1) * TILE_WIDTH**height
+        return covered <= size
 
 
 def has_trailer(path: Path) -> bool:

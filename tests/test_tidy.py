@@ -22,6 +22,8 @@ OUTER = frozenset({
     "proxy.certificates", "proxy.sockets", "proxy.connections", "proxy.services", "proxy.watch", "proxy.example",
     "proxy.demo", "proxy.commands", "proxy.snapshot", "proxy.admission", "proxy.notify", "proxy.checking",
     "proxy.trying",
+    # The vault's ends towards configuration and administrators.
+    "proxy.vault.settings", "proxy.vault.service", "proxy.vault.commands",
     "proxy.identity.commands",  # what the command line does with tokens: nothing inside imports it
 })  # fmt: skip
 IMPURE = frozenset({"asyncio", "time", "logging", "socket", "os", "ssl", "select", "threading", "random", "structlog"})

@@ -25,6 +25,7 @@ from recorder.vault import Vault, VaultError
 from recorder.vault_expiry import Due, Expiry, Plan, Remark, Tombstones
 from recorder.vault_state import State
 
+CACHE_NAME: Final = "vault-cache"  # in the state directory: fetched sessions
 SHOWN_LIMIT: Final = 1000  # sessions of a plan that an answer lists; the rest is counted
 
 Who = Callable[[Caller, Mapping[str, Any]], Awaitable[str]]
@@ -44,7 +45,9 @@ class VaultService:
         self._live = live
         bucket, keys = open_buckets(section, loaded.resolve)
         try:
-            self.vault = Vault(tapes, bucket, keys, labels=self._labels, read_back=section.read_back)
+            self.vault = Vault(
+                tapes, bucket, keys, cache=loaded.state / CACHE_NAME, labels=self._labels, read_back=section.read_back
+            )
         except VaultError as error:
             raise ConfigError(str(error)) from error
         self._tell = remark
