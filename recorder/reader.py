@@ -319,7 +319,9 @@ def segments_of(path: Path) -> list[Path]:
     if name is None:
         return [path]
     others = path.parent.glob(f"{name[1]}.*{SUFFIX}")
-    found = [(int(match[2]), other) for other in others if (match := _NAME.fullmatch(other.name))]
+    # Of this track alone: the pattern finds the original's segments beside the main one's.
+    named = [(match, other) for other in others if (match := _NAME.fullmatch(other.name))]
+    found = [(int(match[2]), other) for match, other in named if match[1] == name[1]]
     return [other for _, other in sorted(found)] or [path]
 
 
