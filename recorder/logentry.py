@@ -6,7 +6,7 @@ An entry is one msgpack array (the 2013 specification, with bin and str apart), 
     [2, sid str, track int, segment int, seq int, chain bin]      HEAD: the chain value behind block seq of the segment,
                                                                   once that block was durable
     [3, sid str, track int, segment int, root bin, status str]    SEAL: the segment was sealed so (CRASHSEAL, too)
-    [4, sid str, policy str, who str, when_ns int]                TOMBSTONE: the session's files were removed on purpose,
+    [4, sid str, policy str, who str, when_ns int]                TOMBSTONE: the session's files were removed on purpose
                                                                   at when_ns, nanoseconds since 1970-01-01 UTC
     [5, old bin, new bin]                                         KEYROTATE: the raw Ed25519 public keys (32 bytes each)
     [6, boot str, wall_ns int]                                    HEARTBEAT: the gateway lives, and records

@@ -11,7 +11,7 @@ It is a C2SP tiled transparency log in static files, so any tool for such logs c
 The origin's last path element is the node's name, which is the directory's name; tapes name their node, too.
 
 append: entries and tiles beyond the checkpoint are written and synced, then the new checkpoint takes the old one's
-place in one step (rename, directory synced): a crash at any point leaves the old head with all it needs, or the new one.
+place in one step (rename, directory synced): a crash at any point leaves the old head with all it needs, or the new.
 What a crash left beyond the head was never signed; it is replaced, never adopted: whoever can write files there must
 not get them signed. A full tile that a crash left and that would now differ is put aside as <tile>.orphan, not
 overwritten. A node's first act is the checkpoint of the empty log, so tiles without a checkpoint mean that somebody
