@@ -49,7 +49,8 @@ Block = block header (48 bytes) | stored payload (stored_len bytes) | chain valu
     encrypted; GAP, INDEX, SEAL and CRASHSEAL never are.
     seq counts all blocks of the segment from 0. first_record: the number of the first record in this block, or that the
     next record will have; n_records is 0 except in DATA and GAP, so first_record + n_records is always the next
-    block's first_record. Records are numbered from 0 over the whole tape. t0_ns never goes back.
+    block's first_record. Records are numbered from 0 over the whole tape. t0_ns never goes back in a segment (0 in one
+    without DATA or GAP), and that of DATA and GAP not over the whole tape.
 
 DATA payload: n_records records, one after the other, each an array
 

@@ -178,8 +178,8 @@ class _Segment:
         self._previous = previous
         self._decrypt = decrypt
         self._cipher: SegmentCipher | None = None
-        self._t0_ns: int = previous._t0_ns if previous else 0
-        self._first_ns = self._last_ns = self._data_t0_ns = 0
+        self._t0_ns = self._first_ns = self._last_ns = self._data_t0_ns = 0
+        self._floor_ns: int = max(previous._floor_ns, previous._data_t0_ns) if previous else 0
         self._stage = 0
         self._chain = b""
         self.data_head = b""  # the chain value behind the last DATA or GAP block
@@ -288,7 +288,7 @@ class _Segment:
             raise FormatError(f"block number {block.seq} in the place of {self.seq}")
         if block.first_record != self.next_record:
             raise FormatError(f"record {self.next_record} is missing")
-        if block.t0_ns < self._t0_ns:
+        if block.t0_ns < self._t0_ns or (block.n_records and block.t0_ns < self._floor_ns):
             raise FormatError("time goes back")
         if (block.type in (BlockType.DATA, BlockType.GAP)) != (block.n_records > 0):
             raise FormatError("the number of records does not fit the block's type")
