@@ -162,7 +162,7 @@ def gateway(
                 worker.join(STOP_SECONDS)
                 assert not worker.is_alive(), "the gateway did not stop"
             assert not server.connections, "connections were left behind"
-            recorder.threads.shutdown()
+            recorder.close()
             gc.collect()
             left = {name: place for name, place in _descriptors().items() if before.get(name) != place}
             # libuv keeps one pair of pipe ends for signals, once a process.
