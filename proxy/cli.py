@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     _policy(commands)
     _sessions(commands)
     _tapes(commands)
+    _keys(commands)
     _vault(commands)
     version = _command(commands, "version", "version", "print the version", "gatecast version --json")
     _json(version)
@@ -124,6 +125,11 @@ def _group(commands: _Commands, name: str, text: str, example: str) -> _Commands
 
 def _file(command: argparse.ArgumentParser) -> None:
     command.add_argument("-c", "--config", metavar="FILE", help="the configuration file (default: ./gatecast.yaml)")
+
+
+def _identity(command: argparse.ArgumentParser) -> None:
+    text = "the private key of an auditor (gatecast keys generate), for encrypted tapes; may be repeated"
+    command.add_argument("--identity", action="append", metavar="FILE", help=text)
 
 
 def _json(command: argparse.ArgumentParser) -> None:
@@ -267,6 +273,7 @@ def _sessions(commands: _Commands) -> None:
     kill = _command(group, "kill", "sessions_kill", "end an open session", "gatecast sessions kill 01KA...")
     for command in (show, kill):
         command.add_argument("session", help="its id" + ("" if command is kill else ", or how it begins, or a file"))
+    _identity(show)
     erase = _command(
         group,
         "erase",
@@ -355,3 +362,28 @@ def _tapes(commands: _Commands) -> None:
     _json(verify)
     for command in (replay, export, verify):
         _file(command)
+        _identity(command)
+
+
+def _keys(commands: _Commands) -> None:
+    group = _group(commands, "keys", "make and show keys that tapes are encrypted to", "gatecast keys generate ana.key")
+    generate = _command(
+        group,
+        "generate",
+        "keys_generate",
+        "make an auditor's pair of keys: FILE, which reads tapes, and FILE.pub, for the gateway's configuration",
+        "gatecast keys generate ana.key",
+        module="proxy.keys",
+    )
+    generate.add_argument("file", metavar="FILE", help="where to put the private key; nothing is overwritten")
+    show = _command(
+        group,
+        "show",
+        "keys_show",
+        "say to whom a tape is encrypted; it takes no key",
+        "gatecast keys show tapes/2026/11/21/01KA....keys",
+        module="proxy.keys",
+    )
+    show.add_argument("file", metavar="FILE", help="a tape's file, or its .keys file")
+    for command in (generate, show):
+        _json(command)

@@ -212,9 +212,10 @@ def sessions_list(options: Namespace) -> int:
 def sessions_show(options: Namespace) -> int:
     """gatecast sessions show."""
     from proxy.admin.text import fields, harmless
+    from proxy.keys import identities
     from recorder.cli import show
 
-    found = show(_tape(options, options.session))
+    found = show(_tape(options, options.session), identities(options))
     names = ("sid", "started", "seconds", "status", "protocol", "target", "subject", "agents", "records", "size_bytes")
     text = fields([(name.replace("_", " "), _plain(found.get(name))) for name in names])
     lines = []
@@ -223,6 +224,8 @@ def sessions_show(options: Namespace) -> int:
         rule = f" by {command['rule']}" if command.get("rule") else ""
         words = " ".join(str(command.get("text", "")).split())
         lines.append(harmless(f"{command['time']}  {verdict}{rule}  {words}") + "\n")
+    if found["unreadable"]:
+        lines.append(harmless(found["unreadable"]) + "\n")
     return _print(options, found, text + "\n" + "".join(lines))
 
 
@@ -244,25 +247,29 @@ def sessions_kill(options: Namespace) -> int:
 
 def replay(options: Namespace) -> int:
     """gatecast replay."""
+
+    from proxy.keys import identities
     from recorder.cli import replay_main
     from recorder.player_options import BadOption, from_arguments
 
     try:
-        return replay_main(_tape(options, options.tape), from_arguments(options))
+        return replay_main(_tape(options, options.tape), from_arguments(options), identities(options))
     except BadOption as error:
         raise CommandError(str(error)) from None
 
 
 def export(options: Namespace) -> int:
     """gatecast export."""
+    from proxy.keys import identities
     from recorder.cli import export_main
 
-    return export_main(_tape(options, options.tape), options)
+    return export_main(_tape(options, options.tape), options, identities(options))
 
 
 def verify(options: Namespace) -> int:
     """gatecast verify."""
     from proxy.admin.text import harmless
+    from proxy.keys import identities
     from recorder.cli import verify_path
     from recorder.seal import public_path
 
@@ -274,14 +281,21 @@ def verify(options: Namespace) -> int:
     else:
         loaded = _load(options)
         key = public_path(loaded.state / loaded.config.recorder.key_file)
-    result = verify_path(where, key)
+    result = verify_path(where, key, identities(options))
     lines = []
     for tape in result["tapes"]:
         path = tape.get("path") or tape.get("sid")
-        lines.append(harmless(f"{tape['status']}  {path}") + _fault(tape.get("fault"), path) + "\n")
+        note = _CONTENT_NOTES.get(tape["content"], "")
+        lines.append(harmless(f"{tape['status']}  {path}{note}") + _fault(tape.get("fault"), path) + "\n")
     count = len(result["tapes"])
     lines.append(f"{result['status']}: {count} {'tape' if count == 1 else 'tapes'}\n")
     return _print(options, result, "".join(lines), code=int(result["exit_code"]))
+
+
+_CONTENT_NOTES: Final = {
+    "encrypted": "  (encrypted: its content was not looked into; --identity FILE does)",
+    "erased": "  (encrypted, without its .keys file: nobody can read its content)",
+}
 
 
 # -- what they share --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any, Final, TextIO
 
 from recorder.cipher import AuditorKey
 from recorder.disk import is_live
-from recorder.errors import FormatError
+from recorder.errors import FormatError, Unreadable
 from recorder.escape import visible
 from recorder.export import export_tape, plain, wall_time
 from recorder.format import SUFFIX
@@ -46,9 +46,12 @@ class SessionFilter:
     limit: int = 100
 
 
-def replay_main(path: Path, options: ReplayOptions) -> int:
-    """Play the tape on this process's terminal; returns the exit code. Raises OSError, FormatError."""
-    replay(TapeReader(path), options)
+def replay_main(path: Path, options: ReplayOptions, keys: Sequence[AuditorKey] = ()) -> int:
+    """Play the tape on this process's terminal; returns the exit code. Raises OSError, FormatError.
+
+    keys, here and below: auditors' keys that may be tried on encrypted tapes.
+    """
+    replay(TapeReader(path, keys), options)
     return 0
 
 
@@ -80,13 +83,13 @@ def export_main(path: Path, options: Namespace, keys: Sequence[AuditorKey] = ())
     return 0
 
 
-def verify_path(path: Path, key_file: Path) -> dict[str, Any]:
+def verify_path(path: Path, key_file: Path, keys: Sequence[AuditorKey] = ()) -> dict[str, Any]:
     """Verify a tape or a directory with the public keys of a file. Raises OSError, KeyFileError.
 
     The result has status, exit_code (0 verified, 1 altered, 2 genuine but incomplete, 3 cannot say) and, for each tape,
     what verify.TapeReport holds.
     """
-    report = verify(path, load_public_keys(key_file))
+    report = verify(path, load_public_keys(key_file), keys)
     return {"status": report.status, "exit_code": report.exit_code, "tapes": [asdict(tape) for tape in report.tapes]}
 
 
@@ -107,19 +110,28 @@ def list_sessions(directory: Path, filters: SessionFilter | None = None) -> list
     return rows
 
 
-def show(path: Path) -> dict[str, Any]:
-    """Return the session's row with its header, segments and commands. Raises OSError, FormatError."""
-    tape = TapeReader(path)
+def show(path: Path, keys: Sequence[AuditorKey] = ()) -> dict[str, Any]:
+    """Return the session's row with its header, segments and commands. Raises OSError, FormatError.
+
+    "unreadable" says why the commands of an encrypted tape are not there; "" if they are.
+    """
+    tape = TapeReader(path, keys)
     wall0_ns = tape.header.wall0_ns
     commands: list[dict[str, Any]] = []
-    count = 0
-    for entry in tape.commands():
-        count += 1
-        if count <= SHOW_COMMANDS_LIMIT:
-            commands.append({**asdict(entry), "time": wall_time(wall0_ns + entry.t_ns)})
+    count, unreadable = 0, ""
+    row = _row(tape)
+    try:
+        for entry in tape.commands():
+            count += 1
+            if count <= SHOW_COMMANDS_LIMIT:
+                commands.append({**asdict(entry), "time": wall_time(wall0_ns + entry.t_ns)})
+    except Unreadable as error:
+        count, unreadable = row["commands_count"], str(error)
     header = plain(tape.header.map_)
     return {
-        **_row(tape),
+        **row,
+        "encrypted": tape.encrypted,
+        "unreadable": unreadable,
         "header": header,
         "segments": [str(segment) for segment in tape.segments],
         "commands": commands,
