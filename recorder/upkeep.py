@@ -134,7 +134,7 @@ class Upkeep:
         deadline = time.monotonic() + RETRY_SECONDS
         wanted = max((batch for _, batch in self._to_close), default=0)
         self._wal.nudge()
-        while self._wal.durable < wanted and time.monotonic() < deadline:
+        while self._wal.settled < wanted and time.monotonic() < deadline:
             time.sleep(0.001)
 
     def tick(self, last: bool = False) -> None:
@@ -148,8 +148,9 @@ class Upkeep:
                 self._failing.discard(work.__name__.strip("_"))
         self._wal.nudge()
         if last:
-            for segment, _ in self._to_close:
-                self._disk.close(segment.descriptor)
+            for segment in (*(one for one, _ in self._to_close), *(one for one, _ in self._to_sync)):
+                with suppress(OSError):
+                    self._disk.close(segment.descriptor)
             self._to_close.clear()
 
     def _report(self, what: str, error: Exception) -> None:
@@ -178,8 +179,8 @@ class Upkeep:
         """Sync what is sealed, and log that it is."""
         if not self._to_sync:
             return
+        self._sync_directories({segment.path.parent: None for segment, _ in self._to_sync})
         todo, self._to_sync = self._to_sync, []
-        self._sync_directories({segment.path.parent: None for segment, _ in todo})
         good = self._sync_segments([segment for segment, _ in todo])
         for segment, status in todo:
             if segment not in good:

@@ -90,6 +90,7 @@ class Wal:
     def __init__(self, directory: Path, disk: Disk, file_bytes: int = FILE_BYTES) -> None:
         self.directory = directory
         self.durable = 0  # the number of the last batch that is on the disk
+        self.settled = 0  # the number of the last batch that is, or that failed
         self.full: list[WalFile] = []  # the oldest first; for upkeep
         self.free: list[WalFile] = []
         self._disk = disk
@@ -270,6 +271,7 @@ class Wal:
         with self._lock:
             if error is None:
                 self.durable = batch.number
+            self.settled = max(self.settled, batch.number)
             self._writing = None
         loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
         for future in batch.waiters:

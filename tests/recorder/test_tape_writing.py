@@ -404,6 +404,7 @@ def test_every_call_to_the_system_may_fail(tmp_path: Path, mode: str, code: int)
         assert disk.open_descriptors == set(), name
         return disk
 
+    (tmp_path / "good").mkdir()
     calls = attempt("", 0, tmp_path / "good").calls
     assert calls["create"] >= 2  # rotation is among what fails
     for name in ("make_directories", "create", "create_log", "write", "write_through", "sync", "sync_directory"):
