@@ -78,9 +78,10 @@ def clip(text: str, cells: int) -> str:
 class TerminalFilter:
     """Passes the harmless part of a terminal's output, in pieces as they come."""
 
-    def __init__(self, sequences: bool = True) -> None:
-        """sequences False drops all control sequences: plain text is left."""
+    def __init__(self, sequences: bool = True, colors: bool = True) -> None:
+        """sequences False drops all control sequences: plain text is left. colors False drops those that colour."""
         self._sequences = sequences
+        self._colors = colors
         self._held = ""
         self._in_string = 0  # characters of a control string that were dropped so far, + 1
         self._alternate = False
@@ -140,6 +141,8 @@ class TerminalFilter:
         plain = parameters.replace(";", "").replace(":", "")
         harmless = not intermediate and final in _FINALS and (plain.isdigit() or not plain)
         mode = not intermediate and final in "hl" and all(p in _MODES for p in parameters.split(";"))
+        if final == "m" and not self._colors:
+            return match.end()
         if self._sequences and (harmless or mode) and match.end() - start <= SEQUENCE_LIMIT:
             out.append(f"\x1b[{parameters}{final}")
             if mode and not _ALTERNATE.isdisjoint(parameters.split(";")):

@@ -1,65 +1,59 @@
-"""The terminal player: shows a session with its real timing, and listens to keys.
+"""The terminal player: shows a session with its real timing, and listens to keys (player_screen.HELP lists them).
 
-    space  pause, go on            .  on to the next command, and pause there        q  quit
-    ] or right  next command       [ or left  the command before                     + -  twice, half as fast
+A session is played from a *spot*: a record and a time. Whatever comes up to it is put on the screen at once, as it
+looked then; what follows is played. So a jump is the drawing of another spot, and costs the same wherever it goes:
+of a rendered session the last screenful of commands is rendered, and of a terminal session the last megabyte of its
+output is sent through the filter (LOOK_BACK limits; the terminal takes that in 20 ms, the filter in 50). Where that
+misses something it says so: "... 12 commands before". Short ways forward are not drawn, but played without waiting.
 
 Without a terminal to write to, everything is printed at once, without colours. The terminal is left as it was
 found, whatever happens. What a target printed passes the filters of escape.py, so it cannot act on the terminal.
 
 The player owns no thread and no event loop: it waits in select() for the next piece's time or a key.
-Left out: scrolling backwards (the terminal's own scrollback does that), seeking within one command.
+Left out: scrolling (the terminal's own scrollback does that), playing backwards, an emulation of the terminal: after a
+jump into a full-screen program that drew its screen more than LOOK_BACK ago, the picture is complete only once
+it draws afresh.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import select
-import shutil
-import signal
 import sys
-import termios
 import time
-import tty
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from types import FrameType
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from typing import Final, NamedTuple
 
 from recorder.cast import Piece
 from recorder.disk import is_live
-from recorder.format import CommandEntry, Kind, Record
+from recorder.escape import visible
+from recorder.format import Record
+from recorder.player_index import TapeIndex, marker_of
+from recorder.player_keys import Keys
+from recorder.player_options import SPEED_LIMIT, BadOption, ReplayOptions
+from recorder.player_screen import CLEAR, afresh, clock_text, last_lines
+from recorder.player_terminal import Quit, Terminal
 from recorder.reader import TapeReader
 from recorder.transcript import Transcript
 
-SPEED_LIMIT: Final = 64.0
+__all__ = ["SPEED_LIMIT", "BadOption", "Player", "Quit", "ReplayOptions", "replay"]
+
 FOLLOW_SECONDS: Final = 0.2  # how often a live tape is looked at for more
 COLUMNS_LIMIT: Final = 160  # wider tables are hard to read on any screen
-_KEYS_BYTES: Final = 64
-_CLEAR: Final = "\x1b[2J\x1b[H"
-_ARROWS: Final = {b"\x1b[C": b"]", b"\x1b[D": b"[", b"\x1bOC": b"]", b"\x1bOD": b"["}
-_KEY: Final = re.compile(rb"\x1b[\[O][0-9;]*[@-~]|\x1b.?|.", re.DOTALL)
+COLUMNS: Final = 110  # where there is no terminal, as in exports
+# What is looked at to draw a spot. Measured: the filter takes 20 MB/s of dense sequences, the reader 30 us a block.
+LOOK_BACK_BYTES: Final = 1024 * 1024
+LOOK_BACK_BLOCKS: Final = 1024
+_HEAD_RECORDS: Final = 64  # of a command that is further back than that: itself, its verdict, what was masked
 
 
-@dataclass(frozen=True, slots=True)
-class ReplayOptions:
-    """How to play. idle_limit_seconds: longer pauses are cut to it (None: real timing).
+class Spot(NamedTuple):
+    """A state of the session: after record n (-1: before the first), at a time."""
 
-    color: None = if the output is a terminal. follow: go on as a live tape grows.
-    """
-
-    speed: float = 1.0
-    idle_limit_seconds: float | None = None
-    from_seconds: float = 0.0
-    follow: bool = False
-    color: bool | None = None
-    columns: int | None = None
-
-
-class Quit(Exception):
-    """The viewer has seen enough."""
+    n: int
+    t_ns: int
 
 
 class Player:
@@ -75,191 +69,298 @@ class Player:
         timed: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._tape = tape
-        self._options = options
-        self._out = out
-        self._keys = keys
-        self._timed = timed
+        """timed: False prints everything at once. Raises BadOption, FormatError."""
+        self.options = options
+        self.terminal = Terminal(out, keys)
+        self.index = TapeIndex(tape)
+        self.tape = tape
+        self.tty = "tty" in more if isinstance(more := tape.header.map_.get("more"), dict) else False
+        self.timed = timed
         self._clock = clock
-        self._color = timed if options.color is None else options.color
-        self._columns = options.columns or min(COLUMNS_LIMIT, shutil.get_terminal_size((110, 30)).columns)
-        self._transcript = Transcript(tape.header.map_, color=self._color)
-        self._commands: list[CommandEntry] = []
-        self._current = -1  # index of the command that was shown last
-        self._speed = min(max(options.speed, 1 / SPEED_LIMIT), SPEED_LIMIT)
-        self._paused = False
-        self._rush_ns = int(options.from_seconds * 1e9)  # up to this time nothing waits
-        self._rush_record = -1  # nor up to this record
-        self._pause_there = False
-        self._jump: int | None = None  # the command to go back to
-        self._due: float | None = None  # when the piece before was due
+        self._color = options.wants_color(timed)
+        self._newline = "\r\n" if timed else "\n"
+        self._stop_ns = options.stop_ns(tape.header.wall0_ns)
+        self._start = self._first_spot()
+        self._transcript = Transcript(tape.header.map_)
+        self._drawn = False
+        # Where we are: all up to here was shown, and the tape's time has come to now_ns at the clock's anchor.
+        self.spot = Spot(-1, 0)
+        self.now_ns = 0
+        self._anchor = 0.0
+        # What the keys say.
+        self.speed = min(max(options.speed, 1 / SPEED_LIMIT), SPEED_LIMIT)
+        self.paused = False
+        self.step = False  # go on to the next thing that shows, and pause there
+        self.pause_on_markers = options.pause_on_markers
+        self.rush: Spot | None = None  # up to this spot nothing waits
+        self.jump: Spot | None = None  # draw this spot
+        self.at_end = False
+        self.keys = Keys(self)
 
     def play(self) -> None:
         """Play to the end, or until the viewer quits."""
-        self._commands = list(self._tape.commands())
-        try:
-            with _terminal(self._keys):
-                start: int | None = self._start()
-                while start is not None:
-                    start = self._run(start)
-                    if start is not None:
-                        self._write(self._transcript.reset() + _CLEAR)
-        except Quit:
-            pass
-        finally:
-            with suppress(OSError):
-                self._write(self._transcript.reset())
+        self.terminal.on_stop = self._leave
+        with self.terminal:
+            try:
+                self.jump = self._start
+                while self.jump is not None:
+                    self._run(self.jump)
+            except (Quit, KeyboardInterrupt):
+                pass
+            finally:
+                with suppress(OSError):
+                    self._leave()
 
-    def _start(self) -> int:
-        """The index of the command to begin with: the last one before --from, 0 where that is the beginning."""
-        before = bisect_right(self._commands, self._rush_ns, key=lambda entry: entry.t_ns) - 1
-        return max(0, before) if self._rush_ns else 0
+    def _leave(self) -> None:
+        self.terminal.write(self._transcript.reset())
+        self.keys.leave()
 
-    def _run(self, index: int) -> int | None:
-        """Play from the command of that index to the end; return the index to play from next, None at the end."""
-        first = self._commands[index].n if index and self._commands else 0
-        newline = "\r\n" if self._timed else "\n"
-        transcript = self._transcript = Transcript(
-            self._tape.header.map_, columns=self._columns, color=self._color, newline=newline, done=index
+    def _first_spot(self) -> Spot:
+        """Where the options say to begin. Raises BadOption."""
+        if self.options.command is not None:
+            command = self.index.nth(self.options.command - 1)
+            if command is None:
+                count = self.index.count()
+                raise BadOption(f"there is no command {self.options.command}; the tape has {count}")
+            return Spot(command.n, command.t_ns)
+        start_ns = self.options.start_ns(self.tape.header.wall0_ns)
+        return Spot(self.index.record_at(start_ns), start_ns) if start_ns else Spot(-1, 0)
+
+    # -- playing --------------------------------------------------------------------------------------
+
+    def _run(self, spot: Spot) -> None:
+        """Draw the spot and play from it, to the end or until there is a jump."""
+        self.jump = self.rush = None
+        self.at_end = False
+        for record in self._draw(spot):
+            if self._stop_ns is not None and record.t_ns > self._stop_ns:
+                break
+            self._show(record)
+            if self.jump is not None:
+                return
+        if self.jump is not None:
+            return
+        self.rush, self.at_end, self.step = None, True, False
+        while self.paused and self.jump is None:
+            self.wait(None)
+
+    def _show(self, record: Record) -> None:
+        """Show a record when its time has come. With a jump it may not be shown whole."""
+        shown = False
+        for piece in self._transcript.feed(record):
+            if not self._reach(piece, record.n):
+                return
+            if piece.code == "o":
+                self.terminal.write(piece.text)
+                shown = True
+        if self.rush is not None and record.n >= self.rush.n:
+            self._arrive(self.rush)
+        self.spot = Spot(record.n, max(self.spot.t_ns, record.t_ns))
+        if not self.timed or not shown:
+            return
+        if self.step:
+            self.step = False
+        elif self.pause_on_markers and self.rush is None and marker_of(record) is not None:
+            self.paused = True
+        self.keys.draw_status()
+
+    def _arrive(self, spot: Spot) -> None:
+        self.rush = None
+        self.now_ns = max(self.now_ns, spot.t_ns)
+        self._anchor = self._clock()
+
+    def _reach(self, piece: Piece, n: int) -> bool:
+        """Let the tape's time come to the piece; False if the viewer wants to be elsewhere."""
+        if not self.timed:
+            return True
+        fresh = True
+        while True:
+            if self.rush is not None:
+                if n <= self.rush.n:
+                    self.wait(0)
+                    self.now_ns = max(self.now_ns, piece.t_ns)
+                    return self.jump is None
+                self._arrive(self.rush)
+            idle = self.options.idle_limit_seconds
+            if fresh and idle is not None and not self.paused:  # what is cut off is the beginning of a pause
+                self.now_ns, fresh = max(self.now_ns, piece.t_ns - int(idle * 1e9)), False
+            left = piece.t_ns - self.now_ns
+            if self.paused and not self.step:
+                self.wait(None)
+                self._anchor = self._clock()
+            elif left <= 0 or self.step:
+                self.wait(0)
+                if self.jump is None and self.rush is None and (self.step or not self.paused):
+                    self.now_ns = max(self.now_ns, piece.t_ns)
+                    if self.step:
+                        self._anchor = self._clock()
+                    return True
+            else:
+                self._pass(left)
+            if self.jump is not None:
+                return False
+
+    def _pass(self, left_ns: int) -> None:
+        """Wait for so much of the tape's time, or a key; move the time on."""
+        # From when the last piece was due, not from when it was written: small delays do not add up.
+        speed, began = self.speed, self._anchor
+        due = began + left_ns / 1e9 / speed
+        self.wait(self.keys.until_tick(max(0.0, due - self._clock())))
+        now = self._clock()
+        if self.rush is not None or self.jump is not None or self._anchor != began:
+            return
+        self._anchor = min(now, due)
+        self.now_ns += left_ns if now >= due else int((now - began) * speed * 1e9)
+
+    def wait(self, seconds: float | None) -> None:
+        """Wait so long (None: for ever) for keys, and do what they say. Raises Quit."""
+        for key in self.terminal.wait(seconds):
+            self.keys.press(key)
+        if self.terminal.fresh_wanted:
+            self.redraw()
+        self.keys.draw_status()
+
+    def redraw(self) -> None:
+        """Draw where we are once more."""
+        self.terminal.fresh_wanted = False
+        if self.jump is None:
+            self.jump = Spot(self.spot.n, self.now_ns)
+
+    # -- drawing --------------------------------------------------------------------------------------
+
+    def _draw(self, spot: Spot) -> Iterator[Record]:
+        """Put the state at the spot on the screen; return the records behind it."""
+        if self.timed:
+            if self._drawn:
+                self.terminal.write(self._transcript.reset() + CLEAR)
+            self._drawn = True
+            self.keys.prepare()
+        start = spot.n + 1
+        if spot.n < 0:
+            self.terminal.write(self._begin(0))
+        elif not self.timed:
+            start = self._skip_to(spot)
+        else:
+            self.terminal.write(self._screen_at(spot) if self.tty else self._lines_at(spot))
+        self.spot, self.now_ns, self._anchor = spot, spot.t_ns, self._clock()
+        self.keys.draw_status()
+        return self._records(start)
+
+    def _begin(self, done: int) -> str:
+        """Start a new rendering, behind so many commands; return its first lines."""
+        columns = self.options.columns or (min(COLUMNS_LIMIT, self.terminal.size()[0]) if self.timed else COLUMNS)
+        said = self.tape.header.map_
+        raw, newline, color = self.options.raw, self._newline, self._color
+        self._transcript = Transcript(
+            said, columns=columns, color=color, newline=newline, done=done, terminal=self.timed or color, raw=raw
         )
-        self._current = index - 1
-        self._jump = self._due = None
-        previous_ns = self._commands[index].t_ns if index and self._commands else 0
-        for piece in transcript.banner():
-            self._write(piece.text)
-        if index:
-            self._write(f"... {index} commands before{newline}")
-        for record in self._records(first):
-            counted = record.kind != Kind.COMMAND
-            for piece in transcript.feed(record):
-                if self._wait(piece, record.n, previous_ns):
-                    return self._jump
-                if not counted:  # not before its time has come: keys count from what was shown last
-                    self._count_command(record)
-                    counted = True
-                previous_ns = max(previous_ns, piece.t_ns)
-                if piece.code == "o":
-                    self._write(piece.text)
-            if 0 <= self._rush_record <= record.n:  # the rush was to here
-                self._rush_record, self._due = -1, None
-                self._paused, self._pause_there = self._pause_there, False
-        while self._paused and self._jump is None:
-            self._key(None)
-        return self._jump
+        text = "".join(piece.text for piece in self._transcript.banner())
+        match said["more"].get("tty") if self.tty else None:
+            case [int(wide), int(high)] if self.timed and (
+                self.terminal.size() < (wide, 0) or self.terminal.size()[1] < high
+            ):
+                here = "x".join(map(str, self.terminal.size()))
+                text += f"-- recorded at {wide}x{high}; this terminal has {here}{newline}"
+        return text + (f"... {done} commands before{newline}" if done else "")
 
-    def _records(self, first: int) -> Iterator[Record]:
-        yield from self._tape.records(first)
-        while self._options.follow and not self._tape.status:
-            seen = self._tape.next_record
-            live = is_live(self._tape.segments[-1])
-            self._tape.refresh()
-            if self._tape.next_record > seen:
-                yield from self._tape.records(seen)
-            elif not live:
+    def _lines_at(self, spot: Spot) -> str:
+        """The last screenful of a rendered session."""
+        rows = self.keys.rows()
+        command = self.index.at(spot.n)
+        start = self.index.look_back(spot.n, LOOK_BACK_BYTES, LOOK_BACK_BLOCKS)
+        head: list[Record] = []
+        done = 0
+        if command is not None:
+            first = self.index.nth(max(0, command.ordinal - rows))
+            if first is not None and first.n < start:
+                first = self.index.after(start - 1)
+            if first is not None and first.n <= spot.n:
+                start, done = first.n if first.ordinal else 0, first.ordinal
+            else:
+                # It began before all that we look at: its beginning, and then the end of what it did.
+                done = command.ordinal
+                head = [record for record in islice(self.tape.records(command.n), _HEAD_RECORDS) if record.n < start]
+        top = self._begin(done)
+        text = self._rendered(head)
+        if head:
+            text += f"... {start - head[-1].n - 1} records passed over{self._newline}"
+        text += self._rendered(self._between(start, spot.n))
+        shown, cut = last_lines(text, self._newline, rows - 1)
+        if cut:
+            return f"... {self._transcript.count} commands so far; these are the last lines{self._newline}{shown}"
+        return top + shown
+
+    def _screen_at(self, spot: Spot) -> str:
+        """What makes the screen of a terminal session."""
+        start = self.index.look_back(spot.n, LOOK_BACK_BYTES, LOOK_BACK_BLOCKS)
+        before = self.index.at(start - 1) if start else None
+        top = self._begin(before.ordinal + 1 if before is not None else 0)
+        text = self._rendered(self._between(start, spot.n))
+        return afresh(text if start else top + text, self.terminal.size()[1])
+
+    def _skip_to(self, spot: Spot) -> int:
+        """Without a screen: print from the command that was under way on. Returns its record."""
+        command = None if self.tty else self.index.at(spot.n)
+        before = self.index.at(spot.n - 1) if command is None else command
+        self.terminal.write(self._begin(0 if before is None else before.ordinal + (command is None)))
+        return spot.n if command is None else command.n
+
+    def _between(self, start: int, last: int) -> Iterator[Record]:
+        for record in self.tape.records(start):
+            if record.n > last:
+                return
+            yield record
+
+    def _rendered(self, records: Iterable[Record]) -> str:
+        pieces = (piece for record in records for piece in self._transcript.feed(record))
+        return "".join(piece.text for piece in pieces if piece.code == "o")
+
+    def _records(self, start: int) -> Iterator[Record]:
+        """All records from there on; of a live tape those that are yet to come, too."""
+        while True:
+            for record in self.tape.records(start):
+                start = record.n + 1
+                yield record
+            if not self.options.follow or self.tape.status:
+                return
+            known = (self.tape.next_record, len(self.tape.segments))
+            alive = is_live(self.tape.segments[-1])
+            self.tape.refresh()
+            if (self.tape.next_record, len(self.tape.segments)) != known or self.tape.status:
+                self.index.refresh()
+            elif not alive:
+                end = "-- the recording ends here without a seal, and nobody is writing it: the gateway died"
+                self.terminal.write(end + self._newline)
                 return
             else:
-                self._key(FOLLOW_SECONDS)
-                if self._jump is not None:
+                self.wait(FOLLOW_SECONDS)
+                if self.jump is not None:
                     return
 
-    def _count_command(self, record: Record) -> None:
-        self._current += 1
-        if self._current >= len(self._commands):  # a live tape grows
-            self._commands.append(CommandEntry(record.n, record.t_ns, "", "", "", ""))
+    @property
+    def commands_shown(self) -> int:
+        """How many commands the session had up to here."""
+        return self._transcript.count
 
-    def _wait(self, piece: Piece, n: int, previous_ns: int) -> bool:
-        """Wait until the piece is due; True if the viewer wants to be elsewhere."""
-        if not self._timed:
-            return False
-        gap = max(0, piece.t_ns - max(previous_ns, self._rush_ns)) / 1e9
-        if self._options.idle_limit_seconds is not None:
-            gap = min(gap, self._options.idle_limit_seconds)
-        left = gap  # of the tape's time
-        while True:
-            if self._rush_record >= n or piece.t_ns <= self._rush_ns:
-                self._key(0)
-                self._due = None
-                return self._jump is not None
-            if self._paused:
-                self._key(None)
-            else:
-                # From when the last piece was due, not from when it was written: small delays do not add up.
-                began = self._due if self._due is not None else self._clock()
-                speed = self._speed
-                due = began + left / speed
-                self._key(max(0.0, due - self._clock()))
-                now = self._clock()
-                if now >= due:
-                    self._due = due
-                    return self._jump is not None
-                left -= max(0.0, now - began) * speed
-                self._due = now
-            if self._jump is not None:
-                return True
-            if self._paused:
-                self._due = None
+    @property
+    def live(self) -> bool:
+        """Whether more may come."""
+        return self.options.follow and not self.tape.status
 
-    # -- keys -----------------------------------------------------------------------------------------
-
-    def _key(self, seconds: float | None) -> None:
-        """Wait so long (None: for ever) for a key, and do what it says. Raises Quit."""
-        if self._keys is None:
-            if seconds:
-                time.sleep(seconds)
-            elif seconds is None:
-                raise Quit
-            return
-        ready, _, _ = select.select([self._keys], [], [], seconds)
-        if not ready:
-            return
-        try:
-            data = os.read(self._keys, _KEYS_BYTES)
-        except OSError:  # the terminal is gone
-            data = b""
-        if not data:
-            raise Quit
-        for key in _KEY.findall(data):
-            self._press(_ARROWS.get(key, key))
-
-    def _press(self, key: bytes) -> None:
-        match key:
-            case b"q" | b"Q" | b"\x03" | b"\x04":
-                raise Quit
-            case b" ":
-                self._paused = not self._paused
-            case b".":
-                self._rush_to_next(pause=True)
-            case b"]":
-                self._rush_to_next(pause=False)
-            case b"[":
-                self._jump = max(0, self._current - 1)
-                self._rush_ns = 0
-                self._rush_record = -1
-            case b"+" | b"=":
-                self._speed = min(self._speed * 2, SPEED_LIMIT)
-            case b"-":
-                self._speed = max(self._speed / 2, 1 / SPEED_LIMIT)
-            case _:
-                pass
-
-    def _rush_to_next(self, pause: bool) -> None:
-        following = self._current + 1
-        self._rush_record = self._commands[following].n if following < len(self._commands) else sys.maxsize
-        self._pause_there = pause
-        self._paused = False
-
-    def _write(self, text: str) -> None:
-        data = memoryview(text.encode("utf-8", "replace"))
-        while data:
-            data = data[os.write(self._out, data) :]
+    def hold_time(self) -> None:
+        """Let the time that passed since count for nothing."""
+        self._anchor = self._clock()
 
 
 def replay(tape: TapeReader, options: ReplayOptions) -> None:
-    """Play on this process's terminal: keys from it if there is one, all at once if the output is none."""
-    timed = os.isatty(1)
+    """Play on this process's terminal: keys from it if there is one, all at once if the output is none.
+
+    Raises BadOption, FormatError, OSError.
+    """
+    timed = os.isatty(1) and not options.plain
     keys: int | None = None
     opened = False
-    if timed:
+    if timed and not options.markers:
         if os.isatty(0):
             keys = 0
         else:  # the tape's path came through a pipe, perhaps; the keyboard is still there
@@ -267,7 +368,11 @@ def replay(tape: TapeReader, options: ReplayOptions) -> None:
                 keys, opened = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC), True
     sys.stdout.flush()
     try:
-        Player(tape, options, 1, keys, timed=timed).play()
+        if options.markers:
+            print_markers(tape, options)
+        else:
+            color = options.wants_color(os.isatty(1))
+            Player(tape, replace(options, color=color), 1, keys, timed=timed).play()
     except BrokenPipeError:  # "| head" has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     finally:
@@ -275,26 +380,15 @@ def replay(tape: TapeReader, options: ReplayOptions) -> None:
             os.close(keys)
 
 
-@contextmanager
-def _terminal(keys: int | None) -> Iterator[None]:
-    """Keys one by one and unechoed while this lasts; the terminal as it was found afterwards, on signals too."""
-    if keys is None or not os.isatty(keys):
-        yield
-        return
-    found = termios.tcgetattr(keys)
-    handlers = {}
-    try:
-        with suppress(ValueError):  # not the main thread: signals are not ours
-            handlers = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-        tty.setcbreak(keys, termios.TCSANOW)
-        yield
-    except KeyboardInterrupt:
-        raise Quit from None
-    finally:
-        termios.tcsetattr(keys, termios.TCSANOW, found)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+def print_markers(tape: TapeReader, options: ReplayOptions) -> None:
+    """Print a line for each marker: its time on the tape (what --from takes), record, label and text."""
+    wall0_ns = tape.header.wall0_ns
+    start, stop = options.start_ns(wall0_ns), options.stop_ns(wall0_ns)
+    index = TapeIndex(tape)
+    for marker in index.markers(index.record_at(start) if start else -1):
+        if stop is not None and marker.t_ns > stop:
+            break
+        if marker.t_ns >= start:
+            line = f"{clock_text(marker.t_ns):>8}  {marker.label:<9}  {marker.text}".rstrip()
+            sys.stdout.write(visible(line).replace("\n", " ") + "\n")
+    sys.stdout.flush()

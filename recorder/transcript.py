@@ -51,14 +51,26 @@ class Transcript:
     """Renders one session. feed() every record in order; the pieces come out in the order of time."""
 
     def __init__(
-        self, header: Mapping[str, Any], *, columns: int = 110, color: bool = True, newline: str = "\r\n", done: int = 0
+        self,
+        header: Mapping[str, Any],
+        *,
+        columns: int = 110,
+        color: bool = True,
+        newline: str = "\r\n",
+        done: int = 0,
+        terminal: bool | None = None,
+        raw: bool = False,
     ) -> None:
-        """header: the tape's. newline: "\\r\\n" for terminals and casts. done: commands before the first record."""
+        """header: the tape's. newline: "\\r\\n" for terminals and casts. done: commands before the first record.
+
+        terminal: whether a recorded terminal's cursor movements make sense where this goes; None: if there are colours.
+        raw: let everything through that a recorded terminal was sent. Not safe.
+        """
         self._header = header
         self._columns = columns
         self._color = color
         self._newline = newline
-        self._count = done
+        self.count = done  # commands so far
         self._latest = -1
         self._open: OrderedDict[int, _Open] = OrderedDict()
         self._pieces: list[Piece] = []
@@ -66,7 +78,9 @@ class Transcript:
         more = header.get("more")
         self._tty = isinstance(more, dict) and "tty" in more
         self._decoders = {channel: codecs.getincrementaldecoder("utf-8")("replace") for channel in (OUT, ERR)}
-        self._filter = TerminalFilter(sequences=color)
+        self._raw = raw
+        self._moves = color if terminal is None else terminal
+        self._filter = TerminalFilter(sequences=self._moves, colors=color)
 
     def banner(self) -> list[Piece]:
         """Return the line that says whose session on what this is."""
@@ -84,8 +98,10 @@ class Transcript:
         """Return what the record adds."""
         if record.kind == Kind.WIRE:
             if self._tty and record.channel in self._decoders:
-                text = self._filter.feed(self._decoders[record.channel].decode(record.payload))
-                self._add(record.t_ns, "o", text if self._color else text.replace("\r\n", self._newline))
+                text = self._decoders[record.channel].decode(record.payload)
+                harmless = self._filter.feed(text)
+                text = text if self._raw else harmless
+                self._add(record.t_ns, "o", text if self._moves else text.replace("\r\n", self._newline))
         elif record.kind == Kind.RESIZE:
             self._resize(record)
         else:
@@ -119,9 +135,9 @@ class Transcript:
     # -- the records ----------------------------------------------------------------------------------
 
     def _command(self, record: Record, said: Mapping[str, Any]) -> None:
-        self._count += 1
+        self.count += 1
         self._latest = record.n
-        opened = _Open(f"Q{self._count}", record.t_ns)
+        opened = _Open(f"Q{self.count}", record.t_ns)
         self._open[record.n] = opened
         if len(self._open) > OPEN_COMMANDS_LIMIT:
             self._open.popitem(last=False)
@@ -171,7 +187,9 @@ class Transcript:
         reason = f' "{said["reason"]}"' if said.get("reason") else ""
         after = f" after {_duration(record.t_ns - opened.held_ns)}" if opened.held_ns else ""
         self._line(record.t_ns, f"{prefix}[{state}]{by}{after}{reason}", _OUTCOMES.get(state, _YELLOW))
-        self._add(record.t_ns, "m", visible(f"{state.upper()} {opened.label}"))
+        self._add(
+            record.t_ns, "m", visible(" ".join(filter(None, (state.upper(), str(said.get("by") or ""), opened.label))))
+        )
 
     def _maskmap(self, said: Mapping[str, Any]) -> None:
         opened, _ = self._of(said)
@@ -197,7 +215,7 @@ class Transcript:
             for name in ("detail", "hint", "where"):
                 if error.get(name):
                     self._line(t, f"{name.upper()}:  {error[name]}", _RED)
-            self._add(t, "m", f"ERROR {opened.label}")
+            self._add(t, "m", visible(" ".join(filter(None, ("ERROR", code.rstrip(": "), opened.label)))))
             return
         columns, rows = said.get("columns"), said.get("rows")
         count = said.get("count") if isinstance(said.get("count"), int) else 0

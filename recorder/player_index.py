@@ -1,0 +1,315 @@
+"""Where things are on a tape, for the player: commands by number, records by time, markers, and how far to look back.
+
+Built to open and to seek in tapes of any size. Opening reads each segment's header and seal, nothing else (1 ms a
+segment). A list of commands is read for the one segment that is asked about (16 ms for 32 Ki commands) and two are
+kept; what lies before it is counted by the seals. A segment without such a list (live, or ended by a crash) is walked
+once, and a live one further as it grows; blocks that hold no command are passed over unread.
+
+Markers (holds and their outcomes, denials, errors, remarks of the gate) are in no index but the records': finding the
+next one is a walk that looks into a block only if one of the words that a marker must hold is in it, and that whoever
+asked can end at any time.
+
+Left out: an index on disk of our own (a tape is complete in itself).
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from recorder.errors import FormatError
+from recorder.format import (
+    BLOCK_HEADER_BYTES,
+    BlockType,
+    Joiner,
+    Kind,
+    Record,
+    command_entry,
+    decode_block_header,
+    decode_records,
+    fields,
+    verdict_word,
+)
+from recorder.places import decode_entries
+from recorder.reader import Segment, TapeReader
+
+_LISTS_LIMIT: Final = 2  # lists of commands that are kept: 32 Ki entries, 15 MB each
+# What a block must hold to be worth a look.
+_MARKER_WORDS: Final = (b"state", b"deny", b"error", b"label")
+_COMMAND_WORDS: Final = (b"verb", b"verdict")
+
+
+class Command(NamedTuple):
+    """A command of the tape: its place among all of them (from 0), its record's number and time."""
+
+    ordinal: int
+    n: int
+    t_ns: int
+
+
+class Marker(NamedTuple):
+    """Something that an auditor looks for."""
+
+    n: int
+    t_ns: int
+    label: str
+    text: str
+
+
+@dataclass(slots=True)
+class _Part:
+    """What is known of a segment without a look at its content."""
+
+    first_record: int
+    commands: int | None  # None: it has no list
+
+
+@dataclass(slots=True)
+class _Walked:
+    """The commands found in a segment without a list, up to a record."""
+
+    entries: dict[int, list[Any]]
+    next_record: int
+
+
+def marker_of(record: Record) -> Marker | None:
+    """Tell whether a record is a marker."""
+    if record.kind not in (Kind.VERDICT, Kind.APPROVAL, Kind.RESULT, Kind.MARK):
+        return None
+    said = fields(record.payload)
+    label = text = ""
+    match record.kind:
+        case Kind.VERDICT if said.get("verdict") != "allow":
+            label, text = "DENY", f"rule={said.get('rule', '?')}: {said.get('reason', '')}"
+        case Kind.APPROVAL:
+            label = "HOLD" if said.get("state") == "pending" else str(said.get("state", "?")).upper()
+            text = f"approval {said.get('id', '?')} " + str(said.get("by") or said.get("rule") or "")
+        case Kind.RESULT if isinstance(error := said.get("error"), dict):
+            label = "ERROR"
+            text = f"{error.get('code') or error.get('sqlstate') or ''} {error.get('message', '')}"
+        case Kind.MARK:
+            label, text = str(said.get("label", "?")), str(said.get("text", ""))
+    return Marker(record.n, record.t_ns, label, text.strip()) if label else None
+
+
+class TapeIndex:
+    """Raises OSError and FormatError, from every method."""
+
+    def __init__(self, tape: TapeReader) -> None:
+        self._tape = tape
+        self._parts: list[_Part] = []
+        self._lists: OrderedDict[int, list[list[Any]]] = OrderedDict()
+        self._walked: dict[int, _Walked] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take note of segments that were begun or sealed since."""
+        del self._parts[-1:]  # its seal may have come
+        for i in range(len(self._parts), len(self._tape.segments)):
+            try:
+                segment = self._tape.segment(i)
+            except FormatError:  # what lies before the damage can be played
+                if not i:
+                    raise
+                return
+            count = segment.seal.body.get("commands") if segment.seal is not None else None
+            self._parts.append(_Part(segment.header.first_record, count if isinstance(count, int) else None))
+
+    # -- commands -------------------------------------------------------------------------------------
+
+    def count(self) -> int | None:
+        """How many commands there are; None while that would need a walk."""
+        counts = [part.commands if part.commands is not None else self._known(i) for i, part in enumerate(self._parts)]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    def at(self, n: int) -> Command | None:
+        """The last command whose number is at most n."""
+        for i in range(self._part_with(n), -1, -1):
+            entries = self._entries(i)
+            found = bisect_right(entries, n, key=lambda entry: int(entry[0])) - 1
+            if found >= 0:
+                return Command(self._before(i) + found, entries[found][0], entries[found][1])
+        return None
+
+    def after(self, n: int) -> Command | None:
+        """The first command whose number is above n."""
+        for i in range(self._part_with(n), len(self._parts)):
+            if self._parts[i].commands == 0:
+                continue
+            entries = self._entries(i)
+            found = bisect_right(entries, n, key=lambda entry: int(entry[0]))
+            if found < len(entries):
+                return Command(self._before(i) + found, entries[found][0], entries[found][1])
+        return None
+
+    def nth(self, ordinal: int) -> Command | None:
+        """The command with that place among all, from 0."""
+        before = 0
+        for i, part in enumerate(self._parts):
+            count = part.commands if part.commands is not None else len(self._entries(i))
+            if 0 <= ordinal - before < count:
+                entry = self._entries(i)[ordinal - before]
+                return Command(ordinal, entry[0], entry[1])
+            before += count
+        return None
+
+    def _before(self, i: int) -> int:
+        parts = self._parts[:i]
+        return sum(len(self._entries(j)) if part.commands is None else part.commands for j, part in enumerate(parts))
+
+    def _known(self, i: int) -> int | None:
+        walked = self._walked.get(i)
+        return len(walked.entries) if walked is not None else None
+
+    def _entries(self, i: int) -> list[list[Any]]:
+        """The list of commands of a segment, in order."""
+        if self._parts[i].commands is None:
+            return list(self._walk(i, self._tape.segment(i)).entries.values())
+        found = self._lists.get(i)
+        if found is not None:
+            self._lists.move_to_end(i)
+            return found
+        pieces = self._tape.segment(i).command_pieces()
+        found = self._lists[i] = [entry for piece in pieces for entry in _command_list(piece)]
+        if len(self._lists) > _LISTS_LIMIT:
+            self._lists.popitem(last=False)
+        return found
+
+    def _walk(self, i: int, segment: Segment) -> _Walked:
+        walked = self._walked.setdefault(i, _Walked({}, segment.header.first_record))
+        joiner = Joiner()
+        last: Record | None = None
+
+        def wanted(raw: bytes) -> bool:  # the rest of a long record has none of the words
+            return (last is not None and last.more > 0) or any(word in raw for word in _COMMAND_WORDS)
+
+        for record in _found(segment, walked.next_record, wanted):
+            last, whole = record, joiner.feed(record)
+            if whole is None:
+                continue
+            if whole.kind == Kind.COMMAND:
+                walked.entries[whole.n] = command_entry(whole.n, whole.t_ns, fields(whole.payload))
+            elif whole.kind == Kind.VERDICT:
+                said = fields(whole.payload)
+                entry = walked.entries.get(said.get("command", -1))
+                if entry is not None and not entry[4]:
+                    entry[4] = verdict_word(said)
+        if last is None or not last.more:
+            walked.next_record = segment.next_record
+        return walked
+
+    # -- records --------------------------------------------------------------------------------------
+
+    def record_at(self, t_ns: int) -> int:
+        """The number of the last record at or before a time, -1 if there is none."""
+        start = self._tape.at_time(t_ns)
+        found = start - 1
+        for record in self._tape.records(start):
+            if record.t_ns > t_ns:
+                break
+            found = record.n
+        return found
+
+    def last(self) -> int:
+        """The number of the last record, -1 if there is none."""
+        return self._tape.next_record - 1
+
+    def time_of(self, n: int) -> int:
+        """The time of a record; 0 if there is none such."""
+        return next((record.t_ns for record in self._tape.records(n) if record.n >= n), 0) if n >= 0 else 0
+
+    def look_back(self, n: int, raw_limit: int, blocks_limit: int) -> int:
+        """The first record of the blocks that end with record n and hold no more than so many raw bytes, or blocks.
+
+        The block with n is always among them.
+        """
+        start, size, blocks = max(n, 0), 0, 0
+        for i in range(self._part_with(n), -1, -1):
+            segment = self._tape.segment(i)
+            places = segment.data
+            with segment.path.open("rb", buffering=0) as file:
+                for at in range(bisect_right(places, n, key=lambda place: place.first_record) - 1, -1, -1):
+                    place = places[at]
+                    file.seek(place.offset)
+                    size += decode_block_header(file.read(BLOCK_HEADER_BYTES), place.offset).raw_len
+                    blocks += 1
+                    if blocks > 1 and (size > raw_limit or blocks > blocks_limit):
+                        return start
+                    start = place.first_record
+        return start
+
+    def _part_with(self, n: int) -> int:
+        return max(0, bisect_right(self._parts, n, key=lambda part: part.first_record) - 1)
+
+    # -- markers --------------------------------------------------------------------------------------
+
+    def markers(self, after: int = -1, stop: Callable[[], bool] = lambda: False) -> Iterator[Marker]:
+        """Yield the markers behind record number after. stop is asked now and then whether to give up."""
+        for i in range(self._part_with(after), len(self._parts)):
+            for record in _found(self._tape.segment(i), after + 1, _may_mark, stop):
+                marker = marker_of(record)
+                if marker is not None:
+                    yield marker
+            if stop():
+                return
+
+    def marker_before(self, n: int, stop: Callable[[], bool] = lambda: False) -> Marker | None:
+        """The last marker before record number n, None if there is none, or if stop said so."""
+        for i in range(self._part_with(n), -1, -1):
+            segment = self._tape.segment(i)
+            places = segment.data
+            for at in range(bisect_left(places, n, key=lambda place: place.first_record) - 1, -1, -1):
+                if stop():
+                    return None
+                found = _found(segment, places[at].first_record, _may_mark, blocks=1)
+                marks = [mark for record in found if record.n < n and (mark := marker_of(record)) is not None]
+                if marks:
+                    return marks[-1]
+        return None
+
+
+def _may_mark(raw: bytes) -> bool:
+    return any(word in raw for word in _MARKER_WORDS)
+
+
+def _found(
+    segment: Segment,
+    start: int,
+    wanted: Callable[[bytes], bool],
+    stop: Callable[[], bool] = lambda: False,
+    blocks: int | None = None,
+) -> Iterator[Record]:
+    """Yield the records from number start on, in so many blocks, of the blocks whose raw payload is wanted."""
+    places = segment.data
+    first = max(0, bisect_right(places, start, key=lambda place: place.first_record) - 1)
+    last = len(places) if blocks is None else min(len(places), first + blocks)
+    with segment.path.open("rb", buffering=0) as file:
+        for at in range(first, last):
+            place = places[at]
+            if stop():
+                return
+            if place.type == BlockType.GAP:
+                if place.first_record >= start:
+                    yield next(itertools.islice(segment.records(place.first_record), 1))
+                continue
+            try:
+                block, raw = segment.read(place.offset, file.fileno())
+                records = decode_records(block, raw) if wanted(raw) else []
+            except FormatError:
+                if segment.seal is not None:
+                    raise
+                return  # the torn end of one that is still written, or was not finished
+            yield from (record for record in records if record.n >= start)
+
+
+def _command_list(piece: bytes) -> list[list[Any]]:
+    """Decode a COMMANDS block without making an object of each entry. Raises FormatError."""
+    entries = decode_entries(piece, "COMMANDS")
+    for entry in entries:
+        if not (isinstance(entry, list) and len(entry) == 6 and type(entry[0]) is type(entry[1]) is int):
+            raise FormatError("COMMANDS: an entry of another form")
+    return entries

@@ -1,0 +1,132 @@
+"""What the player itself writes on a terminal: the status line, the title, the help, and the state after a jump. Pure.
+
+For a session that is rendered (SQL) the last row of the terminal is the status line's: the rows above it are made the
+scroll region, so the text never touches it. A recorded terminal session owns the whole screen; there the window's
+title says the same, and the status line is drawn over the last row only if the viewer asks for it.
+
+After a jump a rendered session shows its last screenful of lines. A terminal's screen is the sum of all that was
+written to it; what is shown is a bounded piece of that (the caller's), from the last point at which the program
+began afresh: it switched the screen or erased all of it. Without such a point, the last lines, a few screens full.
+
+Left out: emulating a terminal to know its screen exactly (pyte takes a second a megabyte).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from recorder.escape import clip, visible, width
+
+CLEAR: Final = "\x1b[H\x1b[2J"
+_RESTART: Final = re.compile(r"\x1b\[\?(?:47|1047|1049)[hl]|\x1b\[[23]J")
+_SCREEN: Final = re.compile(r"\x1b\[\?(?:47|1047|1049)([hl])")
+# Screens of lines that are shown of a terminal that never began afresh: its cursor may have moved up some.
+_SCREENS: Final = 4
+
+HELP: Final = """\
+ space      pause, go on                    q  Ctrl-C  quit
+ .          step to the next event          ?          this help
+ ]  [       next, previous command          }  {       next, previous marker
+ right left 5 s on, 5 s back                0 ... 9    to 0 % ... 90 %
+ g  G       to the beginning, to the end    +  -       twice, half as fast (also > <)
+ m          pause at markers or not         s          status line on, off
+
+ Markers are holds, approvals, denials, errors and the gate's own remarks.
+
+ Any key goes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the viewer is told. command and commands count from 1; 0: none yet, not known."""
+
+    paused: bool
+    now_ns: int
+    end_ns: int
+    command: int = 0
+    commands: int = 0
+    speed: float = 1.0
+    live: bool = False
+    pause_on_markers: bool = False
+    note: str = ""
+
+    def text(self) -> str:
+        """One line."""
+        state = "PAUSED" if self.paused else "LIVE" if self.live else "PLAY"
+        parts = [f"{state}  {clock_text(self.now_ns)} / {clock_text(max(self.now_ns, self.end_ns))}"]
+        if self.command or self.commands:
+            parts.append(f"Q{self.command}" + (f" of {self.commands}" if self.commands else ""))
+        parts.append(f"{self.speed:g}x")
+        if self.pause_on_markers:
+            parts.append("stops at markers")
+        parts.append(self.note or "? help")
+        return visible("   ".join(parts)).replace("\n", " ")
+
+
+def status_line(status: Status, columns: int, rows: int, color: bool) -> str:
+    """Draw it in the last row; the cursor stays where it was."""
+    text = clip(f" {status.text()}", columns - 1)
+    text += " " * (columns - 1 - width(text))
+    return f"\x1b7\x1b[{rows};1H\x1b[0{';7' if color else ''}m{text}\x1b[0m\x1b[K\x1b8"
+
+
+def reserve(rows: int) -> str:
+    """Keep the last row out of the scroll region, and the cursor out of the last row."""
+    return f"\n\x1b[A\x1b7\x1b[1;{rows - 1}r\x1b8"
+
+
+def release(rows: int) -> str:
+    """Give the last row back, empty."""
+    return f"\x1b7\x1b[r\x1b[{rows};1H\x1b[2K\x1b8"
+
+
+def title(status: Status) -> str:
+    """Set the window's title."""
+    return f"\x1b]2;gatecast replay: {status.text()}\x07"
+
+
+KEEP_TITLE: Final = "\x1b[22;2t"  # push it on the terminal's stack, and pop it: xterm ctlseqs, "XTWINOPS"
+GIVE_TITLE: Final = "\x1b[23;2t"
+
+
+def help_screen(columns: int) -> str:
+    """The list of keys on an empty screen."""
+    return "\x1b[0m" + CLEAR + "\r\n".join(clip(line, columns) for line in HELP.split("\n")) + "\r\n"
+
+
+def last_lines(text: str, newline: str, rows: int) -> tuple[str, bool]:
+    """Return the last rows of finished lines, and whether something is missing before them."""
+    lines = text.split(newline)
+    if len(lines) - 1 <= rows:
+        return text, False
+    return newline.join(lines[-1 - rows :]), True
+
+
+def afresh(text: str, rows: int) -> str:
+    """Return the end of a terminal's (filtered) output that makes its screen, as the docstring above says."""
+    screen = list(_SCREEN.finditer(text))
+    points = [match.start() for match in _RESTART.finditer(text)]
+    start = points[-1] if points else _line_start(text, _SCREENS * rows)
+    before = [match[1] for match in screen if match.start() < start]
+    alternate = "\x1b[?1049h" if before and before[-1] == "h" else ""
+    return alternate + text[start:]
+
+
+def _line_start(text: str, lines: int) -> int:
+    """Where the last so many lines begin."""
+    at = len(text)
+    for _ in range(lines + 1):
+        at = text.rfind("\n", 0, at)
+        if at < 0:
+            return 0
+    return at + 1
+
+
+def clock_text(ns: int) -> str:
+    """12:03, 1:12:03."""
+    seconds = max(0, ns) // 1_000_000_000
+    hours, rest = divmod(seconds, 3600)
+    text = f"{rest // 60:02d}:{rest % 60:02d}"
+    return f"{hours}:{text}" if hours else text
