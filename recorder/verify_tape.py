@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -25,6 +24,7 @@ from typing import Any, BinaryIO, Final
 import msgpack
 
 from recorder.cipher import AuditorKey, SegmentCipher, unlock
+from recorder.disk import is_live
 from recorder.errors import FormatError, NotATape, Truncated, UnknownVersion, Unreadable
 from recorder.format import (
     BLOCK_HEADER_BYTES,
@@ -48,20 +48,22 @@ from recorder.format import (
     fields,
     restore,
 )
-from recorder.reader import name_of, read_keys_file, segments_of, stem_of
+from recorder.reader import name_of, read_keys_file, stem_of
 from recorder.seal import PublicKeys, Seal, Tree, chain_hash, decode_seal, header_hash, leaf_hash
 from recorder.segment import CommandIndex
-
-VERIFIED: Final = "verified"
-ALTERED: Final = "altered"
-INCOMPLETE: Final = "incomplete"
-UNKNOWN: Final = "unknown"
-
-# How far the content of a tape was looked into, in the order of how little that is.
-CHECKED: Final = "checked"
-ENCRYPTED_CONTENT: Final = "encrypted"  # to keys that were not given
-ERASED: Final = "erased"  # its .keys file is not here: it was destroyed, or not copied with the tape
-_CONTENT: Final = (CHECKED, ENCRYPTED_CONTENT, ERASED)
+from recorder.verify_report import (
+    ALTERED,
+    CHECKED,
+    CONTENT,
+    ENCRYPTED_CONTENT,
+    ERASED,
+    UNKNOWN,
+    Fault,
+    Said,
+    TapeReport,
+)
+from recorder.verify_report import INCOMPLETE as INCOMPLETE
+from recorder.verify_report import VERIFIED as VERIFIED
 
 # Which block types may follow (format.py, "Files"): stage 0 DATA, 1 COMMANDS, 2 INDEX, 3 sealed.
 _STAGES: Final = {
@@ -79,37 +81,6 @@ _END_STATUS: Final = ("closed", "failed", "crashed")
 _SCAN_BYTES: Final = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """The first thing that is wrong with a tape, and where."""
-
-    status: str
-    file: str
-    offset: int
-    block: int | None
-    reason: str
-
-
-@dataclass(slots=True)
-class TapeReport:
-    """What was found about one tape."""
-
-    sid: str
-    path: str
-    status: str = VERIFIED
-    fault: Fault | None = None
-    segments: int = 0
-    blocks: int = 0
-    records: int = 0
-    commands: int = 0
-    size_bytes: int = 0
-    ended: str = ""
-    keys: list[str] = field(default_factory=list)
-    root: str = ""  # of the last segment, hex
-    track: str = "main"
-    content: str = CHECKED  # or what kept us from it
-
-
 class _Bad(Exception):
     """Ends the check of a segment."""
 
@@ -118,16 +89,24 @@ class _Bad(Exception):
         self.status, self.offset, self.block, self.reason = status, offset, block, reason
 
 
-def verify_tape(path: Path, keys: PublicKeys, decrypt: Sequence[AuditorKey] = ()) -> TapeReport:
-    """Check the tape that the file belongs to; its content, too, where a key of decrypt opens it. Raises OSError."""
-    files = segments_of(path)
-    name = name_of(path)
-    tape = TapeReport(name[0] if name else path.stem, str(files[0]))
+def verify_tape(
+    files: Sequence[Path],
+    keys: PublicKeys,
+    decrypt: Sequence[AuditorKey] = (),
+    ask: Callable[[Header], Said | None] = lambda header: None,
+) -> TapeReport:
+    """Check the tape of these segment files; its content, too, where a key of decrypt opens it. Raises OSError.
+
+    ask: what the node's log says of the tape with this header.
+    """
+    name = name_of(files[0])
+    tape = TapeReport(name[0] if name else files[0].stem, str(files[0]))
     previous: _Segment | None = None
     crashed = False
+    unlogged = -1
     try:
         for number, file in enumerate(files):
-            segment = _Segment(file, keys, previous, decrypt)
+            segment = _Segment(file, keys, previous, decrypt, ask)
             try:
                 segment.check(number)
             finally:
@@ -135,8 +114,10 @@ def verify_tape(path: Path, keys: PublicKeys, decrypt: Sequence[AuditorKey] = ()
                 tape.blocks += segment.seq
                 tape.records += segment.next_record - segment.first_record
                 tape.commands += max(segment.commands.count, segment.commands_sealed)
-                tape.content = max(tape.content, segment.content, key=_CONTENT.index)
+                tape.content = max(tape.content, segment.content, key=CONTENT.index)
                 tape.size_bytes += segment.size_bytes
+                tape.node = str(segment.header.map_.get("node", tape.node))
+                tape.logged = segment.said is not None
             tape.sid, tape.root = segment.header.sid, segment.root.hex()
             tape.track = str(segment.header.map_.get("track"))
             tape.ended = segment.status if segment.status in _END_STATUS else ""
@@ -145,11 +126,19 @@ def verify_tape(path: Path, keys: PublicKeys, decrypt: Sequence[AuditorKey] = ()
                 tape.keys.append(segment.key_id)
             if previous is not None and previous.status != "continued":
                 raise _Bad(ALTERED, 0, None, "a segment after the one that says it is the last")
+            if unlogged < 0 and segment.said is not None and segment.said.seal(number) is None:
+                unlogged = number
             previous = segment
+        if previous is not None and previous.said is not None and previous.said.last()[0] >= len(files):
+            last, entry = previous.said.last()
+            reason = f"segment {last}, which the node's log saw (entry {entry}), is missing"
+            raise _Bad(ALTERED, previous.size_bytes, None, reason)
         if previous is not None and previous.status == "continued":
             raise _Bad(INCOMPLETE, previous.size_bytes, None, "more segments should follow: the end is missing")
         if crashed:
             raise _Bad(INCOMPLETE, 0, None, "the session ended in a crash; its losses are listed in the seal")
+        if unlogged >= 0:
+            raise _Bad(INCOMPLETE, 0, None, f"the node's log has no seal of segment {unlogged}")
     except _Bad as bad:
         file = files[min(tape.segments, len(files)) - 1] if tape.segments else files[0]
         tape.status = bad.status
@@ -160,8 +149,19 @@ def verify_tape(path: Path, keys: PublicKeys, decrypt: Sequence[AuditorKey] = ()
 class _Segment:
     """The check of one segment; its attributes are what was found up to the first fault."""
 
-    def __init__(self, path: Path, keys: PublicKeys, previous: _Segment | None, decrypt: Sequence[AuditorKey]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        keys: PublicKeys,
+        previous: _Segment | None,
+        decrypt: Sequence[AuditorKey],
+        ask: Callable[[Header], Said | None],
+    ) -> None:
         self.path = path
+        self.said: Said | None = previous.said if previous else None
+        self._ask = ask
+        self._heads: Iterator[tuple[int, bytes, int]] = iter(())
+        self._head: tuple[int, bytes, int] | None = None  # the next HEAD of this segment, if there is one
         self.size_bytes = path.stat().st_size
         self.header = Header(b"", {})
         self.seq = 0
@@ -195,6 +195,15 @@ class _Segment:
 
     def check(self, number: int) -> None:
         """Check the whole segment. Raises _Bad at the first fault, OSError."""
+        try:
+            self._check_file(number)
+        except _Bad as bad:
+            if bad.status == INCOMPLETE:
+                self._check_end(bad.offset)
+            raise
+        self._check_end(self.size_bytes)
+
+    def _check_file(self, number: int) -> None:
         with self.path.open("rb") as file:
             offset = self._check_header(file, number)
             while self._stage < 3:
@@ -233,7 +242,36 @@ class _Segment:
             raise _Bad(ALTERED, 0, None, "its header speaks of another session")
         self._unlock()
         self._chain = self.data_head = header_hash(self.header.raw)
+        if self._previous is None:
+            self.said = self._ask(self.header)
+            if self.said is not None and self.said.h0 != self._chain:
+                entry = self.said.opened
+                raise _Bad(ALTERED, 0, None, f"not the tape that the node's log saw begin (entry {entry})")
+        if self.said is not None:
+            self._heads = self.said.heads(number)
+            self._head = next(self._heads, None)
         return len(self.header.raw)
+
+    def _check_end(self, offset: int) -> None:
+        """Compare the end that was reached with what the node's log says of the segment. Raises _Bad."""
+        said, number = self.said, self.header.segment
+        if said is None:
+            return
+        seal, sealed = said.seal(number), self._stage == 3
+        if self._head is not None:
+            seq, _, entry = self._head
+            reason = f"block {seq}, which the node's log saw (entry {entry}), is not here"
+            # Of a tape that died, and that nobody recovered yet, what is missing may be in the write-ahead log.
+            died = not sealed and seal is None and not is_live(self.path)
+            raise _Bad(INCOMPLETE if died else ALTERED, offset, self.seq, f"not sealed; {reason}" if died else reason)
+        if seal is None:
+            return
+        if not sealed:
+            raise _Bad(ALTERED, offset, self.seq, f"the node's log saw it sealed (entry {seal.at}); its seal is gone")
+        if (seal.root, seal.status) != (self.root, self.status):
+            raise _Bad(ALTERED, offset, None, f"not what the node's log saw sealed (entry {seal.at})")
+        if said.retired(self.key_id, seal.at):
+            raise _Bad(ALTERED, offset, None, f"sealed by key {self.key_id}, which was not valid then")
 
     def _unlock(self) -> None:
         """Find the key of an encrypted segment. That the .keys file is the sealed one is checked without any key."""
@@ -269,6 +307,10 @@ class _Segment:
             if block.type is not BlockType.INDEX:
                 entry = (offset, int(block.type), block.seq, block.first_record, block.t0_ns, block.n_records, leaf)
                 self._index_found.update(msgpack.packb(entry))
+        while self._head is not None and self._head[0] == self.seq:
+            if self._head[1] != chain:
+                raise _Bad(ALTERED, offset, self.seq, f"not the block that the node's log saw (entry {self._head[2]})")
+            self._head = next(self._heads, None)
         self._chain = chain
         if block.n_records:
             self.data_head, self._data_t0_ns = chain, block.t0_ns
