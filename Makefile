@@ -13,7 +13,7 @@ NODE_STAMP := $(PEERS)/node_modules/.installed
 # What the tests with real peers use: a program or file, and the Debian package that brings it. Nothing is fetched
 # that is there, whoever brought it.
 PEER_NEEDS := /usr/lib/postgresql/15/bin/postgres:postgresql-15 pgbouncer:pgbouncer node:nodejs npm:npm tmux:tmux \
-	javac:default-jdk-headless /usr/share/java/postgresql.jar:libpostgresql-jdbc-java
+	javac:default-jdk-headless /usr/share/java/postgresql.jar:libpostgresql-jdbc-java chromium:chromium ffmpeg:ffmpeg
 
 .PHONY: help demo test check bench lint clean nightly peers
 

@@ -47,7 +47,8 @@ class Narrator:
         if source.remark:
             pieces.append(Piece(0, "o", f"{_NOTICE_SGR}-- {source.remark}\x1b[0m\r\n"))
         if source.options.start_ns:
-            text = f"from {wall_time(source.wall_ns)} on; {self._before} commands before"
+            noun = "command" if self._before == 1 else "commands"
+            text = f"from {wall_time(source.wall_ns)} on; {self._before} {noun} before"
             pieces.append(Piece(0, "o", f"{_NOTICE_SGR}-- {text}\x1b[0m\r\n"))
         return pieces
 

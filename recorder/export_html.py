@@ -51,6 +51,7 @@ class _Panel:
         self.steps: list[tuple[int, Step]] = []
         self.total = 0
         self.intents: list[str] = []
+        self.end_ns = 0
 
 
 def page(source: Source) -> Iterator[str]:
@@ -64,6 +65,7 @@ def page(source: Source) -> Iterator[str]:
     panel = _Panel()
     # The cast comes first in the making and last in the file, for the list is known only then.
     cast = list(_cast(source, panel))
+    end = f"{panel.end_ns / 1e9:.3f}"
     yield (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
@@ -73,7 +75,8 @@ def page(source: Source) -> Iterator[str]:
         f"<style>{style}</style>\n<style>{look}</style>\n</head>\n<body>\n"
     )
     yield _header(source, panel)
-    yield '<main>\n<section id="stage" aria-label="Recording"><div id="player" data-wait="Loading"></div></section>\n'
+    yield '<main>\n<section id="stage" aria-label="Recording">'
+    yield f'<div id="player" data-wait="Loading" data-end="{end}"></div></section>\n'
     yield "<aside>\n"
     yield _tools(panel)
     yield '<div class="scroll" id="list">\n<ol id="commands">\n'
@@ -119,7 +122,7 @@ def _cast(source: Source, panel: _Panel) -> Iterator[str]:
     for piece in narrator.opening():
         yield line(encoder.event(piece))
     for record in source.records():
-        at_ns = clock(record.t_ns)
+        at_ns = panel.end_ns = clock(record.t_ns)
         if record.kind == Kind.COMMAND:
             panel.total += 1
         elif record.kind == Kind.INTENT and len(panel.intents) < INTENTS_LIMIT:
@@ -186,7 +189,7 @@ def _item(source: Source, at_ns: int, step: Step) -> str:
     if step.reason:
         notes.append(step.reason)
     if step.masks:
-        notes.append(f"masked by {', '.join(step.masks)}")
+        notes.append(f"masks {', '.join(step.masks)}")
     if step.error:
         notes.append(f"{step.code} {step.error.get('message', '')}".strip())
     elif step.done_ns >= 0:

@@ -113,7 +113,7 @@ def test_tapes_are_read_without_a_database_driver(command: list[str]) -> None:
         (["serv"], "invalid choice"),
         (["approvals"], "required: COMMAND"),
         (["token", "issue"], "required: subject"),
-        (["export", "x", "--format", "gif"], "invalid choice"),
+        (["export", "x", "--format", "doc"], "invalid choice"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

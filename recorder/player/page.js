@@ -25,7 +25,7 @@
       fit: "both",
       preload: true,
       theme: `gatecast-${look()}`,
-      poster: "npt:0:0",
+      poster: `npt:${stage.dataset.end}`,
       controls: true,
       startAt: at,
     });
@@ -33,6 +33,7 @@
   }
 
   async function go(index) {
+    stage.classList.add("begun");
     // A little later than the command's own time, so that it is on the screen.
     await player.seek(times[index] + 0.0002);
     mark();
