@@ -42,6 +42,8 @@ targets:
     credential: {user: postgres, password_env: GATECAST_LOCAL_PASSWORD}
     labels: {env: dev}
     recording: durable        # a command leaves when the disk has it; written: when the operating system has it
+    # encrypt_to: [ana.key.pub]       # tapes that only the owners of these keys can read: gatecast keys generate
+    # original_to: [auditor.key.pub]  # what masks change is kept as it was, too, for the owners of these keys alone
 
 # identity:
 #   tokens: {max_days: 30}
