@@ -13,6 +13,7 @@ from proxy.admin.text import fields, harmless
 from proxy.certificates import server_context
 from proxy.config import ConfigErrors
 from proxy.core.errors import ConfigError
+from proxy.core.parties import Target
 from proxy.services import WEAK_FILE_SYSTEMS, credentials_of, file_system
 from proxy.snapshot import Snapshot, read_snapshot
 from recorder.vault import VaultError
@@ -65,24 +66,20 @@ def check_config(path: Path, *, connect: bool = False) -> dict[str, Any]:
         "config": str(loaded.path),
         "state": str(loaded.state),
         "listeners": listeners,
-        "targets": [
-            {
-                "name": one.name,
-                "protocol": one.protocol,
-                "host": one.host,
-                "port": one.port,
-                "recording": one.recording,
-                "encrypt_to": [recipient.id for recipient in one.encrypt_to],
-                "original_to": [recipient.id for recipient in one.original_to],
-            }
-            for one in snapshot.targets.values()
-        ],
+        "targets": [_target(target) for target in snapshot.targets.values()],
         "rules": {"count": len(snapshot.rules.rules), "revision": snapshot.rules.revision},
         "issuers": [issuer.issuer for issuer in snapshot.issuers],
         "users": [user.name for user in snapshot.users],
         "vault": vault,
         "warnings": warnings,
     }
+
+
+def _target(target: Target) -> dict[str, Any]:
+    shown: dict[str, Any] = {name: getattr(target, name) for name in ("name", "protocol", "host", "port", "recording")}
+    for name in ("encrypt_to", "original_to"):
+        shown[name] = [recipient.id for recipient in getattr(target, name)]
+    return shown
 
 
 def render_check(found: dict[str, Any]) -> str:
