@@ -258,16 +258,8 @@ def _policy(commands: _Commands) -> None:
 
 
 def _sessions(commands: _Commands) -> None:
-    group = _group(commands, "sessions", "list, show and end sessions", "gatecast sessions list")
-    listing = _command(
-        group, "list", "sessions_list", "list recorded sessions, newest first", "gatecast sessions list --target shop"
-    )
-    for name in ("protocol", "target", "subject", "run"):
-        listing.add_argument(f"--{name}", default="")
-    listing.add_argument("--status", default="", choices=("", "live", "unsealed", "closed", "failed", "crashed"))
-    listing.add_argument("--since", default="", metavar="TIME", help="the beginning of a UTC time: 2026-11-21T10")
-    listing.add_argument("--until", default="", metavar="TIME")
-    listing.add_argument("--limit", type=int, default=100)
+    group = _group(commands, "sessions", "find, show and end sessions", "gatecast sessions list")
+    listing, search, reindex = _recorded(group)
     live = _command(group, "live", "sessions_live", "list the sessions that are open now", "gatecast sessions live")
     show = _command(group, "show", "sessions_show", "show a session and its commands", "gatecast sessions show 01KA")
     kill = _command(group, "kill", "sessions_kill", "end an open session", "gatecast sessions kill 01KA...")
@@ -285,9 +277,37 @@ def _sessions(commands: _Commands) -> None:
     erase.add_argument("session", nargs="?", help="its id, or how it begins")
     erase.add_argument("--reason", help="why; it goes into the node log")
     erase.add_argument("--confirm", metavar="TOKEN", help="do what somebody else has asked for")
-    for command in (listing, live, show, kill, erase):
+    for command in (listing, search, reindex, live, show, kill, erase):
         _file(command)
         _json(command)
+
+
+def _recorded(group: _Commands) -> tuple[_Parser, _Parser, _Parser]:
+    from recorder.index_arguments import add_filters, add_reindex_arguments
+
+    listing = _command(
+        group, "list", "sessions_list", "list recorded sessions, newest first", "gatecast sessions list --target shop"
+    )
+    search = _command(
+        group,
+        "search",
+        "sessions_search",
+        'find commands in all sessions, newest first: words, "phrases", beginnings*',
+        "gatecast sessions search --user ana@example.com --table orders --since 3d 'delete where'",
+    )
+    search.add_argument("text", nargs="*", help="what the command's text has in it")
+    search.add_argument("--session", default="", metavar="ID", help="in this session, or those that begin so")
+    for command in (listing, search):
+        add_filters(command)
+    reindex = _command(
+        group,
+        "reindex",
+        "sessions_reindex",
+        "build the index of sessions anew from the tapes; may be stopped and started at any time",
+        "gatecast sessions reindex",
+    )
+    add_reindex_arguments(reindex)
+    return listing, search, reindex
 
 
 def _vault(commands: _Commands) -> None:

@@ -199,34 +199,32 @@ def policy_test(options: Namespace) -> int:
 
 def sessions_list(options: Namespace) -> int:
     """gatecast sessions list."""
-    from proxy.admin.text import table
-    from recorder.cli import SessionFilter, list_sessions
+    from proxy.sessions.commands import sessions_list as answer
 
-    names = ("protocol", "target", "subject", "run", "status", "since", "until", "limit")
-    rows = list_sessions(_tapes(options), SessionFilter(**{name: getattr(options, name) for name in names}))
-    cells = [_session_cells(row) for row in rows]
-    head = ("SESSION", "STARTED", "LENGTH", "STATUS", "COMMANDS", "TARGET", "FOR")
-    return _print(options, rows, table(head, cells) if rows else "No session is recorded here.\n")
+    loaded = _load(options)
+    return answer(options, loaded.state / loaded.config.recorder.directory, loaded.config.recorder.index)
+
+
+def sessions_search(options: Namespace) -> int:
+    """gatecast sessions search."""
+    from proxy.sessions.commands import sessions_search as answer
+
+    return answer(options, _tapes(options))
 
 
 def sessions_show(options: Namespace) -> int:
     """gatecast sessions show."""
-    from proxy.admin.text import fields, harmless
     from proxy.keys import identities
-    from recorder.cli import show
+    from proxy.sessions.commands import sessions_show as answer
 
-    found = show(_tape(options, options.session), identities(options))
-    names = ("sid", "started", "seconds", "status", "protocol", "target", "subject", "agents", "records", "size_bytes")
-    text = fields([(name.replace("_", " "), _plain(found.get(name))) for name in names])
-    lines = []
-    for command in found["commands"]:
-        verdict = command.get("verdict") or ""
-        rule = f" by {command['rule']}" if command.get("rule") else ""
-        words = " ".join(str(command.get("text", "")).split())
-        lines.append(harmless(f"{command['time']}  {verdict}{rule}  {words}") + "\n")
-    if found["unreadable"]:
-        lines.append(harmless(found["unreadable"]) + "\n")
-    return _print(options, found, text + "\n" + "".join(lines))
+    return answer(options, _tape(options, options.session), identities(options))
+
+
+def sessions_reindex(options: Namespace) -> int:
+    """gatecast sessions reindex."""
+    from proxy.sessions.commands import sessions_reindex as answer
+
+    return answer(options, _tapes(options))
 
 
 def sessions_live(options: Namespace) -> int:
@@ -247,7 +245,6 @@ def sessions_kill(options: Namespace) -> int:
 
 def replay(options: Namespace) -> int:
     """gatecast replay."""
-
     from proxy.keys import identities
     from recorder.cli import replay_main
     from recorder.player_options import BadOption, from_arguments
@@ -385,22 +382,6 @@ def _print(options: Namespace, data: object, text: str, code: int = 0) -> int:
     else:
         sys.stdout.write(text)
     return code
-
-
-def _session_cells(row: dict[str, Any]) -> list[str]:
-    """The cells of a row of sessions list; a file that is no tape has an error in place of all else."""
-    if "error" in row:
-        return [str(row["sid"]), "", "", "unreadable", "", "", str(row["error"])]
-    count = row["commands_count"]
-    agents = "/".join(row["agents"])
-    who = f"{agents} for {row['subject']}" if agents else str(row["subject"])
-    length = f"{row['seconds']:.1f} s" if row["seconds"] < 120 else f"{row['seconds'] / 60:.0f} min"
-    started = f"{row['started'][:19]}Z"
-    return [row["sid"], started, length, row["status"], "" if count is None else str(count), row["target"], who]
-
-
-def _plain(value: object) -> str:
-    return ", ".join(str(item) for item in value) if isinstance(value, list | tuple) else str(value)
 
 
 def _fault(fault: Any, path: object) -> str:  # a recorder.verify.Fault as a dictionary

@@ -328,6 +328,8 @@ class RecorderSection(Section):
     """The Ed25519 key that seals tapes; made on first use, beside its public half. Relative to the state directory."""
 
 
+    index: bool = True
+    """Keep an index of the tapes for ``gatecast sessions list`` and ``search``, once a minute and out of the way."""
 class VaultMatch(Section):
     """Which sessions a term is for; a list means any of it, nothing means all. Patterns have * and ?."""
 

@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 from recorder.cipher import AuditorKey
 from recorder.disk import is_live
-from recorder.errors import FormatError, Unreadable
+from recorder.errors import FormatError
 from recorder.escape import visible
 from recorder.export import export_tape, plain, wall_time
+from recorder.folders import day_directory
 from recorder.format import SUFFIX
 from recorder.reader import TapeReader, name_of
 from recorder.replay import ReplayOptions, replay
 from recorder.seal import load_public_keys
-from recorder.ulid import SID_CHARACTERS
+from recorder.session_view import view
+from recorder.ulid import SID_CHARACTERS, ulid_bytes
 from recorder.verify import verify
 
 # Commands that show() lists; the rest is counted. A person reads no more, and export has all.
 SHOW_COMMANDS_LIMIT: Final = 10_000
 _FIRST: Final = f".000{SUFFIX}"
+ULID_TIME_CHARACTERS: Final = 10  # the ULID specification: 48 bits of milliseconds, then chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,32 +114,21 @@ def list_sessions(directory: Path, filters: SessionFilter | None = None) -> list
     return rows
 
 
-def show(path: Path, keys: Sequence[AuditorKey] = ()) -> dict[str, Any]:
-    """Return the session's row with its header, segments and commands. Raises OSError, FormatError.
+def show(
+    path: Path, keys: Sequence[AuditorKey] = (), progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Return the session's row with its header, segments, intents and commands. Raises OSError, FormatError.
 
-    "unreadable" says why the commands of an encrypted tape are not there; "" if they are.
+    "unreadable" says why the commands of an encrypted tape are not there; "" if they are. progress is told how many of
+    how many records were read.
     """
     tape = TapeReader(path, keys)
-    wall0_ns = tape.header.wall0_ns
-    commands: list[dict[str, Any]] = []
-    count, unreadable = 0, ""
-    row = _row(tape)
-    try:
-        for entry in tape.commands():
-            count += 1
-            if count <= SHOW_COMMANDS_LIMIT:
-                commands.append({**asdict(entry), "time": wall_time(wall0_ns + entry.t_ns)})
-    except Unreadable as error:
-        count, unreadable = row["commands_count"], str(error)
-    header = plain(tape.header.map_)
     return {
-        **row,
+        **_row(tape),
         "encrypted": tape.encrypted,
-        "unreadable": unreadable,
-        "header": header,
+        "header": plain(tape.header.map_),
         "segments": [str(segment) for segment in tape.segments],
-        "commands": commands,
-        "commands_count": count,
+        **view(tape, SHOW_COMMANDS_LIMIT, progress),
     }
 
 
@@ -148,12 +141,23 @@ def find_tape(directory: Path, name: str) -> Path:
         return Path(name)
     if not name or not set(name.upper()) <= SID_CHARACTERS:
         raise FileNotFoundError(f"no session {name}")
-    found = sorted(directory.glob(f"*/*/*/{name.upper()}*{_FIRST}"))
+    found = _beginning_with(directory, name.upper())
     if not found:
         raise FileNotFoundError(f"no session {name}")
     if len(found) > 1:
         raise ValueError(f"{len(found)} sessions begin with {name}")
     return found[0]
+
+
+def _beginning_with(directory: Path, name: str) -> list[Path]:
+    """The first segments of the sessions whose ids begin so; from ten characters on the id tells the day."""
+    days = "*/*/*"
+    if len(name) >= ULID_TIME_CHARACTERS:
+        with suppress(ValueError, OverflowError, OSError):  # a time that no calendar has
+            made_ns = int.from_bytes(ulid_bytes(name[:26].ljust(26, "0"))[:6], "big") * 1_000_000
+            days = str(day_directory(Path(), made_ns))
+    found = directory.glob(f"{days}/{name}*{_FIRST}")
+    return sorted(path for path in found if ".original." not in path.name)
 
 
 def _newest_first(directory: Path) -> Iterator[Path]:

@@ -185,7 +185,7 @@ def _keep_elsewhere(directory: Path, connection: sqlite3.Connection, elsewhere: 
     with suppress(IndexUnavailable, FileNotFoundError, sqlite3.Error), Index(directory) as old:
         known = old.connection.execute("SELECT * FROM sessions WHERE place = 'vault'")
         for row in known:
-            if not elsewhere(row[1]):
+            if not elsewhere.has(row[1]):
                 continue
             connection.execute("BEGIN IMMEDIATE")
             _copy_session(old.connection, connection, row)

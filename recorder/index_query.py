@@ -115,7 +115,7 @@ def find_sessions(index: Index, wanted: Wanted) -> Iterator[dict[str, Any]]:
     if wanted.of_commands:
         inner = _commands_where(index, wanted, times=False)
         source = "commands AS c" + (" JOIN texts ON texts.rowid = c.id" if "MATCH" in str(inner) else "")
-        where.add(f"s.id IN (SELECT c.session FROM {source} WHERE {inner})", *inner.values)
+        where.add(f"s.id IN (SELECT c.session FROM {source} WHERE {inner})", *inner.values)  # noqa: S608  # bound values
     _session_times(where, wanted)
     query = f"SELECT s.* FROM sessions AS s WHERE {where} ORDER BY s.started_ns DESC, s.sid DESC LIMIT ?"  # noqa: S608
     look = wanted.limit if wanted.status not in _MOMENTARY else -1
@@ -167,9 +167,9 @@ def _sessions_where(wanted: Wanted) -> _Where:
     if wanted.agent:
         inner = _Where()
         inner.name("value", wanted.agent)
-        where.add(f"EXISTS (SELECT 1 FROM json_each(s.agents) WHERE {inner})", *inner.values)
+        where.add(f"EXISTS (SELECT 1 FROM json_each(s.agents) WHERE {inner})", *inner.values)  # noqa: S608  # bound values
     if wanted.session:
-        where.add("s.sid GLOB ?", glob(wanted.session.upper()) + "*")
+        where.add("s.sid GLOB ?", wanted.session.upper().replace("[", "[[]") + "*")
     where.part("s.intent", wanted.intent)
     if wanted.status in ("live", "unsealed"):
         where.add("s.done = 0 AND s.damage = ''")
@@ -210,9 +210,8 @@ def _commands_where(index: Index, wanted: Wanted, times: bool) -> _Where:
         inner.name("name", wanted.object)
         inner.name("name", f"*.{wanted.object}")  # "orders" is any schema's
         either = " OR ".join(inner.parts)
-        where.add(
-            f"c.id IN (SELECT command FROM objects WHERE name IN (SELECT id FROM names WHERE {either}))", *inner.values
-        )
+        names = f"SELECT id FROM names WHERE {either}"  # noqa: S608  # bound values
+        where.add(f"c.id IN (SELECT command FROM objects WHERE name IN ({names}))", *inner.values)  # noqa: S608
     if times and wanted.since_ns is not None:
         where.add("c.at >= ?", wanted.since_ns)
     if times and wanted.until_ns is not None:

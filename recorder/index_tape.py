@@ -13,6 +13,7 @@ from recorder.format import ENCRYPTED, BlockType, Header
 from recorder.index_collect import WORD_LIMIT, Collector, Counts, clean, whole, word
 from recorder.index_days import Work, inodes_of
 from recorder.index_scan import Cursor, Piece, Scan
+from recorder.ulid import is_ulid, ulid_bytes
 
 LIST_LIMIT: Final = 256  # groups or agents of an identity, ours
 
@@ -137,9 +138,10 @@ def insert_session(connection: sqlite3.Connection, work: Work, header: Header | 
         raise FormatError("the header is of another session than the file's name")
     identity = said.get("identity")
     identity = identity if isinstance(identity, dict) else {}
+    started_ns = whole(header.wall0_ns) if header is not None else _ulid_ns(work.sid)
     values: dict[str, Any] = {
         "sid": work.sid, "day": work.day, **_files(work), "done": 0, "segment": min(work.files), "offset": 0, "seq": 0,
-        "chain": b"", "seen": 0, "started_ns": whole(header.wall0_ns) if header is not None else 0, "duration_ns": 0,
+        "chain": b"", "seen": 0, "started_ns": started_ns, "duration_ns": 0,
         "status": "", "reason": "", "protocol": word(said.get("protocol", "")), "target": word(said.get("target", "")),
         "subject": word(identity.get("subject", "")), "agents": _list(identity.get("agents")),
         "groups": _list(identity.get("groups")), "run": word(said.get("run", "")), "node": word(said.get("node", "")),
@@ -174,3 +176,8 @@ def _list(value: object) -> str:
 
 def _number(value: object) -> int:
     return whole(value) if isinstance(value, int) else 0
+
+
+def _ulid_ns(sid: str) -> int:
+    """When a session id was made: the best guess where the header cannot be read."""
+    return int.from_bytes(ulid_bytes(sid)[:6], "big") * 1_000_000 if is_ulid(sid) else 0

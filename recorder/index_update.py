@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from recorder.errors import FormatError
 from recorder.index_collect import clean, forget_commands
@@ -25,7 +25,18 @@ from recorder.index_tape import State, TapeWriter, insert_session, update_files
 COMMIT_SECONDS: Final = 1.0  # ours: the work that a kill costs, against 13 us a commit (recorder note, section 10)
 COMMIT_COMMANDS: Final = 20_000  # bounds the WAL file: some 10 MB
 
-Elsewhere = Callable[[str], bool]
+
+class Elsewhere(Protocol):
+    """Who knows of sessions whose files are not here; VaultView is one."""
+
+    def has(self, sid: str) -> bool:
+        """Whether the session's tape is there."""
+
+    def removals(self) -> int:
+        """How many sessions were removed for good; it only grows."""
+
+    def removed(self) -> Iterator[str]:
+        """Their ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +79,7 @@ class Updater:
         self._connection = connection
         self._deadline = deadline
         self._progress = progress
-        self._elsewhere = elsewhere or (lambda sid: False)
+        self._elsewhere = elsewhere
         self._tapes = self._commands = self._forgotten = self._bytes = 0
         self._total_tapes = self._total_bytes = 0
         self._committed = time.monotonic()
@@ -80,6 +91,7 @@ class Updater:
         connection.execute("BEGIN IMMEDIATE")
         late = False
         try:
+            self._removed()
             late = not self._open_ones() or not all(map(self._day, self._days()))
             if not late:
                 late = not self._scrub()
@@ -132,12 +144,23 @@ class Updater:
         return True
 
     def _gone(self, sid: str) -> None:
-        if self._elsewhere(sid):
+        if self._elsewhere is not None and self._elsewhere.has(sid):
             self._connection.execute("UPDATE sessions SET place = 'vault', done = 1, files = '' WHERE sid = ?", (sid,))
             return
         self._forget(sid)
         self._forgotten += 1
         set_meta(self._connection, "scrub", 1)
+
+    def _removed(self) -> None:
+        """Forget what was removed from the vault; the day's directory does not tell of that."""
+        count = self._elsewhere.removals() if self._elsewhere is not None else 0
+        if self._elsewhere is None or count == (meta(self._connection, "removals") or 0):
+            return
+        for sid in self._elsewhere.removed():
+            place = self._connection.execute("SELECT place FROM sessions WHERE sid = ?", (sid,)).fetchone()
+            if place == ("vault",):
+                self._gone(sid)
+        set_meta(self._connection, "removals", count)
 
     def _forget(self, sid: str) -> None:
         row = self._connection.execute("SELECT id FROM sessions WHERE sid = ?", (sid,)).fetchone()

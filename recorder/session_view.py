@@ -1,0 +1,155 @@
+"""One session told from its tape: intents, and each command with its verdict, approval and result.
+
+Read from the tape at the moment of asking, never from the index. Memory: as many commands as the limit says; the rest
+is counted from the tape's own COMMANDS where it has them. Strings are the tape's: print them through escape.visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from recorder.errors import Unreadable
+from recorder.export import wall_time
+from recorder.format import Kind, Record, command_entry, fields, verdict_word
+from recorder.reader import TapeReader
+
+INTENTS_LIMIT: Final = 100  # ours: a session says why once or a few times
+LIST_LIMIT: Final = 256  # objects, masks, approvers of a command, ours
+_MARGIN_RECORDS: Final = 100_000  # how far behind the last command its results are looked for
+
+
+class View:
+    """Collects what show() tells of a tape. feed() every record, then result()."""
+
+    def __init__(self, wall0_ns: int, limit: int) -> None:
+        self._wall0_ns = wall0_ns
+        self._limit = limit
+        self._commands: dict[int, dict[str, Any]] = {}
+        self._intents: list[str] = []
+        self._held_ns: dict[int, int] = {}
+        self.count = 0
+        self.last_n = 0
+
+    @property
+    def full(self) -> bool:
+        return self.count > self._limit
+
+    def feed(self, record: Record) -> None:
+        match record.kind:
+            case Kind.COMMAND:
+                self._command(record)
+            case Kind.VERDICT:
+                self._verdict(fields(record.payload))
+            case Kind.APPROVAL:
+                self._approval(record, fields(record.payload))
+            case Kind.RESULT:
+                self._result(fields(record.payload))
+            case Kind.INTENT:
+                text = fields(record.payload).get("text")
+                if isinstance(text, str) and len(self._intents) < INTENTS_LIMIT:
+                    self._intents.append(text)
+            case _:
+                pass
+
+    def result(self) -> dict[str, Any]:
+        return {"intents": self._intents, "commands": list(self._commands.values())}
+
+    def _command(self, record: Record) -> None:
+        self.count += 1
+        if self.count > self._limit:
+            return
+        self.last_n = record.n
+        said = fields(record.payload)
+        n, t_ns, verb, kind, _, short = command_entry(record.n, record.t_ns, said)
+        self._commands[n] = {
+            "n": n, "t_ns": t_ns, "verb": verb, "kind": kind, "verdict": "", "text": short,
+            "time": wall_time(self._wall0_ns + t_ns), "number": self.count, "rule": "", "reason": "", "masks": [],
+            "objects": _strings(said.get("objects")), "exact": said.get("exact") is not False, "approval": None,
+            "tag": "", "rows": None, "size_bytes": None, "error": None,
+        }  # fmt: skip
+
+    def _of(self, said: Mapping[str, Any]) -> dict[str, Any] | None:
+        n = said.get("command")
+        return self._commands.get(n) if isinstance(n, int) else None
+
+    def _verdict(self, said: Mapping[str, Any]) -> None:
+        command = self._of(said)
+        if command is not None:
+            command["verdict"] = verdict_word(said)
+            command["rule"], command["reason"] = str(said.get("rule", "")), str(said.get("reason", ""))
+            command["masks"] = list(dict.fromkeys(_strings(said.get("masks"))))
+
+    def _approval(self, record: Record, said: Mapping[str, Any]) -> None:
+        command = self._of(said)
+        if command is None:
+            return
+        state = str(said.get("state", ""))
+        if state == "pending":
+            self._held_ns[command["n"]] = record.t_ns
+            approvers = _strings(said.get("approvers"))
+            command["approval"] = {"id": str(said.get("id", "")), "state": state, "approvers": approvers}
+            command["verdict"], command["rule"] = "held", str(said.get("rule", ""))
+            return
+        held_ns = self._held_ns.pop(command["n"], record.t_ns)
+        command["approval"] = {
+            **(command["approval"] or {"id": str(said.get("id", "")), "approvers": []}),
+            "state": state,
+            "by": str(said.get("by", "")),
+            "reason": str(said.get("reason", "")),
+            "seconds": round((record.t_ns - held_ns) / 1e9, 3),
+        }
+
+    def _result(self, said: Mapping[str, Any]) -> None:
+        command = self._of(said)
+        if command is None:
+            return
+        count, size = said.get("count"), said.get("bytes")
+        command["tag"] = str(said.get("tag", "")) or command["tag"]
+        command["rows"] = (command["rows"] or 0) + (count if isinstance(count, int) else 0)
+        command["size_bytes"] = (command["size_bytes"] or 0) + (size if isinstance(size, int) else 0)
+        error = said.get("error")
+        if isinstance(error, dict) and command["error"] is None:
+            code = error.get("code") or error.get("sqlstate") or ""
+            command["error"] = {"code": str(code), "message": str(error.get("message", ""))}
+
+
+def view(tape: TapeReader, limit: int, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """Return intents, commands (at most limit of them), commands_count, and why there are none if there are none.
+
+    progress is told record numbers. Raises OSError, FormatError.
+    """
+    seen = View(tape.header.wall0_ns, limit)
+    total = tape.next_record
+    encrypted = ""
+    count: int | None = None
+    try:
+        for record in tape.records():
+            seen.feed(record)
+            if progress is not None and not record.n & 0x3FF:
+                progress(record.n, total)
+            if seen.full and record.n > seen.last_n + _MARGIN_RECORDS:
+                count = sum(1 for _ in tape.commands())
+                break
+        else:
+            count = seen.count
+    except Unreadable as error:
+        encrypted = str(error)
+        count = _sealed_count(tape)
+    return {**seen.result(), "commands_count": count, "unreadable": encrypted}
+
+
+def _sealed_count(tape: TapeReader) -> int | None:
+    """How many commands the (unchecked) seals tell of; None if one does not."""
+    total = 0
+    for i in range(len(tape.segments)):
+        seal = tape.segment(i).seal
+        count = seal.body.get("commands") if seal is not None else None
+        if not isinstance(count, int):
+            return None
+        total += count
+    return total
+
+
+def _strings(value: object) -> list[str]:
+    return [str(item) for item in value[:LIST_LIMIT]] if isinstance(value, list) else []
