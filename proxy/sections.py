@@ -199,6 +199,8 @@ class Target(Section):
     connect_timeout: Annotated[Duration, Field(gt=0, le=600)] = 15.0
     labels: dict[str, str] = {}
     """Words that rules can speak of: on: {labels: {env: prod}}."""
+    sandbox: bool = False
+    """Recorded sessions may be run again on it, writes included: gatecast replay SESSION --against this target."""
     recording: Literal["durable", "written", "strict"] = "durable"
     """durable: a command leaves when the disk has it. written: when the operating system has it."""
     encrypt_to: Files = ()
