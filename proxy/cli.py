@@ -350,6 +350,7 @@ def _vault(commands: _Commands) -> None:
 
 
 def _tapes(commands: _Commands) -> None:
+    from proxy.reexecution.arguments import add_arguments as add_reexecution_arguments
     from recorder.player_arguments import add_arguments as add_replay_arguments
 
     replay = _command(
@@ -361,6 +362,7 @@ def _tapes(commands: _Commands) -> None:
     )
     replay.add_argument("tape", help="a file, a session's id, or how it begins")
     add_replay_arguments(replay)
+    add_reexecution_arguments(replay)
     export = _command(
         commands,
         "export",

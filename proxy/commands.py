@@ -249,6 +249,10 @@ def replay(options: Namespace) -> int:
     from recorder.cli import replay_main
     from recorder.player_options import BadOption, from_arguments
 
+    if options.against is not None:
+        from proxy.reexecution.command import against_main
+
+        return against_main(_config(options), _tape(options, options.tape), options, sys.stdout, identities(options))
     try:
         return replay_main(_tape(options, options.tape), from_arguments(options), identities(options))
     except BadOption as error:

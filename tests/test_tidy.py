@@ -65,7 +65,7 @@ def ring(module: str) -> str:
         return f"protocols.{parts[1]}"
     if parts[0] != "proxy":
         return parts[0]
-    if module in OUTER or parts[:2] in (["proxy", "demo"], ["proxy", "workers"]):
+    if module in OUTER or parts[:2] in (["proxy", "demo"], ["proxy", "workers"], ["proxy", "reexecution"]):
         return "outer"
     return ".".join(parts[:2])
 
