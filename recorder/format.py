@@ -8,8 +8,9 @@ IEEE 802.3. H(x) is SHA-256. Times are nanoseconds on a monotonic clock that rea
 the wall time of an instant t is ``wall0_ns + t`` (nanoseconds since 1970-01-01 UTC).
 
 Files. One session is one tape; a tape is one or more segment files ``<sid>.<segment, 3 or more digits>.gct`` in one
-directory, numbered from 000 without a hole. A session may have a second tape, of its original (unmasked) track:
-``<sid>.original.<segment>.gct``. Beside an encrypted tape lies ``<sid>.keys`` (or ``<sid>.original.keys``), see Encryption.
+directory, numbered from 000 without a hole. A session may have a second tape, of its original (unmasked) track, see
+there: ``<sid>.original.<segment>.gct``. Beside an encrypted tape lies ``<sid>.keys`` (or ``<sid>.original.keys``), see
+Encryption.
 A segment is written once, front to back, and never changed:
 
     segment = header | (DATA | GAP)* | COMMANDS* | INDEX+ | SEAL | trailer            and nothing after it
@@ -44,9 +45,9 @@ Block = block header (48 bytes) | stored payload (stored_len bytes) | chain valu
     type: 1 DATA  2 GAP  3 COMMANDS  4 INDEX  5 SEAL  6 CRASHSEAL. Any other is refused.
     flags: 1 the payload is one zstd frame that states its content size, which is raw_len; 2 encrypted (AES-256-GCM,
     a 16-byte tag after the data); 4 compressed with the dictionary that the header names. Other bits are refused.
-    Without flags, stored_len = raw_len. Compression comes before encryption. Flag 4 is not written yet. A reader without
-    key or dictionary can check such a block, but not look into it. In an encrypted tape every DATA and COMMANDS block is
-    encrypted; GAP, INDEX, SEAL and CRASHSEAL never are.
+    Without flags, stored_len = raw_len. Compression comes before encryption. Flag 4 is not written yet. A reader
+    without key or dictionary can check such a block, but not look into it. In an encrypted tape every DATA and COMMANDS
+    block is encrypted; GAP, INDEX, SEAL and CRASHSEAL never are.
     seq counts all blocks of the segment from 0. first_record: the number of the first record in this block, or that the
     next record will have; n_records is 0 except in DATA and GAP, so first_record + n_records is always the next
     block's first_record. Records are numbered from 0 over the whole tape. t0_ns never goes back in a segment (0 in one
@@ -115,15 +116,21 @@ Hashes and seal
 
 Encryption (AES-256-GCM; RFC 5869, RFC 9180). Each tape has a random data key, DEK, of 32 bytes, and each segment a
 random salt: key (32) || commit (32) = HKDF-Expand-SHA256(DEK, "gatecast tape v1" || 00 || suite || 00 || sid (26
-characters) || 00 || track || 00 || segment u32 || salt (24), 64 bytes). suite is "AES-256-GCM". The header has suite, salt
-and commit; a reader compares commit before it decrypts anything, for GCM does not commit to its key. The nonce of a
-block is 00 00 00 00 || seq u64; the associated data are its 48 bytes of block header, in which stored_len counts the
+characters) || 00 || track || 00 || segment u32 || salt (24), 64 bytes). suite is "AES-256-GCM". The header has suite,
+salt and commit; a reader compares commit before it decrypts anything, for GCM does not commit to its key. The nonce of
+a block is 00 00 00 00 || seq u64; the associated data are its 48 bytes of block header, in which stored_len counts the
 tag. A block once encrypted is written or the tape ends: no seq is ever encrypted twice.
-    The .keys file, a map: v int = 1, sid str, track str, wraps array of [suite str, key id str, enc bin, wrapped bin]. The
-    header's wraps is H(that file), so it can be destroyed (which erases the content for good) and not replaced. suite
-    "hpke-x25519-sha256-aes256gcm": HPKE base mode, DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM, one seal;
-    info "gatecast tape key v1" || 00 || sid || 00 || track, no associated data, plain text DEK. key id: the first 16 hex
-    digits of H(recipient's public key, 32 bytes).
+    The .keys file, a map: v int = 1, sid str, track str, wraps array of [suite str, key id str, enc bin (32), wrapped
+    bin (48)]. The header's wraps is H(that file), so it can be destroyed (which erases the content for good) and not
+    replaced. suite "hpke-x25519-sha256-aes256gcm": HPKE base mode, DHKEM(X25519, HKDF-SHA256), HKDF-SHA256,
+    AES-256-GCM, one seal; info "gatecast tape key v1" || 00 || sid || 00 || track, no associated data, plain text DEK.
+    key id: the first 16 hex digits of H(recipient's public key, 32 bytes).
+
+Original track. What a mask changed, as it came from the target; always encrypted, to recipients of its own. Its header
+has the sid, clock and times of the main tape, so that equal times are equal instants. Records: for each such event a
+MARK with label "original", [record int, records int: the main tape's WIRE records that the user saw in its place, from
+the first on], [command int: the main tape's COMMAND that it answers], then its bytes as WIRE records of channel 2 up to
+the next MARK or CLOSE; CLOSE last. The main tape has a MARK "original" where the first of them was made.
 
 A reader refuses an unknown version, block type, flag or reserved bit, and a length above its limit before it allocates.
 Left out here: hashing and signing (seal.py), keys (cipher.py), files (segment.py, reader.py), the write-ahead log
@@ -132,276 +139,49 @@ Left out here: hashing and signing (seal.py), keys (cipher.py), files (segment.p
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, Final, Protocol
+from typing import Any
 
 import msgpack
-import zstandard
 
-from recorder.errors import FormatError, NotATape, Truncated, UnknownVersion, Unreadable
-
-MAGIC: Final = b"\x89GCT\r\n\x1a\n"  # as PNG's: a cut or a text-mode copy shows at once
-VERSION: Final = 1
-SUFFIX: Final = ".gct"
-KEYS_SUFFIX: Final = ".keys"
-
-GATE: Final = 0  # channels
-USER: Final = 1
-OUT: Final = 2
-ERR: Final = 3
-
-HEADER_LIMIT: Final = 64 * 1024  # ours: identity with a few hundred groups fits
-PAYLOAD_LIMIT: Final = 256 * 1024  # recorder note, section 3
-JOINED_LIMIT: Final = 32 * 1024 * 1024  # ours: a long statement with its bind values; bounds a reader's memory
-BLOCK_TARGET_BYTES: Final = 256 * 1024  # recorder note, section 2: 64 KiB blocks lose up to 3 % of the ratio
-RAW_LIMIT: Final = 1024 * 1024  # recorder note, section 3
-STORED_LIMIT: Final = RAW_LIMIT + 16  # the tag of AES-256-GCM
-# Less is stored as it is: zstd takes 4 us whatever the size, a third of the CPU of a small command's two blocks, and
-# would save a seventh of the file (benchmarks/tape.py: 590 in place of 685 bytes a transaction).
-RAW_BELOW_BYTES: Final = 512
-SHORT_TEXT_LIMIT: Final = 120  # one line of a wide terminal
-
-ZSTD: Final = 1
-ENCRYPTED: Final = 2
-DICTIONARY: Final = 4
-_FLAGS: Final = ZSTD | ENCRYPTED | DICTIONARY
-
-_PROLOGUE = struct.Struct("<8sHI")
-_BLOCK = struct.Struct("<4sBBHQQQIII")
-_BLOCK_CRC = struct.Struct("<4sBBHQQQIIII")
-_TRAILER = struct.Struct("<4sQ")
-_CRC = struct.Struct("<I")
-BLOCK_HEADER_BYTES: Final = 48
-CHAIN_BYTES: Final = 32
-TRAILER_BYTES: Final = 16
-
-
-class Kind(IntEnum):
-    """What a record holds; WIRE's payload is raw bytes, every other kind's is msgpack."""
-
-    WIRE = 1
-    COMMAND = 2
-    VERDICT = 3
-    APPROVAL = 4
-    RESULT = 5
-    INTENT = 6
-    RESIZE = 7
-    MARK = 8
-    MASKMAP = 9
-    CLOSE = 10
-
-
-class BlockType(IntEnum):
-    """What a block holds."""
-
-    DATA = 1
-    GAP = 2
-    COMMANDS = 3
-    INDEX = 4
-    SEAL = 5
-    CRASHSEAL = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A segment's header. raw is the whole of it, as hashed; map_ is what it says."""
-
-    raw: bytes
-    map_: Mapping[str, Any]
-
-    @property
-    def sid(self) -> str:
-        return str(self.map_["sid"])
-
-    @property
-    def segment(self) -> int:
-        return int(self.map_["segment"])
-
-    @property
-    def first_record(self) -> int:
-        return int(self.map_["first_record"])
-
-    @property
-    def wall0_ns(self) -> int:
-        return int(self.map_["wall0_ns"])
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A block's header, decoded; offset is where it begins in the file."""
-
-    offset: int
-    type: BlockType
-    flags: int
-    seq: int
-    first_record: int
-    t0_ns: int
-    n_records: int
-    raw_len: int
-    stored_len: int
-
-    @property
-    def end(self) -> int:
-        """The offset behind the block's chain value."""
-        return self.offset + BLOCK_HEADER_BYTES + self.stored_len + CHAIN_BYTES
-
-    @property
-    def next_record(self) -> int:
-        return self.first_record + self.n_records
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One item on a tape; t_ns is nanoseconds since the tape was opened. kind may be one that we do not know."""
-
-    n: int
-    t_ns: int
-    channel: int
-    kind: int
-    payload: bytes
-    part: int = 0
-    more: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class CommandEntry:
-    """One line of the COMMANDS index."""
-
-    n: int
-    t_ns: int
-    verb: str
-    kind: str
-    verdict: str
-    text: str
-
-
-def encode_header(fields: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a segment's header. Raises ValueError above HEADER_LIMIT, TypeError for foreign objects."""
-    body = msgpack.packb(fields, use_bin_type=True, default=_plain)
-    if len(body) > HEADER_LIMIT:
-        raise ValueError("the header is larger than 64 KiB")
-    raw: bytes = _PROLOGUE.pack(MAGIC, VERSION, len(body)) + body
-    return raw + _CRC.pack(zlib.crc32(raw))
-
-
-def decode_header(data: bytes) -> Header:
-    """Decode the header at the start of data. Raises Truncated, NotATape, UnknownVersion, FormatError."""
-    if data[: len(MAGIC)] != MAGIC[: len(data)]:
-        raise NotATape("not a tape: wrong magic")
-    if len(data) < _PROLOGUE.size:
-        raise Truncated("the file ends in its header")
-    _, version, length = _PROLOGUE.unpack_from(data)
-    if version != VERSION:
-        raise UnknownVersion(f"format version {version} is not known here")
-    if length > HEADER_LIMIT:
-        raise FormatError("the header's length is above its limit")
-    end = _PROLOGUE.size + length
-    if len(data) < end + _CRC.size:
-        raise Truncated("the file ends in its header")
-    if _CRC.unpack_from(data, end)[0] != zlib.crc32(data[:end]):
-        raise FormatError("header: wrong CRC")
-    fields = _unpack(data[_PROLOGUE.size : end], "header")
-    if not isinstance(fields, dict):
-        raise FormatError("header: not a map")
-    for key, kind in (("sid", str), ("segment", int), ("first_record", int), ("wall0_ns", int)):
-        if not isinstance(fields.get(key), kind):
-            raise FormatError(f"header: {key} is missing")
-    return Header(data[: end + _CRC.size], fields)
-
-
-def encode_block_header(
-    kind: int, flags: int, seq: int, first_record: int, t0_ns: int, n_records: int, raw_len: int, stored_len: int
-) -> bytes:
-    """Return the 48 bytes of a block header."""
-    head = _BLOCK.pack(b"GCTB", kind, flags, 0, seq, first_record, t0_ns, n_records, raw_len, stored_len)
-    return head + _CRC.pack(zlib.crc32(head))
-
-
-def decode_block_header(data: bytes, offset: int) -> Block:
-    """Decode 48 bytes that stand at offset in the file. Raises Truncated, FormatError."""
-    if len(data) < BLOCK_HEADER_BYTES:
-        raise Truncated("the file ends in a block header")
-    magic, kind, flags, zero, seq, first, t0, count, raw_len, stored_len, crc = _BLOCK_CRC.unpack(data)
-    if magic != b"GCTB":
-        raise FormatError("block: wrong magic")
-    if crc != zlib.crc32(data[:-4]):
-        raise FormatError("block header: wrong CRC")
-    if not 1 <= kind <= 6:
-        raise FormatError(f"block: unknown type {kind}")
-    if flags & ~_FLAGS or zero:
-        raise FormatError("block: unknown flags or reserved bits")
-    if raw_len > RAW_LIMIT or stored_len > STORED_LIMIT:
-        raise FormatError("block: a length above its limit")
-    if not flags and raw_len != stored_len:
-        raise FormatError("block: stored as it is, but with another length")
-    return Block(offset, BlockType(kind), flags, seq, first, t0, count, raw_len, stored_len)
-
-
-def encode_trailer(index_offset: int) -> bytes:
-    """Return the 16 bytes that end a finished segment."""
-    head = _TRAILER.pack(b"GCTT", index_offset)
-    return head + _CRC.pack(zlib.crc32(head))
-
-
-def decode_trailer(data: bytes) -> int:
-    """Return the offset of the first INDEX block. Raises FormatError if these are not a trailer's 16 bytes."""
-    if len(data) != TRAILER_BYTES or data[:4] != b"GCTT":
-        raise FormatError("no trailer")
-    if _CRC.unpack_from(data, 12)[0] != zlib.crc32(data[:12]):
-        raise FormatError("trailer: wrong CRC")
-    return int(_TRAILER.unpack_from(data)[1])
-
-
-_compress = zstandard.ZstdCompressor(level=1, write_content_size=True, write_checksum=False).compress
-_decompressor = zstandard.ZstdDecompressor()
-
-
-def store(raw: bytes | memoryview) -> tuple[int, bytes]:
-    """Return (flags, stored payload): compressed if that saves at least 1/16, else as it is."""
-    size = len(raw)
-    if size >= RAW_BELOW_BYTES:
-        packed: bytes = _compress(raw)
-        if len(packed) <= size - (size >> 4):
-            return ZSTD, packed
-    return 0, bytes(raw)
-
-
-class Opener(Protocol):
-    """What decrypts the blocks of a segment: cipher.SegmentCipher."""
-
-    def open(self, block_header: bytes, seq: int, sealed: bytes) -> bytes:
-        """Raises FormatError if the block is not what was sealed."""
-
-
-def restore(block: Block, stored: bytes, head: bytes = b"", cipher: Opener | None = None) -> bytes:
-    """Return the raw payload of a block. An encrypted one takes its 48 bytes of header, and its segment's cipher.
-
-    Raises FormatError, Unreadable.
-    """
-    if block.flags & DICTIONARY:
-        raise Unreadable("the block needs a dictionary")
-    if block.flags & ENCRYPTED:
-        if cipher is None:
-            raise Unreadable("the block is encrypted")
-        stored = cipher.open(head, block.seq, stored)
-    if not block.flags & ZSTD:
-        if len(stored) != block.raw_len:
-            raise FormatError("block: its content is not raw_len bytes")
-        return stored
-    try:
-        if zstandard.frame_content_size(stored) != block.raw_len:
-            raise FormatError("block: its content size is not raw_len")
-        # The content size was checked first, as the library allocates what the frame announces.
-        raw = _decompressor.decompress(stored, max_output_size=block.raw_len, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise FormatError(f"block: not a zstd frame ({error})") from error
-    if len(raw) != block.raw_len:
-        raise FormatError("block: its content is not raw_len bytes")
-    return raw
+from recorder.errors import FormatError
+from recorder.layout import BLOCK_HEADER_BYTES as BLOCK_HEADER_BYTES
+from recorder.layout import BLOCK_TARGET_BYTES as BLOCK_TARGET_BYTES
+from recorder.layout import CHAIN_BYTES as CHAIN_BYTES
+from recorder.layout import DICTIONARY as DICTIONARY
+from recorder.layout import ENCRYPTED as ENCRYPTED
+from recorder.layout import ERR as ERR
+from recorder.layout import GATE as GATE
+from recorder.layout import HEADER_LIMIT as HEADER_LIMIT
+from recorder.layout import JOINED_LIMIT as JOINED_LIMIT
+from recorder.layout import KEYS_SUFFIX as KEYS_SUFFIX
+from recorder.layout import MAGIC as MAGIC
+from recorder.layout import OUT as OUT
+from recorder.layout import PAYLOAD_LIMIT as PAYLOAD_LIMIT
+from recorder.layout import RAW_BELOW_BYTES as RAW_BELOW_BYTES
+from recorder.layout import RAW_LIMIT as RAW_LIMIT
+from recorder.layout import SHORT_TEXT_LIMIT as SHORT_TEXT_LIMIT
+from recorder.layout import STORED_LIMIT as STORED_LIMIT
+from recorder.layout import SUFFIX as SUFFIX
+from recorder.layout import TRAILER_BYTES as TRAILER_BYTES
+from recorder.layout import USER as USER
+from recorder.layout import VERSION as VERSION
+from recorder.layout import ZSTD as ZSTD
+from recorder.layout import Block as Block
+from recorder.layout import BlockType as BlockType
+from recorder.layout import CommandEntry as CommandEntry
+from recorder.layout import Header as Header
+from recorder.layout import Kind as Kind
+from recorder.layout import Opener as Opener
+from recorder.layout import Record as Record
+from recorder.layout import decode_block_header as decode_block_header
+from recorder.layout import decode_header as decode_header
+from recorder.layout import decode_trailer as decode_trailer
+from recorder.layout import encode_block_header as encode_block_header
+from recorder.layout import encode_header as encode_header
+from recorder.layout import encode_trailer as encode_trailer
+from recorder.layout import restore as restore
+from recorder.layout import store as store
 
 
 def decode_records(block: Block, raw: bytes) -> list[Record]:
@@ -517,18 +297,3 @@ def _entries(raw: bytes, what: str) -> Iterator[Any]:
         raise FormatError(f"{what}: not msgpack") from error
     if unpacker.tell() != len(raw):
         raise FormatError(f"{what}: bytes are left over")
-
-
-def _unpack(data: bytes, what: str) -> Any:
-    try:
-        return msgpack.unpackb(data, raw=False, strict_map_key=False)
-    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
-        raise FormatError(f"{what}: not msgpack") from error
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"a {type(value).__name__} cannot go on a tape")
