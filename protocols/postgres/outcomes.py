@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from struct import error as StructError
 from typing import Final, Literal
 
 from protocols.postgres import wire
@@ -152,6 +153,12 @@ class Side:
 
     async def answer(self, question: Question) -> Outcome:
         """Read the answer to a message. Raises TargetPeerError."""
+        try:
+            return await self._answer(question)
+        except (IndexError, StructError) as error:
+            raise TargetPeerError("a message that is shorter than its parts", "08P01") from error
+
+    async def _answer(self, question: Question) -> Outcome:
         outcome = Outcome()
         result = Result(fields=self._known(question))
         to_ready = question.kind in _TO_READY

@@ -225,7 +225,7 @@ class RecordedAnswers:
                 return record.payload
             if record.kind == Kind.MASKMAP:
                 said = fields(record.payload).get("fields") or ()
-                self._masked = {int(each[1]): str(each[2]) for each in said if len(each) == 3}
+                self._masked = dict(_mask(each) for each in said if isinstance(each, list))
             elif record.kind == Kind.CLOSE:
                 self.closed = str(fields(record.payload).get("reason", ""))
             elif record.kind == Kind.MARK and fields(record.payload).get("label") == "gap":
@@ -236,4 +236,13 @@ class RecordedAnswers:
     def take_masked(self) -> dict[int, str]:
         """The masks of the result that begins now; they hold for this one result."""
         masked, self._masked = self._masked, None
-        return masked or {}
+        return {column: rule for column, rule in (masked or {}).items() if column >= 0}
+
+
+def _mask(said: list[object]) -> tuple[int, str]:
+    """An entry of a MASKMAP; an odd one is of no column."""
+    match said:
+        case [str(), int(column), str(rule)]:
+            return column, rule
+        case _:
+            return -1, ""

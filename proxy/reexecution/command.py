@@ -73,7 +73,7 @@ class Options:
     ignored: frozenset[str] = frozenset()
 
 
-def against_main(config: Path, tape: Path, given: Namespace, out: TextIO) -> int:
+def against_main(config: Path, tape: Path, given: Namespace, out: TextIO, keys: Sequence[AuditorKey] = ()) -> int:
     """Run by the arguments of the command line (arguments.py). Raises as against() does."""
     configure("error")  # what goes wrong is said once, at the end
     try:
@@ -91,7 +91,7 @@ def against_main(config: Path, tape: Path, given: Namespace, out: TextIO) -> int
         colour=out.isatty() and not given.no_colour and not os.environ.get("NO_COLOR"),
         ignored=frozenset(given.ignore),
     )
-    return against(config, tape, given.against, options, out)
+    return against(config, tape, given.against, options, out, keys)
 
 
 def _number(name: str, text: str | None) -> int | None:

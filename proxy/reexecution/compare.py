@@ -206,7 +206,7 @@ def _column(result: Result, index: int) -> str:
 def _error(result: Result, quiet: bool) -> str:
     if result.error is None:
         return result.tag or "no error"
-    return f"error {result.code}" + ("" if quiet else f": {result.error['message']}")
+    return result.code + ("" if quiet else f" ({result.error['message']})")
 
 
 def _compare_columns(entry: Entry, number: int, ours: Result, theirs: Result) -> bool:
@@ -222,7 +222,8 @@ def _compare_columns(entry: Entry, number: int, ours: Result, theirs: Result) ->
                 left = ", ".join(_described(one) for one, _ in wrong)
                 right = ", ".join(_described(two) for _, two in wrong)
                 entry.differences.append(Difference("columns", left, right, number))
-                return all(_type(one) == _type(two) for one, two in pairs)
+                # In text a bigint looks as an int does; in binary it does not.
+                return all(one.type_oid == two.type_oid or one.format == two.format == 0 for one, two in pairs)
             return True
         left, right = (", ".join(_described(each) for each in side) for side in (ours.fields, theirs.fields))
         entry.differences.append(Difference("columns", left, right, number))
