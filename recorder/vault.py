@@ -228,8 +228,10 @@ class Vault:
 
     async def probe(self) -> None:
         """Check that the buckets can be written, and that they never overwrite. Raises BucketError."""
-        for bucket in dict.fromkeys(one for one in (self.bucket, self.keys) if one is not None):
-            await probe(bucket)
+        if self.bucket is not None:
+            await probe(self.bucket)
+        if self.keys is not None and self.keys is not self.bucket:
+            await probe(self.keys)
 
 
 async def probe(bucket: Bucket) -> bool:

@@ -70,7 +70,9 @@ async def fetch(
     """
     wanted, erased = (_known(sid, state, tapes), _is_erased(sid, state)) if state is not None else ([], False)
     if not wanted:
-        wanted = [one for each in dict.fromkeys((bucket, keys or bucket)) for one in await _listed(sid, each)]
+        wanted = await _listed(sid, bucket)
+        if keys is not None and keys is not bucket:
+            wanted += await _listed(sid, keys)
     wanted = list({one.file: one for one in wanted}.values())
     first = next((one for one in wanted if one.file == f"{sid}.000{SUFFIX}"), None)
     if first is None:

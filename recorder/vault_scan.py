@@ -42,6 +42,7 @@ from recorder.ulid import is_ulid
 from recorder.vault_state import Item, State, VaultState
 
 SETTLE_SECONDS: Final = 5.0  # ours: see the module; far above the microseconds between create and lock
+BATCH_LIMIT: Final = 100  # ours: files of one transaction; others who write to vault.db wait as long
 RACY_SECONDS: Final = 2.0  # a folder that changed this lately is listed again: mtimes have a granularity
 KEYS_LIMIT: Final = 64 * 1024  # walformat.py's
 LOG_FOLDER: Final = "log"
@@ -87,11 +88,14 @@ class Scanner:
             self._list_day(folder, found)
         for folder in self._changed(self._tile_folders()):
             self._list_tiles(folder, found)
-        for item in self._state.in_state(State.ACTIVE):
-            try:
-                self._examine(item, found)
-            except OSError as error:
-                found.remarks.append(f"{item.path}: {error.strerror}")
+        active = self._state.in_state(State.ACTIVE)
+        for start in range(0, len(active), BATCH_LIMIT):
+            with self._state.transaction():  # one flush for many: a backlog is taken up in seconds
+                for item in active[start : start + BATCH_LIMIT]:
+                    try:
+                        self._examine(item, found)
+                    except OSError as error:
+                        found.remarks.append(f"{item.path}: {error.strerror}")
         return found
 
     # -- folders --------------------------------------------------------------------------------------
