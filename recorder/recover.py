@@ -187,23 +187,49 @@ class _Work:
 
     def sweep(self, path: Path) -> None:
         """End a segment that no log names, unless it has its end, or was refused. Raises OSError."""
-        if path.with_name(path.name + REFUSED_SUFFIX).exists():
+        if not path.exists() or path.with_name(path.name + REFUSED_SUFFIX).exists():
+            return
+        sealed, header = self._look(path)
+        if sealed:
+            return
+        if header is not None and header.segment:
+            # Whether it continues the one before is asked from there. Without that it was begun in vain.
+            before = segment_path(self._directory, header, header.segment - 1)
+            header = self._look(before)[1] if before.exists() else None
+        self._touch(path.parent)
+        if header is None:
+            self._disk.rename(path, path.with_name(path.name + ORPHAN_SUFFIX))
+        else:
+            self._drop_torn_keys(header)
+            self._repair(segment_path(self._directory, header), header, (), False)
+
+    def _drop_torn_keys(self, header: Header) -> None:
+        """Set a .keys file aside that never reached the disk whole; a missing one is no contradiction."""
+        enc, path = header.map_.get("enc"), keys_path(self._directory, header)
+        if not isinstance(enc, dict) or not path.exists():
             return
         descriptor = self._disk.open_existing(path)
         try:
-            size = self._disk.size(descriptor)
-            if encode_trailer(0)[:4] == self._disk.read_at(descriptor, 4, max(0, size - TRAILER_BYTES)):
-                return  # what follows is verify's business
-            header = decode_header(self._disk.read_at(descriptor, HEADER_LIMIT + 32, 0))
-        except FormatError:
-            self._disk.rename(path, path.with_name(path.name + ORPHAN_SUFFIX))
-            self._touch(path.parent)
-            return
+            whole = sha256(self._disk.read_at(descriptor, KEYS_LIMIT + 1, 0)).digest() == enc.get("wraps")
+            if whole:
+                self._disk.sync_all(descriptor)
         finally:
             self._disk.close(descriptor)
-        if segment_path(self._directory, header) == path:
-            self._touch(path.parent)
-            self._repair(path, header, (), False)
+        if not whole:
+            self._disk.rename(path, path.with_name(path.name + ORPHAN_SUFFIX))
+
+    def _look(self, path: Path) -> tuple[bool, Header | None]:
+        """Return whether the file ends with a trailer, and its header if that is whole and in its place."""
+        descriptor = self._disk.open_existing(path)
+        try:
+            size = self._disk.size(descriptor)
+            sealed = self._disk.read_at(descriptor, 4, max(0, size - TRAILER_BYTES)) == encode_trailer(0)[:4]
+            header = decode_header(self._disk.read_at(descriptor, HEADER_LIMIT + 32, 0))
+            return sealed, header if segment_path(self._directory, header) == path else None
+        except FormatError:
+            return False, None
+        finally:
+            self._disk.close(descriptor)
 
     def _segment(self, log: Log, sid: bytes, track: int, segment: int) -> None:
         named = log.named[sid, track, segment]
@@ -234,11 +260,7 @@ class _Work:
     def _touch(self, day: Path) -> None:
         """Make the day's directory, and have it and all above it synced."""
         self._changed.update(self._disk.make_directories(day))
-        while day not in self._changed:
-            self._changed.add(day)
-            if day == self._directory:
-                return
-            day = day.parent
+        self._changed.update((day, day.parent, day.parent.parent, self._directory))
 
     def _put_keys(self, header: Header, keys: bytes | None) -> str:
         """Restore the tape's .keys file; returns a remark if that cannot be."""
