@@ -263,7 +263,7 @@ def unlock(header: Header, keys_file: bytes | None, keys: Sequence[AuditorKey]) 
             raise FormatError("header: enc is missing, or of another form")
     if suite != SUITE:
         raise Unreadable(f"the tape is encrypted by a suite that is not known here: {suite[:40]!r}")
-    if len(salt) != _SALT_BYTES or len(commit) != _COMMIT_BYTES:
+    if len(salt) != _SALT_BYTES or len(commit) != _COMMIT_BYTES or not 0 <= header.segment < 1 << 32:
         raise FormatError("header: enc is missing, or of another form")
     if keys_file is None:
         raise Unreadable("the tape is encrypted, and its .keys file is not here: the content was erased, or not copied")

@@ -274,6 +274,23 @@ def test_a_header_of_another_form_is_refused(enc: Any) -> None:
         unlock(header({**good, **enc} if isinstance(enc, dict) and len(enc) == 1 else enc), key.keys_file, [ana])
 
 
+@pytest.mark.parametrize("segment", [-1, 1 << 32, 1 << 63])
+def test_a_segment_number_out_of_range_is_refused(segment: int) -> None:
+    ana = auditor()
+    key = TapeKey.generate(SID, "main", [ana.recipient])
+    enc, _ = key.segment(0)
+    with pytest.raises(FormatError):
+        unlock(header(enc, segment=segment), key.keys_file, [ana])
+
+
+@pytest.mark.parametrize(
+    "wrapped", [b"", bytes(31), bytes(32), bytes(48), bytes(80), b"\xff" * 80, bytes(1000)], ids=len
+)
+def test_a_wrap_of_rubbish_does_not_open(wrapped: bytes) -> None:
+    with pytest.raises(FormatError):
+        auditor().open_wrap(wrapped, b"")
+
+
 def test_a_data_key_that_was_swapped_breaks_the_commitment() -> None:
     """Wraps of another data key, pinned in the header by whoever can write it: the commitment tells, before GCM."""
     ana = auditor()

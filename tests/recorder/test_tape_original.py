@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -198,6 +199,38 @@ def test_where_no_mask_changed_anything_there_is_none(tmp_path: Path) -> None:
 
     path = asyncio.run(scenario())
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_crash_leaves_both_tracks_to_whom_they_are_for(tmp_path: Path) -> None:
+    live, after = tmp_path / "live", tmp_path / "after"
+
+    async def scenario() -> Path:
+        of = recorder(live)
+        stage = Stage(of, shop(recording="strict", encrypt_to=(KEEPER.recipient,)))
+        permit = await stage.ask("SELECT mail")
+        stage.out.send(permit, rows(CANARY))
+        await stage.out.flush()
+        shutil.copytree(live, after)  # what a kill leaves
+        await stage.session.close("closed")
+        of.close()
+        return stage.tape.path
+
+    path = after / asyncio.run(scenario()).relative_to(live)
+    for file in after.rglob("*.gct"):  # a power cut: what was seen is in the log
+        file.unlink()
+    for file in after.rglob("*.keys"):
+        file.unlink()
+    Recorder(after, KEY, node="node-1").recover()
+    found = verify(after, KEY.public_keys(), [KEEPER, AUDITOR])
+    assert [(tape.track, tape.status, tape.content, tape.ended) for tape in found.tapes] == [
+        ("main", "incomplete", "checked", "crashed"),
+        ("original", "incomplete", "checked", "crashed"),
+    ]
+    [mark, wire] = TapeReader(original_of(path), [AUDITOR]).records()
+    assert (mark.kind, wire.payload) == (Kind.MARK, CANARY + b"\n")
+    main = {r.n: r.payload for r in TapeReader(path, [KEEPER]).records()}
+    assert main[said(mark)["record"]] == b"MASKED\n"
+    assert CANARY not in everything(tmp_path)
 
 
 # -- failures -----------------------------------------------------------------------------------------------
