@@ -33,6 +33,7 @@ from recorder.format import (
     BLOCK_TARGET_BYTES,
     ERR,
     GATE,
+    HEADER_LIMIT,
     JOINED_LIMIT,
     KEYS_SUFFIX,
     OUT,
@@ -41,12 +42,14 @@ from recorder.format import (
     SUFFIX,
     USER,
     Kind,
+    decode_header,
 )
-from recorder.recover import Recovered, recover
-from recorder.seal import SealKey
+from recorder.recover import recover, sweep
+from recorder.repair import Recovered
+from recorder.seal import SealKey, header_hash
 from recorder.segment import SegmentWriter
 from recorder.ulid import new_ulid
-from recorder.upkeep import TICK_SECONDS, Ledger, OnEvent, Upkeep
+from recorder.upkeep import TICK_SECONDS, Ledger, OnEvent, Upkeep, tell_ledger
 from recorder.wal import FILE_BYTES, Wal
 
 __all__ = ["ERR", "GATE", "OUT", "USER", "Kind", "Mode", "Recorder", "Tape", "TapeError"]
@@ -393,7 +396,10 @@ class Recorder:
         )
 
     def recover(self) -> list[Recovered]:
-        """Recover what dead processes left, in whichever folder; those of living ones are let be. Raises TapeError."""
+        """Recover what dead processes left, in whichever folder; what living ones have open is let be.
+
+        For the start of a gateway, before its workers. Raises TapeError.
+        """
         found: list[Recovered] = []
         try:
             for folder in dead_folders(self.directory, self.disk):
@@ -401,15 +407,20 @@ class Recorder:
                     found += recover(self.directory, folder.path, self.key, disk=self.disk).segments
                 finally:
                     folder.release()
+            found += sweep(self.directory, self.key, self.wall_ns(), disk=self.disk)
+            self._tell(found)
         except (OSError, FormatError) as error:
             raise tape_error(error) from error
-        self._tell(found)
         return found
 
     def _tell(self, found: list[Recovered]) -> None:
         for one in found:
             words = {"session": one.sid, "status": one.status, "gaps": one.gaps, "restored": one.restored}
             self._on_event("tape-recovered", {**words, "cut_bytes": one.cut_bytes, "reason": one.reason})
+            if self._ledger is not None and one.status != "refused":
+                with one.path.open("rb") as file:
+                    h0 = header_hash(decode_header(file.read(HEADER_LIMIT + 32)).raw)
+                tell_ledger(self._ledger, one, h0)
 
     def open(
         self,

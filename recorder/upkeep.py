@@ -25,6 +25,8 @@ from typing import Any, Final, Protocol
 
 from recorder.disk import Disk
 from recorder.errors import FormatError, TapeError, tape_error
+from recorder.recover import seal_broken
+from recorder.repair import Recovered
 from recorder.seal import SealKey
 from recorder.segment import SegmentWriter
 from recorder.wal import Wal
@@ -36,8 +38,6 @@ RETRY_SECONDS: Final = 5.0  # for what a full or broken disk refused
 # Above this, one call for the whole file system is faster than one for each file (recorder note, section 2).
 SYNC_EACH_LIMIT: Final = 16
 ROOM_BYTES: Final = 1024 * 1024  # the emergency room: some thousand index and seal blocks
-# Entries for the node's log that wait because its disk refuses them: an hour's worth of a busy gateway. Ours.
-NOTES_LIMIT: Final = 1_000_000
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 
@@ -53,7 +53,12 @@ class Ledger(Protocol):
         """Write what was noted; what a failure leaves is kept for the next time."""
 
 
-SealBroken = Callable[[Path, str, bool], Any]
+def tell_ledger(ledger: Ledger, found: Recovered, h0: bytes) -> None:
+    """Tell of a segment that was ended by recovery; its opening may have got lost."""
+    if found.status != "refused":
+        if found.segment == 0:
+            ledger.opened(found.sid, found.track, h0)
+        ledger.sealed(found.sid, found.track, found.segment, found.root, found.status)
 
 
 class Upkeep:
@@ -88,6 +93,7 @@ class Upkeep:
         self._to_sync: list[tuple[SegmentWriter, str]] = []
         self._to_close: list[tuple[SegmentWriter, int]] = []  # with the batch of their DONE
         self._to_seal: list[tuple[SegmentWriter, str]] = []
+        self._unsynced: set[SegmentWriter] = set()  # of these: what could not be synced, so that the pages may lie
         self._room = wal.directory / "room"
         self._retry_at = self._heads_at = self._heartbeat_at = 0.0
         self._failing: set[str] = set()
@@ -185,7 +191,7 @@ class Upkeep:
         for segment, status in todo:
             if segment not in good:
                 self._disk.close(segment.descriptor)
-                self._to_seal.append((segment, "an I/O error"))
+                self._to_seal.append((segment, "it could not be brought to the disk"))
                 continue
             segment.synced = True
             self._notes.append((segment.batch, segment, status))
@@ -214,6 +220,7 @@ class Upkeep:
                     self._disk.sync_path(segment.keys_path)
             except OSError as error:
                 self._on_event("tape-sync-failed", {"session": segment.header["sid"], "reason": str(tape_error(error))})
+                self._unsynced.add(segment)
             else:
                 good.add(segment)
         return good
@@ -222,14 +229,13 @@ class Upkeep:
         """Seal what its writer had to give up."""
         if not self._to_seal or time.monotonic() < self._retry_at:
             return
-        from recorder.recover import seal_broken
-
         with suppress(OSError):
             self._disk.remove(self._room)
         left: list[tuple[SegmentWriter, str]] = []
         for segment, reason in self._to_seal:
             try:
-                found = seal_broken(segment.path, self._key, disk=self._disk, reason=reason)
+                copy = segment in self._unsynced
+                found = seal_broken(segment.path, self._key, disk=self._disk, reason=reason, copy=copy)
             except FileNotFoundError:
                 pass  # it was never more than a name
             except (OSError, FormatError) as error:
@@ -238,15 +244,13 @@ class Upkeep:
                 continue
             else:
                 self._on_event("tape-sealed-as-crashed", {"session": segment.header["sid"], "reason": reason})
-                self._ledger_sealed(segment, found)
+                if self._ledger is not None:
+                    tell_ledger(self._ledger, found, segment.h0)
             segment.synced = True
+            self._unsynced.discard(segment)
             self._wal.done(segment)
         self._to_seal = left
         self._retry_at = time.monotonic() + RETRY_SECONDS if left and not self._stop.is_set() else 0.0
-
-    def _ledger_sealed(self, segment: SegmentWriter, found: Any) -> None:
-        if self._ledger is not None:
-            self._ledger.sealed(segment.header["sid"], segment.header["track"], segment.number, found.root, "crashed")
 
     def _reuse(self) -> None:
         """Let full log files be used again: in order, so that a DONE never goes before what it ends."""
