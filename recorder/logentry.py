@@ -128,6 +128,8 @@ def decode_entry(raw: bytes) -> LogEntry | None:
         items = msgpack.unpackb(raw, raw=False)
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise FormatError("not msgpack") from error
+    if not isinstance(items, list) or any(isinstance(item, bool) for item in items[:6]):
+        raise FormatError("of another form")  # bool is a kind of int in Python only
     entry: LogEntry
     match items:
         case [1, str(sid), int(track), bytes(h0), *_]:

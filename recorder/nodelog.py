@@ -186,7 +186,8 @@ class NodeLog:
     def append(self, entries: Sequence[LogEntry]) -> Checkpoint:
         """Append the entries, durably, and return the checkpoint that covers them.
 
-        Raises NodeLogError, OSError (nothing was appended then; calling again is right), ValueError.
+        Raises NodeLogError, ValueError; OSError: the entries may be there or not, all of them; calling again is right,
+        as repeated entries are.
         """
         if any(isinstance(entry, KeyRotate) for entry in entries):
             raise ValueError("a key is rotated by rotate()")

@@ -348,8 +348,17 @@ def gap(
     def body(seal: dict[str, Any]) -> None:
         seal["gaps"] = [1] if listed else []
         seal["status"] = "crashed"
+        seal["commands"] = None
+        seal["t_last"] = last
 
-    return change, body
+    last = 0
+
+    def change_and_note(blocks: list[dict[str, Any]]) -> None:
+        nonlocal last
+        change(blocks)
+        last = max(block["t0_ns"] for block in blocks if block["n_records"])
+
+    return change_and_note, body
 
 
 def test_a_gap_is_what_a_crash_leaves_and_never_verified(sealed: Path) -> None:
