@@ -10,7 +10,7 @@ is a FormatError.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, overload
@@ -41,7 +41,8 @@ class Places(Sequence[Place]):
     def __init__(self, pieces: list[bytes]) -> None:
         """pieces: the payloads of the INDEX blocks. Raises FormatError."""
         self._pieces = [piece for piece in pieces if piece]
-        self._starts = [_first_seq(piece) for piece in self._pieces]
+        self._heads = [_first_entry(piece) for piece in self._pieces]
+        self._starts = [head[2] for head in self._heads]
         self._decoded: OrderedDict[int, list[Any]] = OrderedDict()
         if self._starts[:1] not in ([], [0]) or self._starts != sorted(set(self._starts)):
             raise FormatError("INDEX: pieces out of order")
@@ -65,6 +66,14 @@ class Places(Sequence[Place]):
         offset, kind, _, first, t0, count, _ = self._entry(at)
         return Place(offset, kind, first, t0, count)
 
+    def span(self, column: int, value: int) -> tuple[int, int]:
+        """Between which positions a bisection for a value needs to look: within one piece, where there are several."""
+        at = bisect_left(self._heads, value, key=lambda head: int(head[column]))
+        low = self._starts[at - 1] if at else 0
+        above = bisect_right(self._heads, value, key=lambda head: int(head[column]))
+        high = self._starts[above] if above < len(self._starts) else self._count
+        return min(low, self._count), min(high, self._count)
+
     def _find_end(self) -> int:
         """Walk back over what is not content; return the number of blocks that are."""
         if not self._pieces:
@@ -79,23 +88,18 @@ class Places(Sequence[Place]):
     def _entry(self, seq: int) -> Any:
         at = bisect_right(self._starts, seq) - 1
         piece = self._piece(at)
-        if seq - self._starts[at] >= len(piece) or piece[seq - self._starts[at]][2] != seq:
-            raise FormatError(f"INDEX: block {seq} is not where it should be")
-        return piece[seq - self._starts[at]]
+        if seq - self._starts[at] < len(piece):
+            match piece[seq - self._starts[at]]:
+                case [int(), int(), int(number), int(), int(), int(), bytes()] as entry if number == seq:
+                    return entry
+        raise FormatError(f"INDEX: block {seq} is not where it should be")
 
     def _piece(self, at: int) -> list[Any]:
         found = self._decoded.get(at)
         if found is not None:
             self._decoded.move_to_end(at)
             return found
-        entries = decode_entries(self._pieces[at], "INDEX")
-        for entry in entries:
-            match entry:
-                case [int(), int(), int(), int(), int(), int(), bytes()]:
-                    pass
-                case _:
-                    raise FormatError("INDEX: an entry of another form")
-        self._decoded[at] = entries
+        entries = self._decoded[at] = decode_entries(self._pieces[at], "INDEX")
         if len(self._decoded) > _KEPT_LIMIT:
             self._decoded.popitem(last=False)
         return entries
@@ -114,13 +118,25 @@ def decode_entries(raw: bytes, what: str) -> list[Any]:
     return entries
 
 
-def _first_seq(raw: bytes) -> int:
+def last_with_record(places: Sequence[Place], n: int) -> int:
+    """The position of the last place whose first record is at most n, -1 if there is none."""
+    low, high = places.span(3, n) if isinstance(places, Places) else (0, len(places))
+    return bisect_right(places, n, low, high, key=lambda place: place.first_record) - 1
+
+
+def last_before(places: Sequence[Place], t_ns: int) -> int:
+    """The position of the last place that begins before a time, -1 if there is none."""
+    low, high = places.span(4, t_ns) if isinstance(places, Places) else (0, len(places))
+    return bisect_left(places, t_ns, low, high, key=lambda place: place.t0_ns) - 1
+
+
+def _first_entry(raw: bytes) -> list[Any]:
     unpacker = msgpack.Unpacker(raw=False, strict_map_key=False, max_buffer_size=RAW_LIMIT)
     try:
         unpacker.feed(raw[:256])  # an entry takes 90 bytes at most
         entry = unpacker.unpack()
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise FormatError("INDEX: not msgpack") from error
-    if not isinstance(entry, list) or len(entry) != 7 or not isinstance(entry[2], int):
+    if not isinstance(entry, list) or len(entry) != 7 or not all(isinstance(number, int) for number in entry[:6]):
         raise FormatError("INDEX: an entry of another form")
-    return entry[2]
+    return entry

@@ -15,7 +15,8 @@ Left out: an index on disk of our own (a tape is complete in itself).
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left, bisect_right
+import os
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,24 +24,23 @@ from typing import Any, Final, NamedTuple
 
 from recorder.errors import FormatError
 from recorder.format import (
-    BLOCK_HEADER_BYTES,
     BlockType,
     Joiner,
     Kind,
     Record,
     command_entry,
-    decode_block_header,
     decode_records,
     fields,
     verdict_word,
 )
-from recorder.places import decode_entries
+from recorder.places import decode_entries, last_with_record
 from recorder.reader import Segment, TapeReader
 
 _LISTS_LIMIT: Final = 2  # lists of commands that are kept: 32 Ki entries, 15 MB each
 # What a block must hold to be worth a look.
 _MARKER_WORDS: Final = (b"state", b"deny", b"error", b"label")
 _COMMAND_WORDS: Final = (b"verb", b"verdict")
+_RAW_LEN_OFFSET: Final = 36  # of raw_len in a block header: format.py
 
 
 class Command(NamedTuple):
@@ -130,9 +130,9 @@ class TapeIndex:
         """The last command whose number is at most n."""
         for i in range(self._part_with(n), -1, -1):
             entries = self._entries(i)
-            found = bisect_right(entries, n, key=lambda entry: int(entry[0])) - 1
+            found = bisect_right(entries, n, key=_number) - 1
             if found >= 0:
-                return Command(self._before(i) + found, entries[found][0], entries[found][1])
+                return _command(self._before(i) + found, entries[found])
         return None
 
     def after(self, n: int) -> Command | None:
@@ -141,9 +141,9 @@ class TapeIndex:
             if self._parts[i].commands == 0:
                 continue
             entries = self._entries(i)
-            found = bisect_right(entries, n, key=lambda entry: int(entry[0]))
+            found = bisect_right(entries, n, key=_number)
             if found < len(entries):
-                return Command(self._before(i) + found, entries[found][0], entries[found][1])
+                return _command(self._before(i) + found, entries[found])
         return None
 
     def nth(self, ordinal: int) -> Command | None:
@@ -152,8 +152,10 @@ class TapeIndex:
         for i, part in enumerate(self._parts):
             count = part.commands if part.commands is not None else len(self._entries(i))
             if 0 <= ordinal - before < count:
-                entry = self._entries(i)[ordinal - before]
-                return Command(ordinal, entry[0], entry[1])
+                entries = self._entries(i)
+                if ordinal - before >= len(entries):
+                    raise FormatError("COMMANDS: fewer than the seal says")
+                return _command(ordinal, entries[ordinal - before])
             before += count
         return None
 
@@ -174,7 +176,7 @@ class TapeIndex:
             self._lists.move_to_end(i)
             return found
         pieces = self._tape.segment(i).command_pieces()
-        found = self._lists[i] = [entry for piece in pieces for entry in _command_list(piece)]
+        found = self._lists[i] = [entry for piece in pieces for entry in decode_entries(piece, "COMMANDS")]
         if len(self._lists) > _LISTS_LIMIT:
             self._lists.popitem(last=False)
         return found
@@ -232,10 +234,10 @@ class TapeIndex:
             segment = self._tape.segment(i)
             places = segment.data
             with segment.path.open("rb", buffering=0) as file:
-                for at in range(bisect_right(places, n, key=lambda place: place.first_record) - 1, -1, -1):
+                for at in range(last_with_record(places, n), -1, -1):
                     place = places[at]
-                    file.seek(place.offset)
-                    size += decode_block_header(file.read(BLOCK_HEADER_BYTES), place.offset).raw_len
+                    # Unchecked: it is only to know when it is enough, and the block is checked when it is read.
+                    size += int.from_bytes(os.pread(file.fileno(), 4, place.offset + _RAW_LEN_OFFSET), "little")
                     blocks += 1
                     if blocks > 1 and (size > raw_limit or blocks > blocks_limit):
                         return start
@@ -262,7 +264,7 @@ class TapeIndex:
         for i in range(self._part_with(n), -1, -1):
             segment = self._tape.segment(i)
             places = segment.data
-            for at in range(bisect_left(places, n, key=lambda place: place.first_record) - 1, -1, -1):
+            for at in range(last_with_record(places, n - 1), -1, -1):
                 if stop():
                     return None
                 found = _found(segment, places[at].first_record, _may_mark, blocks=1)
@@ -285,7 +287,7 @@ def _found(
 ) -> Iterator[Record]:
     """Yield the records from number start on, in so many blocks, of the blocks whose raw payload is wanted."""
     places = segment.data
-    first = max(0, bisect_right(places, start, key=lambda place: place.first_record) - 1)
+    first = max(0, last_with_record(places, start))
     last = len(places) if blocks is None else min(len(places), first + blocks)
     with segment.path.open("rb", buffering=0) as file:
         for at in range(first, last):
@@ -306,10 +308,13 @@ def _found(
             yield from (record for record in records if record.n >= start)
 
 
-def _command_list(piece: bytes) -> list[list[Any]]:
-    """Decode a COMMANDS block without making an object of each entry. Raises FormatError."""
-    entries = decode_entries(piece, "COMMANDS")
-    for entry in entries:
-        if not (isinstance(entry, list) and len(entry) == 6 and type(entry[0]) is type(entry[1]) is int):
-            raise FormatError("COMMANDS: an entry of another form")
-    return entries
+def _number(entry: object) -> int:
+    """The record number of an entry of a COMMANDS list. Raises FormatError."""
+    match entry:
+        case [int(n), int(), *_]:
+            return n
+    raise FormatError("COMMANDS: an entry of another form")
+
+
+def _command(ordinal: int, entry: list[Any]) -> Command:
+    return Command(ordinal, _number(entry), entry[1])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -46,7 +46,7 @@ from recorder.format import (
     decode_trailer,
     restore,
 )
-from recorder.places import Place, Places
+from recorder.places import Place, Places, last_before, last_with_record
 from recorder.seal import Seal, chain_hash, decode_seal, header_hash, leaf_hash
 from recorder.ulid import is_ulid
 
@@ -145,7 +145,7 @@ class Segment:
         Raises FormatError for damage in a sealed segment; in an unsealed one it is the torn end. Raises Unreadable for
         an encrypted block without a key for it.
         """
-        first = max(0, bisect_right(self.data, start, key=lambda place: place.first_record) - 1)
+        first = max(0, last_with_record(self.data, start))
         # By index: refresh() may append to the list while a caller iterates.
         for i in range(first, len(self.data)):
             place = self.data[i]
@@ -297,7 +297,7 @@ class TapeReader:
         # By the seals first: only one segment's INDEX is read.
         i = bisect_left(range(len(self.segments)), True, key=lambda i: self.segment(i).last_ns() >= t_ns)
         for segment in map(self.segment, range(min(i, len(self.segments) - 1), -1, -1)):
-            place = bisect_left(segment.data, t_ns, key=lambda place: place.t0_ns) - 1
+            place = last_before(segment.data, t_ns)
             if place >= 0:
                 return segment.data[place].first_record
         return 0

@@ -2,9 +2,9 @@
 
 A session is played from a *spot*: a record and a time. Whatever comes up to it is put on the screen at once, as it
 looked then; what follows is played. So a jump is the drawing of another spot, and costs the same wherever it goes:
-of a rendered session the last screenful of commands is rendered, and of a terminal session the last megabyte of its
-output is sent through the filter (LOOK_BACK limits; the terminal takes that in 20 ms, the filter in 50). Where that
-misses something it says so: "... 12 commands before". Short ways forward are not drawn, but played without waiting.
+of a rendered session the last screenful of commands is rendered, and of a terminal session the last half megabyte of
+its output is sent through the filter (LOOK_BACK limits; a terminal takes that in 10 ms). Where that misses something
+it says so: "... 12 commands before". Short ways forward are not drawn, but played without waiting.
 
 Without a terminal to write to, everything is printed at once, without colours. The terminal is left as it was
 found, whatever happens. What a target printed passes the filters of escape.py, so it cannot act on the terminal.
@@ -43,9 +43,10 @@ __all__ = ["SPEED_LIMIT", "BadOption", "Player", "Quit", "ReplayOptions", "repla
 FOLLOW_SECONDS: Final = 0.2  # how often a live tape is looked at for more
 COLUMNS_LIMIT: Final = 160  # wider tables are hard to read on any screen
 COLUMNS: Final = 110  # where there is no terminal, as in exports
-# What is looked at to draw a spot. Measured: the filter takes 20 MB/s of dense sequences, the reader 30 us a block.
-LOOK_BACK_BYTES: Final = 1024 * 1024
-LOOK_BACK_BLOCKS: Final = 1024
+# What is looked at to draw a spot: at most so many raw bytes, or blocks. Measured: the reader takes 30 us a small block
+# and 2 us a record; a screen of 200 x 50 with colours is 20 to 40 KB.
+LOOK_BACK_BYTES: Final = 512 * 1024
+LOOK_BACK_BLOCKS: Final = 512
 _HEAD_RECORDS: Final = 64  # of a command that is further back than that: itself, its verdict, what was masked
 
 
@@ -267,7 +268,8 @@ class Player:
         """The last screenful of a rendered session."""
         rows = self.keys.rows()
         command = self.index.at(spot.n)
-        start = self.index.look_back(spot.n, LOOK_BACK_BYTES, LOOK_BACK_BLOCKS)
+        # A command has two or three blocks, if it is small.
+        start = self.index.look_back(spot.n, LOOK_BACK_BYTES, min(LOOK_BACK_BLOCKS, 4 * rows))
         head: list[Record] = []
         done = 0
         if command is not None:
