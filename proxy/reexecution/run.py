@@ -20,6 +20,7 @@ from protocols.postgres.outcomes import FAILED, IDLE, IN_TRANSACTION, Outcome, Q
 from protocols.postgres.recorded import Ask, Recorded, RecordedAnswers, Script
 from protocols.postgres.rowsets import RowSet
 from protocols.postgres.sandbox import Sandbox, TooLong
+from proxy.core.errors import TargetPeerError
 from proxy.core.gate import Reader
 from proxy.core.statement import Copy
 from proxy.reexecution.compare import Entry, Sets, compare
@@ -99,6 +100,8 @@ class Run:
         self._emulation: Emulation | None = None
         self._recorded_failed = False  # its batch failed: up to the next Sync nothing ran
         self._sandbox_failed = 0  # the number of the command whose failure has the sandbox skip up to the next Sync
+        self._sandbox_skips = False  # whether it does, for whatever reason
+        self._ended = ""  # the SQLSTATE that the sandbox ended the connection with
         self._copying = False  # the recording takes COPY data: Syncs count for nothing
         self._broken_by = 0  # the command whose failure has failed the sandbox's open transaction
         self._batch = False  # messages of the extended protocol since the last Sync
@@ -135,9 +138,11 @@ class Run:
             elif ask.kind in _COPY_KINDS:
                 self._copying = self._copying and ask.kind == wire.COPY_DATA
             elif ask.kind != wire.FLUSH:
-                entry_or_none = await self._message(ask)
-                if entry_or_none is not None:
-                    yield entry_or_none
+                made = await self._message(ask)
+                if made is not None and self._in_range(made):
+                    yield made
+            if self._ended:
+                raise TargetPeerError(f"the sandbox ended the connection ({self._ended})", self._ended)
         if self._script.lost:
             command = Recorded(0, 0, "", "", "the rest of the session")
             yield Entry(command, "not-replayable", self._script.lost)
@@ -192,7 +197,7 @@ class Run:
             reason = self._emulation.refuses(command.text)
         if reason:
             if recorded.code and not recorded.over:
-                await self._sandbox.fail(extended=ask.kind != wire.QUERY)
+                await self._fail(extended=ask.kind != wire.QUERY)
             return Entry(command, "not-replayable", reason) if command is not None and ask.kind in _RUNNING else None
         return await self._compared(ask, message, recorded, sets)
 
@@ -207,6 +212,7 @@ class Run:
             else:
                 outcome = await self._ask(command, message, sets, recorded)
         except TooLong:
+            self._sandbox_skips = ask.kind not in (wire.QUERY, wire.FUNCTION_CALL)
             self._failed_on_sandbox(ask, command)
             return Entry(command, "not-replayable", "the sandbox took too long") if command is not None else None
         if outcome.code:
@@ -240,6 +246,10 @@ class Run:
             await self._log.came(outcome)
         if self._emulation is not None and outcome.status is not None:
             await self._emulation.after(self._sandbox)
+        if outcome.code and kind not in (wire.QUERY, wire.FUNCTION_CALL, wire.SYNC):
+            self._sandbox_skips = True
+        if outcome.over:
+            self._ended = outcome.code or "no reason given"
         if outcome.status in (IDLE, IN_TRANSACTION):
             self._broken_by = 0
         return outcome
@@ -255,7 +265,12 @@ class Run:
         if self._sandbox is None or recorded.over:
             return
         if recorded.status == FAILED and self._sandbox.status == IN_TRANSACTION:
-            await self._sandbox.fail(extended=False)
+            await self._fail(extended=False)
+
+    async def _fail(self, extended: bool) -> None:
+        assert self._sandbox is not None
+        await self._sandbox.fail(extended)
+        self._sandbox_skips = extended
 
     async def _sync(self) -> AsyncIterator[Entry]:
         """The end of a batch: both sides commit or roll back what was not in a transaction block."""
@@ -265,9 +280,9 @@ class Run:
         failed, self._recorded_failed, self._copying = self._recorded_failed, False, False
         if self._sandbox is None:
             return
-        if failed and not self._sandbox_failed:
-            await self._sandbox.fail(extended=True)
-        sandbox_failed, self._sandbox_failed = self._sandbox_failed, 0
+        if failed and not self._sandbox_skips:
+            await self._fail(extended=True)
+        sandbox_failed, self._sandbox_failed, self._sandbox_skips = self._sandbox_failed, 0, False
         outcome = await self._ask(None, sync, self._sets(None), recorded)
         if self._last is not None and not failed and not sandbox_failed and recorded.code != outcome.code:
             entry = compare(recorded, outcome, self._last, ())
@@ -276,6 +291,10 @@ class Run:
         await self._align(Ask(wire.SYNC), recorded)
 
     # -- what to do with it ---------------------------------------------------------------------------
+
+    def _in_range(self, entry: Entry) -> bool:
+        """Whether it is reported: what runs in front of --from only for the rest's sake is, if it differs."""
+        return entry.command.number >= self._plan.first or entry.state == "different"
 
     def _skipped(self, ask: Ask, reason: str) -> Entry | None:
         command = ask.command
