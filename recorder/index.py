@@ -201,8 +201,7 @@ def _copy_session(old: sqlite3.Connection, new: sqlite3.Connection, row: tuple[o
     for command in old.execute("SELECT * FROM commands WHERE session = ? ORDER BY n", (row[0],)):
         marks = ", ".join("?" * (len(command) - 2))
         id_ = new.execute(f"INSERT INTO commands VALUES(NULL, ?, {marks})", (session, *command[2:])).lastrowid
-        if command[-1]:
-            new.execute("INSERT INTO texts(rowid, text) VALUES(?, ?)", (id_, command[-1]))
+        new.execute("INSERT INTO texts(rowid, text) VALUES(?, ?)", (id_, command[-1]))
         for name in json.loads(command[-3] or "[]"):
             new.execute("INSERT OR IGNORE INTO names(name) VALUES(?)", (name,))
             new.execute("INSERT OR IGNORE INTO objects SELECT id, ? FROM names WHERE name = ?", (id_, name))

@@ -212,7 +212,7 @@ class Collector:
             )
             connection.executemany(
                 "INSERT INTO texts(rowid, text) VALUES(?, ?)",
-                ((first + i, row.text) for i, row in enumerate(rows) if row.text),
+                ((first + i, row.text) for i, row in enumerate(rows)),
             )
             self._write_objects(connection, rows, first)
         for what, values in self._late:
@@ -250,7 +250,7 @@ def forget_commands(connection: sqlite3.Connection, session: int) -> None:
         # An external content table must be told what it had indexed. SQLite documentation, FTS5 4.4.3.
         connection.executemany(
             "INSERT INTO texts(texts, rowid, text) VALUES('delete', ?, ?)",
-            ((id_, text) for id_, text, _ in rows if text),
+            ((id_, text) for id_, text, _ in rows),
         )
         connection.executemany(
             "DELETE FROM objects WHERE name = (SELECT id FROM names WHERE name = ?) AND command = ?",

@@ -132,7 +132,10 @@ class TapeWriter:
 
 
 def insert_session(connection: sqlite3.Connection, work: Work, header: Header | None) -> int:
-    """Make a session's row, from its header if that can be read. Raises FormatError if it is of another session."""
+    """Make a session's row, from its header if that can be read. Raises FormatError if it is of another session.
+
+    Its mtime is not the file's yet: only what was read to its end may be passed over the next time.
+    """
     said: Mapping[str, Any] = header.map_ if header is not None else {}
     if header is not None and header.sid != work.sid:
         raise FormatError("the header is of another session than the file's name")
@@ -140,7 +143,7 @@ def insert_session(connection: sqlite3.Connection, work: Work, header: Header | 
     identity = identity if isinstance(identity, dict) else {}
     started_ns = whole(header.wall0_ns) if header is not None else _ulid_ns(work.sid)
     values: dict[str, Any] = {
-        "sid": work.sid, "day": work.day, **_files(work), "done": 0, "segment": min(work.files), "offset": 0, "seq": 0,
+        "sid": work.sid, "day": work.day, **_files(work), "mtime_ns": 0, "done": 0, "segment": min(work.files), "offset": 0, "seq": 0,
         "chain": b"", "seen": 0, "started_ns": started_ns, "duration_ns": 0,
         "status": "", "reason": "", "protocol": word(said.get("protocol", "")), "target": word(said.get("target", "")),
         "subject": word(identity.get("subject", "")), "agents": _list(identity.get("agents")),
@@ -180,4 +183,4 @@ def _number(value: object) -> int:
 
 def _ulid_ns(sid: str) -> int:
     """When a session id was made: the best guess where the header cannot be read."""
-    return int.from_bytes(ulid_bytes(sid)[:6], "big") * 1_000_000 if is_ulid(sid) else 0
+    return whole(int.from_bytes(ulid_bytes(sid)[:6], "big") * 1_000_000) if is_ulid(sid) else 0

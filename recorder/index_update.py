@@ -211,6 +211,7 @@ class Updater:
         self._forget(work.sid)
         session = insert_session(self._connection, work, None)
         self._connection.execute("UPDATE sessions SET error = ? WHERE id = ?", (clean(reason), session))
+        update_files(self._connection, work)
 
     def _read(self, work: Work) -> bool:
         state = State.load(self._connection, work.sid)

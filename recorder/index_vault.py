@@ -6,11 +6,12 @@ those of vault_state.py.
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from recorder.vault_state import BUSY_SECONDS, STATE_NAME, State
 
@@ -36,21 +37,29 @@ class VaultView:
             self._connection.close()
 
     def has(self, sid: str) -> bool:
-        """Whether segments of the session's main track are in the bucket. Raises sqlite3.Error."""
+        """Whether segments of the session's main track are in the bucket. Raises OSError."""
         if self._connection is None:
             return False
         query = "SELECT 1 FROM items WHERE sid = ? AND track = 'main' AND kind = 'segment' AND state IN (?, ?) LIMIT 1"
-        return self._connection.execute(query, (sid, *_THERE)).fetchone() is not None
+        return bool(self._rows(query, sid, *_THERE))
 
     def removals(self) -> int:
-        """How many sessions two people have removed; it only grows. Raises sqlite3.Error."""
+        """How many sessions two people have removed; it only grows. Raises OSError."""
         if self._connection is None:
             return 0
         query = "SELECT count(*) FROM removals WHERE what = 'all' AND tombstoned"
-        return int(self._connection.execute(query).fetchone()[0])
+        return int(self._rows(query)[0][0])
 
     def removed(self) -> Iterator[str]:
-        """Their ids. Raises sqlite3.Error."""
+        """Their ids. Raises OSError."""
         if self._connection is not None:
             query = "SELECT sid FROM removals WHERE what = 'all' AND tombstoned"
-            yield from (str(sid) for (sid,) in self._connection.execute(query))
+            yield from (str(row[0]) for row in self._rows(query))
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """An OSError, so that nobody takes the vault's trouble for the index's."""
+        assert self._connection is not None
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, f"{STATE_NAME} cannot be read") from error

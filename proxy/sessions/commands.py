@@ -42,8 +42,8 @@ def sessions_list(options: Namespace, tapes: Path, use_index: bool = True) -> in
         return _out(options, [], lambda rows: list_text(rows, _paper()))
     if use_index:
         try:
-            with _index(tapes, not options.no_update, quiet=walkable) as index:
-                if index.complete or options.no_update or not walkable:
+            with _index(tapes, not options.no_update, quiet=walkable) as (index, fresh):
+                if fresh or options.no_update or not walkable:
                     rows = find_sessions(index, wanted)
                     return _out(options, rows, lambda rows: list_text(rows, _paper()))
         except IndexUnavailable as error:
@@ -61,7 +61,7 @@ def sessions_search(options: Namespace, tapes: Path) -> int:
     if not tapes.is_dir():
         raise SearchError(f"{tapes}: no session is recorded here")
     try:
-        with _index(tapes, not options.no_update) as index:
+        with _index(tapes, not options.no_update) as (index, _):
             rows = map(_with_replay, find_commands(index, wanted))
             code = _out(options, rows, lambda found: search_text(found, wanted.limit, _paper()))
             _gaps(index, wanted)
@@ -125,8 +125,11 @@ def sessions_reindex(options: Namespace, tapes: Path) -> int:
 
 
 @contextmanager
-def _index(tapes: Path, update: bool, quiet: bool = False) -> Iterator[Index]:
-    """Open the index, up to date if that is wanted. quiet: whoever asks can do without. Raises IndexUnavailable."""
+def _index(tapes: Path, update: bool, quiet: bool = False) -> Iterator[tuple[Index, bool]]:
+    """Open the index, up to date if that is wanted and possible; the second value tells whether it is.
+
+    quiet: whoever asks can do without. Raises IndexUnavailable.
+    """
     done = _update(tapes) if update else None
     try:
         index = Index(tapes)
@@ -135,12 +138,14 @@ def _index(tapes: Path, update: bool, quiet: bool = False) -> Iterator[Index]:
     except IndexDamaged as error:
         raise IndexUnavailable(f"{error}; gatecast sessions reindex makes a new one") from error
     with index:
-        if not index.complete and not quiet:
+        if done is not None and done.busy and not quiet:
+            _say("another process updates the index at this moment: the newest may be missing")
+        elif not index.complete and not quiet:
             left = f" ({_count(done.left, 'tape')} to go)" if done is not None and done.left else ""
             _say(f"the index is not complete yet{left}: gatecast sessions reindex --update goes on with it")
         elif done is None:
             _say(f"the index is as of {wall_time(int(index.updated * 1e9))[:19]}Z")
-        yield index
+        yield index, index.complete and done is not None and not done.busy
 
 
 def _update(tapes: Path) -> Updated:
