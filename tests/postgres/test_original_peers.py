@@ -1,4 +1,4 @@
-"""Encrypted tapes and the original track with a real PostgreSQL: who holds which key sees what; the disk shows nothing."""
+"""Encrypted tapes and the original track with a real PostgreSQL: who holds which key sees what."""
 
 from __future__ import annotations
 
