@@ -48,6 +48,7 @@ from proxy.logging import describe
 from proxy.notify import notify, notify_reloading
 from proxy.policy.sql import SqlReader
 from proxy.services import SOCKET_NAME, Services, keep_fixed, open_services
+from proxy.sessions.upkeep import IndexUpkeep
 from proxy.snapshot import read_snapshot
 from proxy.sockets import listen, name_of
 from proxy.watch import POLL_SECONDS, Watch
@@ -145,11 +146,19 @@ class Gateway:
             self._watch_certificates(),
             self._reload_on_hangup(),
             *self._vaulting(),
+            *self._indexing(),
         ]
 
+    def _indexing(self) -> list[Coroutine[Any, Any, None]]:
+        """What keeps the index of sessions up to date; one for all workers of a gateway."""
+        section = self.services.live.snapshot.loaded.config.recorder
+        return [IndexUpkeep(self.services.recorder.directory).run()] if section.index else []
+
     def _vaulting(self) -> list[Coroutine[Any, Any, None]]:
-        """What brings finished tapes to the vault; one for all workers of a gateway."""
-        return [self.services.vault.task.run()] if self.services.vault is not None else []
+        """What brings finished tapes to the vault, and heads to witnesses; one for all workers of a gateway."""
+        services = self.services
+        work = [services.notary.run()] if services.notary is not None else []
+        return [*work, services.vault.task.run()] if services.vault is not None else work
 
     def _accepting(self, group: asyncio.TaskGroup) -> list[Coroutine[Any, Any, None]]:
         """Hook: what brings connections until the gateway stops."""

@@ -83,8 +83,9 @@ def current_connection() -> Connection | None:
 class SessionRecorder(Recorder):
     """A Recorder that tells the connection which tapes it opened, and each tape under which rules it began."""
 
-    def __init__(self, directory: Path, key: SealKey, revision: Callable[[], str], *, node: str, boot: str) -> None:
-        super().__init__(directory, key, node=node, boot=boot)
+    def __init__(self, directory: Path, key: SealKey, revision: Callable[[], str], **more: Any) -> None:
+        """more: as Recorder has it."""
+        super().__init__(directory, key, **more)
         self._revision = revision
 
     def open(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -321,6 +322,37 @@ class IdentitySection(Section):
     """The groups of this machine's users on the admin socket, as approvers: {root: [oncall]}."""
 
 
+def _check_options(options: Mapping[str, object]) -> None:
+    for name in options:
+        if _SECRET_OPTION.search(name) and not name.endswith(("_env", "_file")):
+            raise ValueError(f"options: {name} is a secret; give {name}_env or {name}_file")
+
+
+class AnchorSection(Section):
+    """A second place for the heads of the node's log, about once a minute: where this gateway cannot take them back."""
+
+    url: str
+    """file:///directory, or a bucket: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix."""
+    options: dict[str, str | bool | int] = {}
+    """obstore's options of the store, by name (region, endpoint); a secret as NAME_env or NAME_file only."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not re.match(r"(s3|gs|az)://[^/@?#]+(/[^?#]*)?$|file:///", self.url):
+            raise ValueError(f"{self.url}: write s3://bucket/prefix, gs://.., az://.. or file:///directory")
+        _check_options(self.options)
+        return self
+
+
+class WitnessSection(Section):
+    """Somebody who cosigns the heads of the node's log, if they extend what he has seen (C2SP tlog-witness)."""
+
+    url: str
+    """The submission prefix, http or https."""
+    key: str
+    """The witness's verifier key: name+hash+base64."""
+
+
 class RecorderSection(Section):
     """Where tapes go."""
 
@@ -328,10 +360,14 @@ class RecorderSection(Section):
     """Relative to the state directory."""
     key_file: Path = Path("seal.key")
     """The Ed25519 key that seals tapes; made on first use, beside its public half. Relative to the state directory."""
-
-
+    reserve: Size = 256 << 20
+    """With less room than this on the disk of the tapes, no session begins; those that run go on."""
+    anchors: list[AnchorSection] = []
+    witnesses: list[WitnessSection] = []
     index: bool = True
     """Keep an index of the tapes for ``gatecast sessions list`` and ``search``, once a minute and out of the way."""
+
+
 class VaultMatch(Section):
     """Which sessions a term is for; a list means any of it, nothing means all. Patterns have * and ?."""
 
@@ -392,9 +428,7 @@ class VaultSection(Section):
                 raise ValueError(f"{url}: write s3://bucket/prefix, gs://.., az://.. or file:///directory")
         if self.keys_url and not self.url:
             raise ValueError("keys_url goes with url")
-        for name in self.options:
-            if _SECRET_OPTION.search(name) and not name.endswith(("_env", "_file")):
-                raise ValueError(f"options: {name} is a secret; give {name}_env or {name}_file")
+        _check_options(self.options)
         return self
 
 

@@ -20,6 +20,7 @@ from typing import Final
 import structlog
 
 import protocols
+from proxy import __version__
 from proxy.approvals import Approvals
 from proxy.config import Loaded, load_config
 from proxy.connections import SessionRecorder
@@ -27,13 +28,17 @@ from proxy.core.errors import ConfigError
 from proxy.credentials.static import StaticCredential, StaticCredentials
 from proxy.identity.service import Service
 from proxy.identity.tokens import Tokens
+from proxy.notary import Notary
 from proxy.sections import Config
 from proxy.snapshot import Live, Snapshot, read_snapshot
 from proxy.store.database import Database
 from proxy.vault.service import VaultService
-from recorder.errors import KeyFileError
+from recorder.errors import KeyFileError, TapeError
+from recorder.ledger import NodeLedger
+from recorder.nodelog import NodeLog, log_directory
 from recorder.seal import SealKey
 
+ORIGIN: Final = "gatecast"  # of the nodes' logs: gatecast/<node>
 DAY_SECONDS: Final = 86_400
 DATABASE_NAME: Final = "gatecast.db"
 SOCKET_NAME: Final = "admin.sock"
@@ -70,6 +75,7 @@ class Services:
     node: str
     hash_key: bytes
     scram_mock_key: bytes
+    notary: Notary | None = None  # None in a worker
     vault: VaultService | None = None  # None in a worker, and where the configuration has none
     lock: int | None = None  # the descriptor that holds the state directory; None in a worker
 
@@ -102,9 +108,11 @@ def open_services(path: Path, begun: Config | None = None) -> Iterator[Services]
         database = Database(state / DATABASE_NAME).open()
         stack.callback(database.close)
         tokens = Tokens(database, max_seconds=loaded.config.identity.tokens.max_days * DAY_SECONDS)
-        recorder = _recorder(state, live, warn=begun is None)
+        node_log = _node_log(state, live)
+        recorder = _recorder(state, live, node_log, first=begun is None)
         stack.callback(recorder.close)
-        vault = _vault(recorder, live) if begun is None else None
+        notary = Notary(node_log, live.snapshot.loaded) if begun is None else None
+        vault = _vault(recorder, live, node_log) if begun is None else None
         if vault is not None:
             stack.callback(vault.close)
         approvals = loaded.config.approvals
@@ -120,6 +128,7 @@ def open_services(path: Path, begun: Config | None = None) -> Iterator[Services]
             node=recorder.node,
             hash_key=hash_key,
             scram_mock_key=secret_file(state / SCRAM_KEY_NAME),
+            notary=notary,
             vault=vault,
             lock=lock,
         )
@@ -217,27 +226,56 @@ def file_system(path: Path) -> str:
     return kind
 
 
-def _recorder(state: Path, live: Live, warn: bool) -> SessionRecorder:
+def _node_log(state: Path, live: Live) -> NodeLog:
     config = live.snapshot.loaded.config
     directory = state / config.recorder.directory
+    node = config.node.name or socket.gethostname()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = SealKey.load(state / config.recorder.key_file)
+        return NodeLog(log_directory(directory, node), key, f"{ORIGIN}/{node}")
     except OSError as error:
         raise ConfigError(f"{directory}: the directory of tapes cannot be made: {error.strerror}") from error
     except KeyFileError as error:
         raise ConfigError(str(error)) from error
+    except ValueError as error:
+        raise ConfigError(f"node.name: {node}: {error}") from error
+
+
+def _recorder(state: Path, live: Live, node_log: NodeLog, first: bool) -> SessionRecorder:
+    """Open the recorder, after recovering what an earlier gateway left. Raises ConfigError.
+
+    first: the first process of the gateway, when no other records.
+    """
+    config = live.snapshot.loaded.config
+    directory = state / config.recorder.directory
     weak = WEAK_FILE_SYSTEMS.get(file_system(directory))
-    if weak is not None and warn:
+    if weak is not None and first:
         log.warning("tapes-not-durable", directory=str(directory), file_system=file_system(directory), why=weak)
-    node = config.node.name or socket.gethostname()
-    return SessionRecorder(directory, key, lambda: live.snapshot.rules.revision, node=node, boot=secrets.token_hex(8))
+    boot = secrets.token_hex(8)
+    recorder = SessionRecorder(
+        directory,
+        SealKey.load(state / config.recorder.key_file),
+        lambda: live.snapshot.rules.revision,
+        node=node_log.directory.name,
+        boot=boot,
+        reserve_bytes=config.recorder.reserve,
+        ledger=NodeLedger(node_log, boot, __version__),
+        on_event=lambda event, words: log.warning(event, **words),
+    )
+    try:
+        if first:
+            recorder.recover()
+        recorder.start()
+    except TapeError as error:
+        raise ConfigError(f"{directory}: {error}") from error
+    return recorder
 
 
-def _vault(recorder: SessionRecorder, live: Live) -> VaultService | None:
+def _vault(recorder: SessionRecorder, live: Live, node_log: NodeLog) -> VaultService | None:
     if live.snapshot.loaded.config.vault is None:
         return None
-    return VaultService(recorder.directory, lambda: live.snapshot.loaded, None)
+    return VaultService(recorder.directory, lambda: live.snapshot.loaded, node_log)
 
 
 @contextlib.contextmanager

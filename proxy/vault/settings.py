@@ -45,7 +45,7 @@ def open_buckets(
     """Open the bucket, and that of the keys where it is another; None without a url. Raises ConfigError."""
     if not section.url:
         return None, None
-    options = options_of(section, resolve, environment)
+    options = options_of(section.options, resolve, environment)
     bucket = open_bucket(section.url, {} if section.url.startswith("file:") else options)
     if not section.keys_url:
         return bucket, None
@@ -53,18 +53,21 @@ def open_buckets(
 
 
 def options_of(
-    section: VaultSection, resolve: Callable[[Path], Path], environment: Mapping[str, str]
+    options: Mapping[str, str | bool | int],
+    resolve: Callable[[Path], Path],
+    environment: Mapping[str, str] = os.environ,
+    where: str = "vault",
 ) -> dict[str, str]:
-    """obstore's options, with what *_env and *_file name in their place. Raises ConfigError."""
+    """obstore's options, with what *_env and *_file name in their place. where: for errors. Raises ConfigError."""
     found = {}
-    for name, value in section.options.items():
+    for name, value in options.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
         if name.endswith("_env"):
             if text not in environment:
-                raise ConfigError(f"vault.options.{name}: the environment variable {text} is not set")
+                raise ConfigError(f"{where}.options.{name}: the environment variable {text} is not set")
             found[name.removesuffix("_env")] = environment[text]
         elif name.endswith("_file") and name not in VAULT_FILE_OPTIONS:
-            found[name.removesuffix("_file")] = _secret(name, resolve(Path(text)))
+            found[name.removesuffix("_file")] = _secret(f"{where}.options.{name}", resolve(Path(text)))
         else:
             found[name] = text
     return found
@@ -74,7 +77,7 @@ def _secret(name: str, path: Path) -> str:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
-                raise ConfigError(f"vault.options.{name}: others may read {path}; chmod 600 it")
+                raise ConfigError(f"{name}: others may read {path}; chmod 600 it")
             return file.read(SECRET_FILE_LIMIT).decode().rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"vault.options.{name}: {path} cannot be read: {type(error).__name__}") from error
+        raise ConfigError(f"{name}: {path} cannot be read: {type(error).__name__}") from error
