@@ -37,6 +37,7 @@ PLAYER_SHA256: Final = {
     "asciinema-player.css": "f619fe17597043564f03b2c6918b3daf890ee8b912fb408542fba11afade4fdb",
 }
 CAST_LIMIT: Final = 50 * 1000 * 1000  # bytes; recorder note, section 9: above it the player gets slow
+LAST_NS: Final = 1_000_000_000  # the last screen stands so long
 COMMANDS_LIMIT: Final = 20_000  # in the list: more is no list for a person
 TEXT_LIMIT: Final = 600  # characters of a command in the list; the player shows all
 INTENTS_LIMIT: Final = 20
@@ -65,7 +66,7 @@ def page(source: Source) -> Iterator[str]:
     panel = _Panel()
     # The cast comes first in the making and last in the file, for the list is known only then.
     cast = list(_cast(source, panel))
-    end = f"{panel.end_ns / 1e9:.3f}"
+    rows = "" if source.tty else f' data-rows="{source.size[1]}"'
     yield (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
@@ -76,7 +77,7 @@ def page(source: Source) -> Iterator[str]:
     )
     yield _header(source, panel)
     yield '<main>\n<section id="stage" aria-label="Recording">'
-    yield f'<div id="player" data-wait="Loading" data-end="{end}"></div></section>\n'
+    yield f'<div id="player" data-wait="Loading"{rows}></div></section>\n'
     yield "<aside>\n"
     yield _tools(panel)
     yield '<div class="scroll" id="list">\n<ol id="commands">\n'
@@ -86,8 +87,7 @@ def page(source: Source) -> Iterator[str]:
     if panel.total > len(panel.steps):
         yield f'<p class="empty">{panel.total - len(panel.steps)} more commands are in the recording.</p>\n'
     yield f'<p class="empty" id="nothing"{" hidden" if panel.steps else ""}>No command.</p>\n</div>\n'
-    yield _approvals(source, panel)
-    yield _integrity(source)
+    yield f'<div class="more">{_approvals(source, panel)}{_integrity(source)}</div>\n'
     yield '</aside>\n</main>\n<script type="text/plain" id="cast">\n'
     yield from cast
     # The licence of the player asks for its text; its comment is in the file and names it.
@@ -134,6 +134,7 @@ def _cast(source: Source, panel: _Panel) -> Iterator[str]:
             text = encoder.event(piece)
             if text:
                 yield line(text)
+    yield line(encoder.event(narrator.pause(panel.end_ns + LAST_NS)))
 
 
 # -- the parts of the page --------------------------------------------------------------------------------

@@ -10,11 +10,21 @@
   const buttons = items.map((item) => item.firstElementChild);
   const times = items.map((item) => Number(item.dataset.at));
   const dark = matchMedia("(prefers-color-scheme: dark)");
+  const poster = lastScreen();
   let player;
   let current = -1;
 
   function look() {
     return root.dataset.chosen || (dark.matches ? "dark" : "light");
+  }
+
+  // What stands behind the play button: the end of what was shown. As text, for after a poster that is a time the
+  // player (3.17) shows nothing when it seeks behind the last event. The bytes of a terminal's session make no such text.
+  function lastScreen() {
+    if (!stage.dataset.rows) return undefined;
+    const shown = cast.split("\n").slice(1).slice(-200).map((line) => JSON.parse(line));
+    const text = shown.filter((event) => event[1] === "o").map((event) => event[2]).join("");
+    return `data:text/plain,${text.split("\r\n").slice(-Number(stage.dataset.rows)).join("\r\n")}`;
   }
 
   function mount() {
@@ -25,7 +35,7 @@
       fit: "both",
       preload: true,
       theme: `gatecast-${look()}`,
-      poster: `npt:${stage.dataset.end}`,
+      poster,
       controls: true,
       startAt: at,
     });
