@@ -69,7 +69,7 @@ def status_line(status: Status, columns: int, rows: int, color: bool) -> str:
     """Draw it in the last row; the cursor stays where it was."""
     text = clip(f" {status.text()}", columns - 1)
     text += " " * (columns - 1 - width(text))
-    return f"\x1b7\x1b[{rows};1H\x1b[0{';7' if color else ''}m{text}\x1b[0m\x1b[K\x1b8"
+    return f"\x1b7\x1b[{rows};1H\x1b[0{';7' if color else ''}m\x1b(B{text}\x1b[0m\x1b[K\x1b8"
 
 
 def reserve(rows: int) -> str:

@@ -229,6 +229,8 @@ class TapeReader:
         """Open the tape that the segment file belongs to. keys: those that may be tried on an encrypted one."""
         self.path = path
         self._segment = lru_cache(maxsize=2)(partial(Segment, keys=tuple(keys)))
+        self._firsts: dict[int, int] = {}  # by segment: number of its first record
+        self._lasts: dict[int, int] = {}  # by sealed segment: time of its last record
         self.segments = segments_of(path)
         self.header = self.segment(0).header
 
@@ -295,18 +297,34 @@ class TapeReader:
     def at_time(self, t_ns: int) -> int:
         """Return the number of a record at which to begin, so that nothing at or after t_ns is missed."""
         # By the seals first: only one segment's INDEX is read.
-        i = bisect_left(range(len(self.segments)), True, key=lambda i: self.segment(i).last_ns() >= t_ns)
+        i = bisect_left(range(len(self.segments)), True, key=lambda i: self._last_ns(i) >= t_ns)
         for segment in map(self.segment, range(min(i, len(self.segments) - 1), -1, -1)):
             place = last_before(segment.data, t_ns)
             if place >= 0:
                 return segment.data[place].first_record
         return 0
 
+    # Kept, so that a bisection over the segments does not throw the two that are in use out of memory.
+
+    def _first_record(self, i: int) -> int:
+        if i not in self._firsts:
+            self._firsts[i] = self.segment(i).header.first_record
+        return self._firsts[i]
+
+    def _last_ns(self, i: int) -> int:
+        if i in self._lasts:
+            return self._lasts[i]
+        segment = self.segment(i)
+        last_ns = segment.last_ns()
+        if segment.seal is not None:  # else it may grow
+            self._lasts[i] = last_ns
+        return last_ns
+
     def _segment_with(self, n: int) -> int:
         low, high = 0, len(self.segments) - 1
         while low < high:
             middle = (low + high + 1) // 2
-            if self.segment(middle).header.first_record <= n:
+            if self._first_record(middle) <= n:
                 low = middle
             else:
                 high = middle - 1

@@ -49,6 +49,21 @@ def table(
     return lines
 
 
+def wrapped(head: str, items: Sequence[str], columns_limit: int) -> list[str]:
+    """Return the items, with commas, on lines that are at most so wide; an item that is wider has a line of its own."""
+    lines: list[str] = []
+    line, used = head, width(head)
+    for i, item in enumerate(items):
+        text = item + ("," if i < len(items) - 1 else "")
+        cells = width(text)
+        if used + cells > columns_limit and line.strip() and line != head:
+            lines.append(line.rstrip())
+            line, used = " " * len(head), len(head)
+        line += text + " "
+        used += cells + 1
+    return [*lines, line.rstrip()]
+
+
 def _row(row: object, count: int) -> list[object]:
     """A row as the tape has it; a tape may say anything."""
     values = list(row) if isinstance(row, list | tuple) else []

@@ -15,14 +15,18 @@ import codecs
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
 
 from recorder.cast import Code, Piece
 from recorder.escape import TerminalFilter, visible
 from recorder.format import ERR, OUT, Kind, Record, fields
-from recorder.table import paint, table
+from recorder.table import paint, table, wrapped
+
+if TYPE_CHECKING:
+    from pygments.lexer import Lexer
 
 # Commands whose result may still come: a pipeline's worth.
 OPEN_COMMANDS_LIMIT: Final = 1024
@@ -30,8 +34,21 @@ OPEN_COMMANDS_LIMIT: Final = 1024
 HIGHLIGHT_LIMIT: Final = 16 * 1024
 TEXT_LINES_LIMIT: Final = 400  # of one statement; the tape has it whole
 
-_PROMPTS: Final = {"postgres": ("{}=> ", "{}-> "), "bigquery": ("bq {}> ", "  > ")}
-_PROMPT: Final = ("{}$ ", "> ")
+
+class _Style(NamedTuple):
+    """How a protocol's commands look: the prompts of their first and further lines, and their language."""
+
+    prompt: str
+    more: str
+    language: str = ""
+
+
+# A protocol has a line here, or looks like a shell.
+_STYLES: Final = {
+    "postgres": _Style("{}=> ", "{}-> ", "postgresql"),
+    "bigquery": _Style("bq {}> ", "  > ", "googlesql"),
+}
+_STYLE: Final = _Style("{}$ ", "> ")
 _GREEN, _RED, _YELLOW, _CYAN, _DIM, _BOLD = "32", "31", "33", "36", "2", "1"
 _ALARM: Final = "97;41"  # white on red
 _OUTCOMES: Final = {"approved": _GREEN, "denied": _RED, "expired": _RED, "withdrawn": _YELLOW}
@@ -75,6 +92,7 @@ class Transcript:
         self._open: OrderedDict[int, _Open] = OrderedDict()
         self._pieces: list[Piece] = []
         self._protocol = str(header.get("protocol", ""))
+        self._style = _STYLES.get(self._protocol, _STYLE)
         more = header.get("more")
         self._tty = isinstance(more, dict) and "tty" in more
         self._decoders = {channel: codecs.getincrementaldecoder("utf-8")("replace") for channel in (OUT, ERR)}
@@ -144,9 +162,10 @@ class Transcript:
         verb = str(said.get("verb", ""))
         text = visible(str(said.get("text") or verb))
         self._add(record.t_ns, "m", visible(f"{opened.label} {verb}"))
-        first, other = _PROMPTS.get(self._protocol, _PROMPT)
+        style = self._style
+        first, other = style.prompt, style.more
         target = visible(str(self._header.get("target", "")))
-        lines = _highlight(text, self._protocol, self._color).split("\n")
+        lines = _highlight(text, style.language if self._color else "").split("\n")
         hidden = len(lines) - TEXT_LINES_LIMIT
         if hidden > 0:
             lines = [*lines[:TEXT_LINES_LIMIT], f"... {hidden} more lines recorded"]
@@ -157,7 +176,7 @@ class Transcript:
         self._add(record.t_ns, "o", self._newline.join([*shown, ""]))
         values = said.get("values")
         if isinstance(values, list) and values:
-            self._line(record.t_ns, "  values: " + ", ".join(_value(value) for value in values), _DIM)
+            self._list(record.t_ns, "  values: ", [_value(value) for value in values], _DIM)
 
     def _verdict(self, record: Record, said: Mapping[str, Any]) -> None:
         opened, prefix = self._of(said)
@@ -221,7 +240,8 @@ class Transcript:
         count = said.get("count") if isinstance(said.get("count"), int) else 0
         tag = prefix + str(said.get("tag", ""))
         if not isinstance(columns, list) or not isinstance(rows, list):
-            self._line(t, f"{tag}{took}")
+            size = f"  ({_size(said.get('bytes'))})" if "COPY" in tag and said.get("bytes") else ""
+            self._line(t, f"{tag}{size}{took}")
             return
         lines = table(columns, rows, opened.masks, self._columns, self._color)
         self._add(t, "o", self._newline.join([*lines, ""]))
@@ -262,6 +282,11 @@ class Transcript:
         shown = visible(text).replace("\n", self._newline + "    ")
         self._add(t_ns, "o", self._paint(shown, sgr) + self._newline)
 
+    def _list(self, t_ns: int, head: str, items: list[str], sgr: str) -> None:
+        """Lines of items, none wider than the terminal if that can be, further lines indented below the first item."""
+        for line in wrapped(head, [visible(item).replace("\n", "\\n") for item in items], self._columns):
+            self._add(t_ns, "o", self._paint(line, sgr) + self._newline)
+
     def _paint(self, text: str, sgr: str) -> str:
         return paint(text, sgr) if self._color and sgr else text
 
@@ -274,21 +299,26 @@ class Transcript:
         return pieces
 
 
-def _highlight(text: str, protocol: str, color: bool) -> str:
-    """Colour a (visible) statement."""
-    if not color or len(text) > HIGHLIGHT_LIMIT or protocol not in _PROMPTS:
+def _highlight(text: str, language: str) -> str:
+    """Colour a (visible) statement of a language that _lexer knows, "" for none."""
+    if not language or len(text) > HIGHLIGHT_LIMIT:
         return text
-    from pygments.lexers.sql import PostgresLexer, SqlLexer  # 10 ms that only a replay needs
-    from pygments.token import Comment, Keyword, Name, Number, String
+    from pygments.token import Comment, Keyword, Name, Number, String  # 10 ms that only a replay needs
 
-    lexer = (PostgresLexer if protocol == "postgres" else SqlLexer)(stripnl=False, ensurenl=False)
     colours = ((Keyword, "94"), (String, "33"), (Number, "36"), (Comment, "2"), (Name.Builtin, "35"))
     out: list[str] = []
-    for kind, value in lexer.get_tokens(text):
+    for kind, value in _lexer(language).get_tokens(text):
         sgr = next((sgr for of, sgr in colours if kind in of), "")  # type: ignore[comparison-overlap]  # pygments' own meaning
         # Line by line: a colour must not run on behind the next prompt.
         out.append("\n".join(paint(line, sgr) if sgr and line else line for line in value.split("\n")))
     return "".join(out)
+
+
+@lru_cache(maxsize=4)
+def _lexer(language: str) -> Lexer:
+    from pygments.lexers.sql import PostgresLexer, SqlLexer
+
+    return (PostgresLexer if language == "postgresql" else SqlLexer)(stripnl=False, ensurenl=False)
 
 
 def _value(value: object) -> str:
