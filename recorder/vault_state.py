@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -344,9 +344,9 @@ class VaultState:
     def known_elsewhere(self, sid: str) -> bool:
         """Tell whether the bucket has all segments of the session that are not here (verify's question)."""
         items = [item for item in self.of_session(sid) if item.kind == "segment"]
-        return any(item.state is State.LOCAL_PURGED for item in items) and all(
-            item.state in (State.LOCAL_PURGED, State.UPLOADED, State.SEALED, State.ACTIVE) for item in items
-        )
+        # What is only about to go has no tombstone yet, and is in the bucket still.
+        states = [item.was if item.state is State.EXPIRED else item.state for item in items]
+        return State.LOCAL_PURGED in states and State.TOMBSTONED not in states and State.CONFLICT not in states
 
     def is_going(self, sid: str, what: str) -> bool:
         """Tell whether a removal of this kind was decided on already."""
@@ -419,3 +419,11 @@ def _facts(row: sqlite3.Row) -> SessionFacts:
         labels=None if row["labels"] is None else json.loads(row["labels"]),
         verdicts=None if row["verdicts"] is None else frozenset(json.loads(row["verdicts"])),
     )
+
+
+def elsewhere(directory: Path) -> Callable[[str], bool]:
+    """Return what verify asks of sessions without files (verify.py): whether the vault has them. Raises VaultError."""
+    if not (directory / STATE_NAME).exists():
+        return lambda sid: False
+    state = VaultState(directory, read_only=True)
+    return state.known_elsewhere

@@ -128,6 +128,7 @@ class VaultService:
 
     async def _confirm(self, who: str, params: Mapping[str, Any]) -> dict[str, Any]:
         removals = await self.expiry.confirm(_text(params, "token_of_plan"), who)
+        self.task.wake()
         return {"confirmed_by": who, "sessions": [one.sid for one in removals], "what": [one.what for one in removals]}
 
     async def _retry(self, who: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,6 +139,7 @@ class VaultService:
             await vault.do(state.move, item.path, "retry", sha256="")
             moved.append(item.path)
         await vault.do(state.record, vault.clock(), who, "retry", "", {"files": moved})
+        self.task.wake()
         return {"files": moved}
 
     async def _one_session(self, name: str) -> str:

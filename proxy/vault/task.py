@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ PAUSE_SECONDS: Final = 1.0  # the first pause after a failure
 PAUSE_LIMIT_SECONDS: Final = 300.0  # ours: an outage is over for five minutes at most before it is noticed
 REMIND_SECONDS: Final = 600.0  # the witness's alarm has the same (recorder note, section 7)
 BATCH_LIMIT: Final = 64  # items that are taken from the queue at once
-PURGE_LIMIT: Final = 1000  # local copies that one round removes
+PURGE_LIMIT: Final = 1000  # local copies that are looked up at once
 
 log = structlog.get_logger(__name__)
 
@@ -49,19 +50,30 @@ class VaultTask:
         vault: Vault,
         expiry: Expiry,
         pace: Callable[[], Pace] = Pace,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._vault = vault
         self._expiry = expiry
         self._pace = pace
-        self._sleep = sleep
+        self._sleep = sleep or self._rest
+        self._wake = asyncio.Event()
         self._jitter = jitter
         self._proved = False
         self._failures = 0
         self._down_since: float | None = None
         self._reminded = 0.0
         self._conflicts = 0.0
+
+    def wake(self) -> None:
+        """Begin the next round at once: a person waits for it."""
+        self._wake.set()
+
+    async def _rest(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        self._wake.clear()
 
     async def run(self) -> None:
         """Work for ever; ends when it is cancelled."""
@@ -145,14 +157,15 @@ class VaultTask:
         await self._vault.do(self._vault.state.note, item.path, attempts=attempts, next_try=until, error=text)
 
     async def _purge(self) -> None:
-        for item in await self._vault.purgeable(self._pace().local_days, PURGE_LIMIT):
-            now = await self._vault.purge(item)
-            if now.state is State.LOCAL_PURGED:
-                log.info("vault-local-copy-removed", file=item.path)
-            else:
-                log.error(
-                    "vault-object-wrong", file=item.path, state=str(now.state), why=now.error or "it is not there"
-                )
+        # Each step frees the next segment of a tape, and its keys at last; every one of them leaves its state.
+        while batch := await self._vault.purgeable(self._pace().local_days, PURGE_LIMIT):
+            for item in batch:
+                now = await self._vault.purge(item)
+                if now.state is State.LOCAL_PURGED:
+                    log.info("vault-local-copy-removed", file=item.path)
+                else:
+                    why = now.error or "it is not there"
+                    log.error("vault-object-wrong", file=item.path, state=str(now.state), why=why)
 
     # -- pauses and the log ---------------------------------------------------------------------------
 
