@@ -254,9 +254,10 @@ def replay(options: Namespace) -> int:
 
         return against_main(_config(options), _tape(options, options.tape), options, sys.stdout, identities(options))
     try:
-        return replay_main(_tape(options, options.tape), from_arguments(options), identities(options))
+        how = from_arguments(options)
     except BadOption as error:
         raise CommandError(str(error)) from None
+    return replay_main(_tape(options, options.tape), how, identities(options))
 
 
 def export(options: Namespace) -> int:
