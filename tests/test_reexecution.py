@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from protocols.postgres import outcomes, rowsets, wire
 from protocols.postgres.outcomes import Messages, Question, Result, Side
 from protocols.postgres.recorded import Recorded, RecordedAnswers, Script
-from protocols.postgres.rowsets import CopySet, RowSet
+from protocols.postgres.rowsets import CopySet, Room, RowSet
 from proxy.core.errors import ConfigError, TargetPeerError
 from proxy.policy.sql import read_sql
 from proxy.reexecution.command import ReexecutionError, sandbox_target, start_parameters
@@ -99,7 +99,7 @@ ROWS = st.lists(st.tuples(st.binary(max_size=4), st.none() | st.binary(max_size=
 
 
 def filled(rows: list[tuple[bytes, bytes | None]], **more: object) -> RowSet:
-    made = RowSet(KEY, 2, **more)  # type: ignore[arg-type]
+    made = RowSet(KEY, 2, room=Room(), **more)  # type: ignore[arg-type]
     made.add(b"".join(row(*each) for each in rows)) if rows else None
     return made
 
@@ -148,12 +148,21 @@ def test_kept_rows_have_a_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         assert filled([(b"abc", None), (b"abd", None)]).whole is whole
 
 
+def test_the_results_of_a_command_share_their_room() -> None:
+    room = Room()
+    room.rows = 3
+    made = [RowSet(KEY, 2, room=room) for _ in range(2)]
+    for each in made:
+        each.add(row(b"a", None) * 2)
+    assert [each.whole for each in made] == [True, False]
+
+
 def test_copy_rows_without_a_masked_column() -> None:
     (statement,) = read_sql("COPY t (a, b) TO STDOUT")
     data = [wire.message(wire.COPY_DATA, text) for text in (b"1\tx\n", b"2\ty\n")]
     sets = []
     for rows in (data, [wire.message(wire.COPY_DATA, b"2\tz\n"), data[0]]):
-        made = CopySet(KEY, 2, statement.copy, "UTF8", frozenset({1}))
+        made = CopySet(KEY, 2, statement.copy, "UTF8", frozenset({1}), room=Room())
         made.add(b"".join(rows))
         sets.append(made)
     assert sets[0].digest == sets[1].digest
@@ -212,7 +221,7 @@ def test_garbage_ends_in_an_error_or_an_end(data: bytes, size: int) -> None:
         return next(pieces, b"")
 
     side = Side(read)
-    question = Question(wire.QUERY, wire.encode_query(b"x"), lambda *_: RowSet(KEY, 1, keep=False))
+    question = Question(wire.QUERY, wire.encode_query(b"x"), lambda *_: RowSet(KEY, 1))
     with contextlib.suppress(TargetPeerError):
         assert asyncio.run(side.answer(question)) is not None
 

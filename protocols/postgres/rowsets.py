@@ -34,6 +34,16 @@ _COPY_SIGNATURE: Final = b"PGCOPY\n\xff\r\n\x00"
 _COPY_HEADER_BYTES: Final = 19
 
 
+class Room:
+    """What may still be kept; shared by all results of a command, which may have thousands."""
+
+    __slots__ = ("rows", "size_bytes")
+
+    def __init__(self) -> None:
+        self.rows = KEPT_ROWS_LIMIT
+        self.size_bytes = KEPT_BYTES_LIMIT
+
+
 class RowSet:
     """What is known of a result's rows. wild: columns that do not count. order: None where it does not matter,
     () = of whole rows, else the columns whose sequence counts."""
@@ -44,16 +54,16 @@ class RowSet:
         columns: int,
         wild: frozenset[int] = frozenset(),
         order: tuple[int, ...] | None = None,
-        keep: bool = True,
+        room: Room | None = None,
     ) -> None:
+        """room: how much may be kept; None: nothing."""
         self.columns = columns
         self.wild = frozenset(index for index in wild if index < columns)
         self.order = order
         self.count = 0
         self.size_bytes = 0
         self.kept: list[bytes] = []
-        self._kept_bytes = 0
-        self._keeping = keep
+        self._room = room
         self._key = key
         self._sum = 0
         self._sequence = blake2b(key=key, digest_size=_HASH_BYTES)
@@ -98,17 +108,18 @@ class RowSet:
             elif self.order is not None:
                 sequence.update(mark)
             self.count += 1
-            if self._keeping:
-                self._keep(row)
+            if self._room is not None:
+                self._keep(row, self._room)
             at = end
         self._sum = (self._sum + total) % _MODULUS
 
-    def _keep(self, row: bytes) -> None:
-        self._kept_bytes += len(row)
-        if len(self.kept) >= KEPT_ROWS_LIMIT or self._kept_bytes > KEPT_BYTES_LIMIT:
-            self._keeping = False
-        else:
-            self.kept.append(row)
+    def _keep(self, row: bytes, room: Room) -> None:
+        if room.rows < 1 or room.size_bytes < len(row):
+            self._room = None  # the first rows, without a hole
+            return
+        room.rows -= 1
+        room.size_bytes -= len(row)
+        self.kept.append(row)
 
 
 class CopySet(RowSet):
@@ -122,10 +133,10 @@ class CopySet(RowSet):
         encoding: str,
         wild: frozenset[int] = frozenset(),
         order: tuple[int, ...] | None = None,
-        keep: bool = True,
+        room: Room | None = None,
     ) -> None:
         """Raises TargetPeerError if columns must be left out of a format in which they cannot be found."""
-        super().__init__(key, columns, wild, () if order is not None else None, keep)
+        super().__init__(key, columns, wild, () if order is not None else None, room)
         self._mask: CopyMask | None = None
         if self.wild:
             if copy is None:

@@ -26,6 +26,7 @@ HEAR_SECONDS: Final = 10.0  # from a cancel to the answer of what it hit
 CLOSE_SECONDS: Final = 5.0
 # Text that no PostgreSQL parses: it fails whatever is open, as the recording did.
 _FAILING: Final = b"gatecast_reexecution fails here as the recording did"
+_OWN_NAME: Final = b"gatecast_reexecution"
 _READY_KINDS: Final = frozenset((wire.QUERY, wire.FUNCTION_CALL, wire.SYNC))
 
 
@@ -82,8 +83,26 @@ class Sandbox(Side):
         return await self.ask(wire.QUERY, wire.encode_query(_FAILING), _no_rows)
 
     async def run(self, text: str) -> Outcome:
-        """Run a text of our own that gives no rows."""
-        return await self.ask(wire.QUERY, wire.encode_query(text.encode()), _no_rows)
+        """Run a text of our own that gives no rows; it may stand between two messages of a batch in a transaction.
+
+        By names of our own: a Query would drop the unnamed statement, which the recording may go on to use.
+        """
+        name = _OWN_NAME
+        messages = (
+            (wire.PARSE, wire.encode_parse(name, text.encode())),
+            (wire.BIND, wire.encode_bind(name, name)),
+            (wire.EXECUTE, wire.encode_execute(name)),
+            (wire.CLOSE, wire.encode_named(wire.CLOSE, ord("P"), name)),
+            (wire.CLOSE, wire.encode_named(wire.CLOSE, ord("S"), name)),
+        )
+        failed: Outcome | None = None
+        for kind, message in messages:
+            outcome = await self.ask(kind, message, _no_rows)
+            if outcome.code:
+                failed = outcome
+                break
+        last = await self.ask(wire.SYNC, wire.message(wire.SYNC, b""), _no_rows)
+        return failed or last
 
     async def close(self) -> None:
         """Cancel what runs, say goodbye, close. Never raises."""
@@ -154,4 +173,4 @@ class _Copy:
 
 
 def _no_rows(number: int, result: object, columns: int, before: object) -> RowSet:
-    return RowSet(b"", columns, keep=False)
+    return RowSet(b"", columns)

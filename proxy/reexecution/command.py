@@ -15,7 +15,7 @@ import secrets
 import socket
 from argparse import Namespace
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -201,6 +201,7 @@ async def _run_on(
             failed = ""
         except TargetPeerError as error:
             failed = str(error)
+            report.end(head, 1, failed)
             raise ReexecutionError(f"{head['sandbox']}: {error}") from error
         finally:
             await asyncio.shield(trail.close(failed))
@@ -212,10 +213,11 @@ async def _run_on(
 
 
 async def _report(run: Run, report: Report, options: Options) -> None:
-    async for entry in run.entries():
-        report.entry(entry)
-        if options.stop_at_first and entry.state == "different":
-            return
+    async with aclosing(run.entries()) as entries:
+        async for entry in entries:
+            report.entry(entry)
+            if options.stop_at_first and entry.state == "different":
+                return
 
 
 def _check(opening: Opening) -> None:

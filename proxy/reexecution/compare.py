@@ -18,7 +18,7 @@ from typing import Final, Literal
 from protocols.postgres.outcomes import Outcome, Result
 from protocols.postgres.recorded import Recorded
 from protocols.postgres.rows import first_rows
-from protocols.postgres.rowsets import CopySet, RowSet
+from protocols.postgres.rowsets import CopySet, Room, RowSet
 from protocols.postgres.wire import Field
 from proxy.core.statement import Copy
 from proxy.reexecution.statements import Facts
@@ -74,6 +74,8 @@ class Sets:
     ignored: frozenset[str] = frozenset()
     copy: Copy | None = None
     under_masks: bool = False
+    room_recorded: Room = field(default_factory=Room)
+    room_sandbox: Room = field(default_factory=Room)
 
     def recorded(
         self, number: int, result: Result, columns: int, before: Result | None, masked: Mapping[int, str], encoding: str
@@ -82,7 +84,7 @@ class Sets:
         if not masked and self.under_masks and before is not None and before.fields == result.fields:
             masked = before.masked  # the gate masks equal columns of one command by one plan, and tapes it once
         result.masked = dict(masked)
-        return self._make(number, result, columns, frozenset(masked), encoding, keep=True)
+        return self._make(number, result, columns, frozenset(masked), encoding, self.room_recorded)
 
     def sandbox(self, number: int, result: Result, columns: int, theirs: Sequence[Result], encoding: str) -> RowSet:
         """The set for the sandbox's: with the masks of the recording's, if that has rows of the same columns.
@@ -94,10 +96,10 @@ class Sets:
         same_names = known and other is not None and _names(other.fields) == _names(result.fields)
         masked = frozenset(other.masked) if known and other is not None else frozenset()
         keep = not self.under_masks or bool(masked and same_names)
-        return self._make(number, result, columns, masked, encoding, keep)
+        return self._make(number, result, columns, masked, encoding, self.room_sandbox if keep else None)
 
     def _make(
-        self, number: int, result: Result, columns: int, masked: frozenset[int], encoding: str, keep: bool
+        self, number: int, result: Result, columns: int, masked: frozenset[int], encoding: str, room: Room | None
     ) -> RowSet:
         facts = self.facts[number] if number < len(self.facts) else Facts()
         wild = masked | _places(facts.volatile, result.fields, columns)
@@ -106,8 +108,8 @@ class Sets:
                 wild |= {index}
         if result.copy == "out":
             order = () if facts.order is not None and not wild else None
-            return CopySet(self.key, columns, self.copy, encoding, wild, order, keep)
-        return RowSet(self.key, columns, wild, _order(facts, result.fields, columns, wild), keep)
+            return CopySet(self.key, columns, self.copy, encoding, wild, order, room)
+        return RowSet(self.key, columns, wild, _order(facts, result.fields, columns, wild), room)
 
 
 def _names(fields: Sequence[Field] | None) -> list[str] | None:

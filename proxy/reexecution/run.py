@@ -11,7 +11,7 @@ Left out: what other sessions did in between; two connections at once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -104,7 +104,6 @@ class Run:
         self._ended = ""  # the SQLSTATE that the sandbox ended the connection with
         self._copying = False  # the recording takes COPY data: Syncs count for nothing
         self._broken_by = 0  # the command whose failure has failed the sandbox's open transaction
-        self._batch = False  # messages of the extended protocol since the last Sync
         self._last: Recorded | None = None
 
     @property
@@ -123,7 +122,7 @@ class Run:
         self._log = log
         self._emulation = emulation
 
-    async def entries(self) -> AsyncIterator[Entry]:
+    async def entries(self) -> AsyncGenerator[Entry, None]:
         """Run it all; yield an entry for each command. Raises TargetPeerError, TapeError, OSError, FormatError."""
         while (ask := self._script.take()) is not None:
             if ask.kind == wire.TERMINATE:
@@ -153,8 +152,6 @@ class Run:
         command = ask.command
         if self._recorded_failed:
             return self._skipped(ask, "a command before it failed, so the target skipped it")
-        if ask.kind != wire.QUERY:
-            self._batch = True
         if ask.kind in _DECIDED and ask.replacement is None and (command is None or command.verdict != "allow"):
             # It never left: the target would have skipped it, or the session ended first.
             reason = "it was not decided when the session ended" if command is not None and not command.verdict else ""
@@ -190,8 +187,7 @@ class Run:
         if ask.replacement is not None:
             await self._ask(None, message, sets, recorded)
             return self._skipped(ask, "")
-        early = command is not None and command.number < self._plan.first and command.verb not in _SESSION_VERBS
-        if early and ask.kind != wire.PARSE:
+        if self._too_early(ask):
             return None
         if not reason and self._emulation is not None and command is not None and ask.kind in _RUNNING:
             reason = self._emulation.refuses(command.text)
@@ -213,6 +209,8 @@ class Run:
                 outcome = await self._ask(command, message, sets, recorded)
         except TooLong:
             self._sandbox_skips = ask.kind not in (wire.QUERY, wire.FUNCTION_CALL)
+            if self._emulation is not None and not self._sandbox_skips:
+                await self._emulation.after(self._sandbox)
             self._failed_on_sandbox(ask, command)
             return Entry(command, "not-replayable", "the sandbox took too long") if command is not None else None
         if outcome.code:
@@ -274,7 +272,6 @@ class Run:
 
     async def _sync(self) -> AsyncIterator[Entry]:
         """The end of a batch: both sides commit or roll back what was not in a transaction block."""
-        self._batch = False
         sync = wire.message(wire.SYNC, b"")
         recorded = await self._side.answer(Question(wire.SYNC, sync, self._no_rows))
         failed, self._recorded_failed, self._copying = self._recorded_failed, False, False
@@ -293,8 +290,17 @@ class Run:
     # -- what to do with it ---------------------------------------------------------------------------
 
     def _in_range(self, entry: Entry) -> bool:
-        """Whether it is reported: what runs in front of --from only for the rest's sake is, if it differs."""
-        return entry.command.number >= self._plan.first or entry.state == "different"
+        """Whether it is reported: of what runs in front of --from for the rest's sake, only if it differs."""
+        command = entry.command
+        differs = entry.state == "different" and command.verb in _SESSION_VERBS
+        return not 0 < command.number < self._plan.first or differs
+
+    def _too_early(self, ask: Ask) -> bool:
+        """Whether a message is in front of --from, and nothing behind it is built on it (as on what is prepared)."""
+        command = ask.command
+        if command is None or ask.kind not in _RUNNING or command.verb in _SESSION_VERBS:
+            return False
+        return command.number < self._plan.first
 
     def _skipped(self, ask: Ask, reason: str) -> Entry | None:
         command = ask.command
@@ -343,7 +349,7 @@ class Run:
         return side.parameters.get("client_encoding", "UTF8")
 
     def _no_rows(self, number: int, result: Result, columns: int, before: Result | None) -> RowSet:
-        return RowSet(self._plan.key, columns, keep=False)
+        return RowSet(self._plan.key, columns)
 
 
 def _kind(message: bytes) -> int:

@@ -69,7 +69,7 @@ class Trail:
         return self._tape.sid
 
     async def sending(self, command: Recorded | None, message: bytes) -> None:
-        """Record a message, durably as the target wants it, before it is sent."""
+        """Record a message; a command durably, as the target wants it, before it is sent."""
         self._command = None
         if not self._hidden:
             self._tape.append(USER if command is not None else GATE, Kind.WIRE, message)
@@ -78,7 +78,7 @@ class Trail:
             said = {"verb": command.verb, "kind": command.kind, "text": text}
             self._command = self._append(USER, Kind.COMMAND, said)
             self._append(GATE, Kind.VERDICT, {"command": self._command, "verdict": "allow", "rule": RULE})
-        await self._tape.commit()
+            await self._tape.commit()
 
     async def came(self, outcome: Outcome) -> None:
         """Record how it ended."""
