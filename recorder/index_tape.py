@@ -143,8 +143,9 @@ def insert_session(connection: sqlite3.Connection, work: Work, header: Header | 
     identity = identity if isinstance(identity, dict) else {}
     started_ns = whole(header.wall0_ns) if header is not None else _ulid_ns(work.sid)
     values: dict[str, Any] = {
-        "sid": work.sid, "day": work.day, **_files(work), "mtime_ns": 0, "done": 0, "segment": min(work.files), "offset": 0, "seq": 0,
-        "chain": b"", "seen": 0, "started_ns": started_ns, "duration_ns": 0,
+        "sid": work.sid, "day": work.day, **_files(work), "mtime_ns": 0, "done": 0,
+        "segment": min(work.files), "offset": 0, "seq": 0, "chain": b"", "seen": 0, "started_ns": started_ns,
+        "duration_ns": 0,
         "status": "", "reason": "", "protocol": word(said.get("protocol", "")), "target": word(said.get("target", "")),
         "subject": word(identity.get("subject", "")), "agents": _list(identity.get("agents")),
         "groups": _list(identity.get("groups")), "run": word(said.get("run", "")), "node": word(said.get("node", "")),

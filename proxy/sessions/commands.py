@@ -143,7 +143,7 @@ def _index(tapes: Path, update: bool, quiet: bool = False) -> Iterator[tuple[Ind
         elif not index.complete and not quiet:
             left = f" ({_count(done.left, 'tape')} to go)" if done is not None and done.left else ""
             _say(f"the index is not complete yet{left}: gatecast sessions reindex --update goes on with it")
-        elif done is None:
+        if done is None:
             _say(f"the index is as of {wall_time(int(index.updated * 1e9))[:19]}Z")
         yield index, index.complete and done is not None and not done.busy
 

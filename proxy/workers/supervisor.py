@@ -78,6 +78,7 @@ class Supervisor(Gateway):
             self._reload_on_hangup(),
             self._keep_level(),
             *self._vaulting(),
+            *self._indexing(),
         ]
 
     async def _prepared(self) -> bool:
