@@ -17,7 +17,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from recorder.checkpoint import COSIGNATURE, NoteKey, NoteSignature, cosigned_text, decode_checkpoint
 from recorder.disk import Disk
 from recorder.errors import FormatError
-from recorder.format import BLOCK_HEADER_BYTES, CHAIN_BYTES, TRAILER_BYTES, decode_block_header, decode_header
+from recorder.format import (
+    BLOCK_HEADER_BYTES,
+    CHAIN_BYTES,
+    TRAILER_BYTES,
+    BlockType,
+    decode_block_header,
+    decode_header,
+)
 from recorder.merkle import EMPTY_ROOT, consistency_holds
 from recorder.nodelog import Head, Heartbeat, LogEntry, NodeLog, Open, Sealed, Start, log_directory
 from recorder.reader import TapeReader
@@ -90,12 +97,13 @@ def beats(first: int, count: int) -> list[LogEntry]:
 
 
 def chains(path: Path) -> list[bytes]:
-    """The chain value behind each block of a segment."""
+    """The chain value behind each DATA block of a segment."""
     data = path.read_bytes()
     at, found = len(decode_header(data).raw), []
     while at < len(data) - TRAILER_BYTES:
         block = decode_block_header(data[at : at + BLOCK_HEADER_BYTES], at)
-        found.append(data[block.end - CHAIN_BYTES : block.end])
+        if block.type is BlockType.DATA:
+            found.append(data[block.end - CHAIN_BYTES : block.end])
         at = block.end
     return found
 
@@ -112,8 +120,7 @@ def entries_of(path: Path, sealed: bool = True) -> list[LogEntry]:
     first = opened(reader.segments[0])
     found: list[LogEntry] = [first]
     for number, file in enumerate(reader.segments):
-        links = chains(file)
-        found += [Head(first.sid, first.track, number, seq, links[seq]) for seq in range(0, len(links), 2)]
+        found += [Head(first.sid, first.track, number, seq, chain) for seq, chain in enumerate(chains(file))]
         seal = reader.segment(number).seal
         if sealed and seal is not None:
             found.append(Sealed(first.sid, first.track, number, seal.body["root"], seal.body["status"]))
