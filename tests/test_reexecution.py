@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import io
@@ -19,6 +20,7 @@ from protocols.postgres.recorded import Recorded, RecordedAnswers, Script
 from protocols.postgres.rowsets import CopySet, Room, RowSet
 from proxy.core.errors import ConfigError, TargetPeerError
 from proxy.policy.sql import read_sql
+from proxy.reexecution.arguments import add_arguments
 from proxy.reexecution.command import ReexecutionError, sandbox_target, start_parameters
 from proxy.reexecution.compare import Difference, Entry
 from proxy.reexecution.report import Report, exit_code, pair_rows
@@ -354,3 +356,12 @@ def test_the_sandbox_shows_values_as_the_recording_did() -> None:
 def test_results_know_their_errors() -> None:
     assert Result(error={"code": "42P01", "message": "", "severity": "ERROR"}).code == "42P01"
     assert ReexecutionError("x").args == ("x",)
+
+
+def test_the_page_names_every_option_and_every_state() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
+    page = (Path(__file__).parents[1] / "docs" / "reexecution.md").read_text()
+    assert {name for name in options if f"`{name}" not in page} == {"--help", "--against"}
+    assert "--against lab" in page

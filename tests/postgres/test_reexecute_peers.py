@@ -167,7 +167,7 @@ def test_psycopg(postgres18: PostgresServer, tmp_path: Path) -> None:
         bench.change("DELETE FROM item WHERE id >= 1000")
         later = of(report, "SELECT id, price, at")["number"]
         code, partly = bench.run(first=later)
-        assert code == 0 and states(partly) == states(report)[3:]
+        assert code == 0 and partly["commands"] == [each for each in report["commands"] if each["number"] >= later]
         bench.change("UPDATE item SET price = 77 WHERE id = 5; DELETE FROM item WHERE id >= 1000")
         code, report = bench.run()
         assert code == 1
