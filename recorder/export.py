@@ -88,6 +88,10 @@ def export_lines(source: Source, form: str) -> Iterator[str]:
             from recorder.export_sql import script
 
             return script(source)
+        case "har":
+            from recorder.export_har import har
+
+            return har(source)
         case _:
             raise ExportError(f"no export format {form!r} as text; there are {', '.join(TEXT_FORMATS)}")
 

@@ -12,7 +12,7 @@ COLUMNS: Final = 110  # recorder note, section 9: 100 to 120 read well
 ROWS: Final = 32
 COLUMNS_LIMIT: Final = 1000  # ours: wider is no terminal
 
-TEXT_FORMATS: Final = ("asciicast-v2", "asciicast-v3", "txt", "jsonl", "html", "sql")
+TEXT_FORMATS: Final = ("asciicast-v2", "asciicast-v3", "txt", "jsonl", "html", "sql", "har")
 MEDIA_FORMATS: Final = ("gif", "svg", "mp4")
 FORMATS: Final = (*TEXT_FORMATS, "raw", *MEDIA_FORMATS)
 

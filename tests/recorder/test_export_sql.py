@@ -186,7 +186,8 @@ DOUBTFUL = [
     "", ";", "-- only", "select 'a", 'select "a', "select $$a", "select $a$ $b$", "select 1; select 2", "select 1;;",
     "select :x", "select :'x'", "select x[1:n]", "select (1", "select 1)", "select (1;", "select /* a", "select '\\'",
     "select 1 \\! ls", "\\copy x from y", "create function f() begin atomic select 1; end",
-    "CREATE PROCEDURE p() BEGIN", "select 1$a$", "select €$$ ; $$", "select '\x1b[2J'", "select '\u202e'", "select\r1", "select 'a'' ; ", "/* */",
+    "CREATE PROCEDURE p() BEGIN",
+    "select 1$a$", "select €$$ ; $$", "select '\x1b[2J'", "select '\u202e'", "select\r1", "select 'a'' ; ", "/* */",
 ]  # fmt: skip
 
 
