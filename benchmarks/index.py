@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,16 +18,15 @@ from typing import Final
 import msgpack
 
 from recorder.cli import SessionFilter, list_sessions
-from recorder.format import encode_header
 from recorder.index import Index
 from recorder.index_query import Wanted, find_commands, find_sessions
 from recorder.reader import TapeReader
 from recorder.seal import SealKey
 from recorder.tape import GATE, OUT, USER, Kind, Recorder
-from recorder.ulid import new_ulid
 
 COMMANDS: Final = 100_000
 PER_SESSION: Final = 5_000
+_DAY_NS: Final = 86_400 * 10**9
 TABLES: Final = ("orders", "people", "items", "events", "logins")
 
 _pack: Final[Callable[[object], bytes]] = msgpack.Packer(use_bin_type=True).pack
@@ -51,19 +49,6 @@ async def _session(recorder: Recorder, commands: int, seed: int) -> Path:
         await tape.written()
     await tape.close("closed")
     return tape.path
-
-
-def _copies(path: Path, directory: Path, count: int) -> None:
-    """Make count sessions of one: only the header is another, so the chain is not that of a whole tape any more."""
-    header = TapeReader(path).header
-    rest = path.read_bytes()[len(header.raw) :]
-    for i in range(count):
-        wall0_ns = header.wall0_ns - i * 60_000_000_000
-        sid = new_ulid(wall0_ns)
-        day = time.strftime("%Y/%m/%d", time.gmtime(wall0_ns // 10**9))
-        (directory / day).mkdir(parents=True, exist_ok=True)
-        raw = encode_header({**header.map_, "sid": sid, "wall0_ns": wall0_ns})
-        (directory / day / f"{sid}.000.gct").write_bytes(raw + rest)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -122,12 +107,17 @@ def commands_world(directory: Path) -> None:
 
 def sessions_world(directory: Path, count: int) -> None:
     """Many sessions: the walk is one of directories and headers."""
-    recorder = Recorder(directory / "one", SealKey.generate())
-    path = asyncio.run(_session(recorder, 3, 0))
-    recorder.close()
     tapes = directory / "tapes"
-    _copies(path, tapes, count)
-    shutil.rmtree(directory / "one")
+    began_ns = time.time_ns()
+    walls = iter(range(began_ns - 40 * _DAY_NS, began_ns, 40 * _DAY_NS // count))
+    recorder = Recorder(tapes, SealKey.generate(), wall_ns=lambda: next(walls))
+
+    async def write() -> None:
+        for i in range(count):
+            await _session(recorder, 3, i)
+
+    asyncio.run(write())
+    recorder.close()
     built = _seconds(lambda: Index.update(tapes))
     for day in tapes.glob("*/*/*"):
         os.utime(day, (1, 1))  # an mtime that is not of this moment
