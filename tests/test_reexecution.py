@@ -19,14 +19,19 @@ from protocols.postgres.outcomes import Messages, Question, Result, Side
 from protocols.postgres.recorded import Recorded, RecordedAnswers, Script
 from protocols.postgres.rowsets import CopySet, Room, RowSet
 from proxy.core.errors import ConfigError, TargetPeerError
+from proxy.core.parties import Target
 from proxy.policy.sql import read_sql
 from proxy.reexecution.arguments import add_arguments
 from proxy.reexecution.command import ReexecutionError, sandbox_target, start_parameters
 from proxy.reexecution.compare import Difference, Entry
 from proxy.reexecution.report import Report, exit_code, pair_rows
 from proxy.reexecution.statements import TEXT_LIMIT, Facts, read_facts
+from proxy.reexecution.trail import Trail
 from proxy.snapshot import read_snapshot
 from recorder.format import GATE, OUT, USER, Kind, Record
+from recorder.reader import TapeReader
+from recorder.seal import SealKey
+from recorder.tape import Recorder
 
 KEY = b"k" * 32
 
@@ -363,5 +368,23 @@ def test_the_page_names_every_option_and_every_state() -> None:
     add_arguments(parser)
     options = {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
     page = (Path(__file__).parents[1] / "docs" / "reexecution.md").read_text()
-    assert {name for name in options if f"`{name}" not in page} == {"--help", "--against"}
-    assert "--against lab" in page
+    assert {name for name in options if f"`{name}" not in page} == {"--help"}
+
+
+@pytest.mark.parametrize("secret", [True, False])
+def test_the_text_of_an_encrypted_recording_goes_on_no_plain_tape(tmp_path: Path, secret: bool) -> None:
+    async def write() -> None:
+        recorder = Recorder(tmp_path, SealKey.generate(), node="n", boot="b")
+        try:
+            trail = Trail(Target("lab", "postgres", recording="written"), "01X", "operator:ana", (), secret)
+            trail.open(recorder)
+            await trail.sending(Recorded(1, 1, "SELECT", "read", "SELECT 'canary'"), wire.encode_query(b"'canary'"))
+            await trail.close()
+        finally:
+            recorder.close()
+
+    asyncio.run(write())
+    (path,) = (each for each in tmp_path.rglob("*.gct"))
+    records = list(TapeReader(path).records())
+    assert any(b"canary" in each.payload for each in records) is not secret
+    assert [each.kind for each in records][-3:] == [Kind.COMMAND, Kind.VERDICT, Kind.CLOSE]

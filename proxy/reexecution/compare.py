@@ -273,6 +273,9 @@ def _compare_rows(entry: Entry, number: int, ours: Result, theirs: Result) -> No
     if counts == (0, 0):
         return
     left, right = _only(one, two), _only(two, one)
+    place = 0
+    if not left and not right and one is not None and two is not None:
+        place, left, right = _first_difference(one, two)
     texts = tuple(f"{count:,} {'row' if count == 1 else 'rows'}" for count in counts)
     names = tuple(_column(ours, index) for index in range(one.columns if one is not None else 0)) or tuple(
         _column(theirs, index) for index in range(two.columns if two is not None else 0)
@@ -290,18 +293,28 @@ def _compare_rows(entry: Entry, number: int, ours: Result, theirs: Result) -> No
             max(0, len(right) - SHOWN_ROWS),
         )
     )
-    if (one is not None and not one.whole) or (two is not None and not two.whole):
+    if place:
+        entry.notes.append(f"too many rows to tell which differ; the first place at which they do is row {place:,}")
+    elif (one is not None and not one.whole) or (two is not None and not two.whole):
         entry.notes.append("which rows differ is not told: there are too many, or they must not be shown")
 
 
 def _order_difference(number: int, ours: Result, one: RowSet, two: RowSet) -> Difference:
     """Show the first place at which the order differs."""
+    place, left, right = _first_difference(one, two)
+    if not place:
+        return Difference("order", "one order", "another order", number)
+    names = tuple(_column(ours, index) for index in range(one.columns))
+    text = f"row {place}"
+    return Difference("order", text, text, number, names, _shown(left, ours), _shown(right, ours))
+
+
+def _first_difference(one: RowSet, two: RowSet) -> tuple[int, list[bytes], list[bytes]]:
+    """The first place, from 1, at which the kept rows differ, and the rows there; 0 if there is none."""
     for place, (left, right) in enumerate(zip(one.kept, two.kept, strict=False), 1):
         if left != right:
-            names = tuple(_column(ours, index) for index in range(one.columns))
-            text = f"row {place}"
-            return Difference("order", text, text, number, names, _shown([left], ours), _shown([right], ours))
-    return Difference("order", "one order", "another order", number)
+            return place, [left], [right]
+    return 0, [], []
 
 
 def _only(one: RowSet | None, two: RowSet | None) -> list[bytes]:

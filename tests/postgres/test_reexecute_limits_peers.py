@@ -14,6 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from protocols.postgres import rowsets
 from proxy.core.events import Command
 from proxy.core.gate import Decision
 from proxy.core.verdict import Allow, Deny, Hold, Mask, Verdict
@@ -342,3 +343,43 @@ def test_an_interrupt_leaves_nothing_running(postgres18: PostgresServer, tmp_pat
             assert time.monotonic() < deadline
         (own,) = bench.own_tapes()
         assert own.status == "failed"
+
+
+def test_a_transaction_that_failed_then_fails_now(postgres18: PostgresServer, tmp_path: Path) -> None:
+    """Else the rows of a transaction that came to nothing would be there for all that follows."""
+
+    def batch(gate: Gateway) -> None:
+        with psycopg.connect(gate.conninfo(), autocommit=True) as connection:
+            with pytest.raises(psycopg.Error), connection.pipeline():
+                connection.execute("INSERT INTO person VALUES (%s, 'c', 'd')", (41,))
+                connection.execute("INSERT INTO person VALUES (%s, 'twice', 'd')", (1,))
+            connection.execute("SELECT count(*) FROM person WHERE id > %s", (0,))
+
+    script = (
+        "BEGIN;\nINSERT INTO person VALUES (40, 'a', 'b');\nINSERT INTO person VALUES (1, 'twice', 'b');\n"
+        "SELECT 1;\nCOMMIT;\nSELECT count(*) FROM person;\n"
+    )
+    for number, drive in enumerate((partial(psql, server=postgres18, script=script), batch)):
+        (tmp_path / str(number)).mkdir()
+        with recorded(postgres18, tmp_path / str(number), PEOPLE, drive) as bench:
+            bench.change("ALTER TABLE person DROP CONSTRAINT person_pkey")
+            code, report = bench.run()
+            different = [each["text"].partition(" (")[0] for each in report["commands"] if each["state"] != "same"]
+            assert (code, len(different)) == (1, 1), report
+            assert bench.server.run("SELECT count(*) FROM person", dbname="sandbox") == [(30,)]
+
+
+def test_too_many_rows_to_keep(postgres18: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rowsets, "KEPT_ROWS_LIMIT", 20)
+    with recorded(postgres18, tmp_path, PEOPLE, partial(psql, server=postgres18, script="TABLE person;")) as bench:
+        bench.change("UPDATE person SET name = 'x' WHERE id = 30")
+        code, report = bench.run()
+        (difference,) = report["commands"][0]["differences"]
+        assert (code, difference["what"], difference["only_sandbox"]) == (1, "rows", [])  # behind what is kept
+        assert "which rows differ is not told" in report["commands"][0]["notes"][0]
+        bench.change(
+            "CREATE TABLE t AS SELECT * FROM person ORDER BY id; DROP TABLE person; ALTER TABLE t RENAME TO person"
+        )
+        bench.change("UPDATE person SET email = 'y' WHERE id = 30; DELETE FROM person WHERE id = 7")
+        difference = bench.run()[1]["commands"][0]["differences"][0]
+        assert [each[0] for each in difference["only_recorded"] + difference["only_sandbox"]] == ["7", "8"]
