@@ -222,7 +222,9 @@ class Joiner:
         """Return the record that is now whole, if any. Raises FormatError if parts do not belong together."""
         first, last = self._first, self._last
         if not record.part and not record.more:
-            if first is not None:
+            if first is not None and record.kind == Kind.MARK:
+                self._first = None  # a reader's word for a GAP: the rest of the long record is lost
+            elif first is not None:
                 raise FormatError(f"record {record.n}: the rest of record {first.n} is missing")
             return record
         if not record.part:

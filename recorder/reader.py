@@ -281,7 +281,9 @@ class TapeReader:
         """Yield an entry for every COMMAND: from the indexes, or from the records where there is no index yet."""
         for i in range(len(self.segments)):
             segment = self.segment(i)
-            yield from segment.commands() if segment.seal is not None else self._walk_commands(segment)
+            # A segment that was ended after a crash has no COMMANDS.
+            listed = segment.seal is not None and segment.seal.body.get("commands") is not None
+            yield from segment.commands() if listed else self._walk_commands(segment)
 
     def _walk_commands(self, segment: Segment) -> Iterator[CommandEntry]:
         from recorder.segment import CommandIndex  # the writer's own index, so that both say the same

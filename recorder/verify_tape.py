@@ -118,6 +118,7 @@ def verify_tape(
                 tape.size_bytes += segment.size_bytes
                 tape.node = str(segment.header.map_.get("node", tape.node))
                 tape.logged = segment.said is not None
+                tape.gone = segment.gone
             tape.sid, tape.root = segment.header.sid, segment.root.hex()
             tape.track = str(segment.header.map_.get("track"))
             tape.ended = segment.status if segment.status in _END_STATUS else ""
@@ -132,6 +133,7 @@ def verify_tape(
         if previous is not None and previous.said is not None and previous.said.last()[0] >= len(files):
             last, entry = previous.said.last()
             reason = f"segment {last}, which the node's log saw (entry {entry}), is missing"
+            tape.gone = True
             raise _Bad(ALTERED, previous.size_bytes, None, reason)
         if previous is not None and previous.status == "continued":
             raise _Bad(INCOMPLETE, previous.size_bytes, None, "more segments should follow: the end is missing")
@@ -160,6 +162,7 @@ class _Segment:
         self.path = path
         self.said: Said | None = previous.said if previous else None
         self._ask = ask
+        self.gone = False  # a segment before this one is not here
         self._heads: Iterator[tuple[int, bytes, int]] = iter(())
         self._head: tuple[int, bytes, int] | None = None  # the next HEAD of this segment, if there is one
         self.size_bytes = path.stat().st_size
@@ -233,6 +236,7 @@ class _Segment:
         if name is not None and name != (stem_of(self.header), self.header.segment):
             raise _Bad(ALTERED, 0, None, "the file's name is not that of its header")
         if self.header.segment != number:
+            self.gone = self.header.segment > number
             raise _Bad(ALTERED, 0, None, f"segment {number} is missing")
         if said.get("prev") != (self._previous.data_head if self._previous else None):
             raise _Bad(ALTERED, 0, None, "it does not continue the segment before (prev)")
@@ -380,6 +384,7 @@ class _Segment:
         if lost.type is not BlockType.DATA or same != (block.seq, block.first_record, block.t0_ns, block.n_records):
             raise FormatError("a GAP unlike the block that it stands for")
         self._gaps.append(block.seq)
+        self._joiner = Joiner()  # parts of a long record may be among what was lost
         self._readable = False  # commands may be among what was lost
 
     def _check_seal(self, block: Block, seal: Seal) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from recorder.cipher import AuditorKey
+from recorder.repair import Recovered
 from tests.recorder.crashes import POLICIES, CrashDisk, World
 from tests.recorder.workload import Expected, drive, judge, readable, recovered, snapshot
 
@@ -58,14 +59,17 @@ def crash(memory: Path, seed: int, count: int) -> int:
     disk = asyncio.run(drive(root, seed, auditor))
     looked_for = 0
     for which, image, expected, killed in images(memory, disk, seed, count):
+        found: list[Recovered] = []
         try:
-            looked_for += judge(image, recovered(image), expected, killed, auditor)
+            found = recovered(image)
+            looked_for += judge(image, found, expected, killed, auditor)
             readable(image)
             before = snapshot(image)
             recovered(image)
             assert snapshot(image) == before, "recovery of what was recovered changes it"
         except Exception as error:
-            raise AssertionError(f"{which}: {error}") from error
+            said = "\n".join(map(str, found))
+            raise AssertionError(f"{which}: {error}\nrecovered:\n{said}") from error
     return looked_for
 
 

@@ -217,7 +217,10 @@ def contents(image: Path, sid: str, track: str, auditor: AuditorKey) -> tuple[di
         header = decode_header(data[: HEADER_LIMIT + 32])
         cipher: SegmentCipher | None = None
         if "enc" in header.map_:
-            cipher = unlock(header, path.with_name(f"{stem}.keys").read_bytes(), [auditor])
+            keys = path.with_name(f"{stem}.keys")
+            if not keys.exists():
+                break  # nobody can read it; judge() knows whether somebody must
+            cipher = unlock(header, keys.read_bytes(), [auditor])
         offset = len(header.raw)
         while data[offset : offset + 4] == b"GCTB":
             head = data[offset : offset + BLOCK_HEADER_BYTES]
