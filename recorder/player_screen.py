@@ -5,8 +5,9 @@ scroll region, so the text never touches it. A recorded terminal session owns th
 title says the same, and the status line is drawn over the last row only if the viewer asks for it.
 
 After a jump a rendered session shows its last screenful of lines. A terminal's screen is the sum of all that was
-written to it; what is shown is a bounded piece of that (the caller's), from the last point at which the program
-began afresh: it switched the screen or erased all of it. Without such a point, the last lines, a few screens full.
+written to it; what is shown is a bounded piece of that (the caller's), from the last point at which the program erased
+all of it. Without such a point, the last lines, a few screens full. What went to the alternate screen and was left
+again is passed over: the terminal, too, then shows what was there before.
 
 Left out: emulating a terminal to know its screen exactly (pyte takes a second a megabyte).
 """
@@ -20,8 +21,7 @@ from typing import Final
 from recorder.escape import clip, visible, width
 
 CLEAR: Final = "\x1b[H\x1b[2J"
-_RESTART: Final = re.compile(r"\x1b\[\?(?:47|1047|1049)[hl]|\x1b\[[23]J")
-_SCREEN: Final = re.compile(r"\x1b\[\?(?:47|1047|1049)([hl])")
+_SCREEN: Final = re.compile(r"\x1b\[\?(?:\d+;)*(?:47|1047|1049)(?:;\d+)*([hl])")
 # Screens of lines that are shown of a terminal that never began afresh: its cursor may have moved up some.
 _SCREENS: Final = 4
 
@@ -105,13 +105,28 @@ def last_lines(text: str, newline: str, rows: int) -> tuple[str, bool]:
 
 
 def afresh(text: str, rows: int) -> str:
-    """Return the end of a terminal's (filtered) output that makes its screen, as the docstring above says."""
-    screen = list(_SCREEN.finditer(text))
-    points = [match.start() for match in _RESTART.finditer(text)]
-    start = points[-1] if points else _line_start(text, _SCREENS * rows)
-    before = [match[1] for match in screen if match.start() < start]
-    alternate = "\x1b[?1049h" if before and before[-1] == "h" else ""
-    return alternate + text[start:]
+    """Return the part of a terminal's (filtered) output that makes its screen, as the docstring above says."""
+    main: list[str] = []
+    at, alternate = 0, None
+    for match in _SCREEN.finditer(text):  # in one pass: a hostile tape may switch at every eighth byte
+        if match[1] == "h" and alternate is None:
+            main.append(text[at : match.start()])
+            alternate = match.end()
+        elif match[1] == "l":
+            if alternate is None:
+                main.clear()  # the alternate screen's, from before the text begins
+            at, alternate = match.end(), None
+    if alternate is None:
+        return _erased("".join([*main, text[at:]]), rows)
+    return _erased("".join(main), rows) + "\x1b[?1049h" + _erased(text[alternate:], None)
+
+
+def _erased(text: str, rows: int | None) -> str:
+    """What comes after all was erased; without that the last lines, all if rows is None."""
+    start = max(text.rfind("\x1b[2J"), text.rfind("\x1b[3J"))
+    if start < 0:
+        start = 0 if rows is None else _line_start(text, _SCREENS * rows)
+    return text[start:]
 
 
 def _line_start(text: str, lines: int) -> int:

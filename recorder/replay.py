@@ -83,6 +83,7 @@ class Player:
         self._stop_ns = options.stop_ns(tape.header.wall0_ns)
         self._start = self._first_spot()
         self._transcript = Transcript(tape.header.map_)
+        self._reset = ""  # what undoes all that was shown; the rendering is one record ahead of the screen
         self._drawn = False
         # Where we are: all up to here was shown, and the tape's time has come to now_ns at the clock's anchor.
         self.spot = Spot(-1, 0)
@@ -113,7 +114,7 @@ class Player:
                     self._leave()
 
     def _leave(self) -> None:
-        self.terminal.write(self._transcript.reset())
+        self.terminal.write(self._reset)
         self.keys.leave()
 
     def _first_spot(self) -> Spot:
@@ -157,6 +158,7 @@ class Player:
         if self.rush is not None and record.n >= self.rush.n:
             self._arrive(self.rush)
         self.spot = Spot(record.n, max(self.spot.t_ns, record.t_ns))
+        self._reset = self._transcript.reset()
         if not self.timed or not shown:
             return
         if self.step:
@@ -233,7 +235,7 @@ class Player:
         """Put the state at the spot on the screen; return the records behind it."""
         if self.timed:
             if self._drawn:
-                self.terminal.write(self._transcript.reset() + CLEAR)
+                self.terminal.write(self._reset + CLEAR)
             self._drawn = True
             self.keys.prepare()
         start = spot.n + 1
@@ -244,6 +246,7 @@ class Player:
         else:
             self.terminal.write(self._screen_at(spot) if self.tty else self._lines_at(spot))
         self.spot, self.now_ns, self._anchor = spot, spot.t_ns, self._clock()
+        self._reset = self._transcript.reset()
         self.keys.draw_status()
         return self._records(start)
 
@@ -387,7 +390,7 @@ def print_markers(tape: TapeReader, options: ReplayOptions) -> None:
     wall0_ns = tape.header.wall0_ns
     start, stop = options.start_ns(wall0_ns), options.stop_ns(wall0_ns)
     index = TapeIndex(tape)
-    for marker in index.markers(index.record_at(start) if start else -1):
+    for marker in index.markers(index.record_at(start - 1) if start else -1):
         if stop is not None and marker.t_ns > stop:
             break
         if marker.t_ns >= start:

@@ -6,10 +6,12 @@ No test sleeps: tapes have pauses of a thousand seconds, so whatever appears was
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -21,9 +23,9 @@ from pathlib import Path
 import pytest
 
 from recorder.reader import TapeReader
-from recorder.replay import Player, ReplayOptions
-from recorder.tape import OUT, Kind
-from tests.recorder.tapes import Clock, command, open_tape, recorder
+from recorder.replay import BadOption, Player, ReplayOptions
+from recorder.tape import GATE, OUT, Kind
+from tests.recorder.tapes import Clock, command, open_tape, pack, recorder, small_tape
 
 DEADLINE_SECONDS = 10.0
 WHOLE_DAY_MS = 1_000_000.0
@@ -129,41 +131,179 @@ def test_forward_and_back(viewer: Viewer, tmp_path: Path) -> None:
     viewer.press("]")
     viewer.until(nth(2))
     viewer.until("done: 2")
-    viewer.press("\x1b[C")  # the arrow to the right
+    viewer.press("]")
     viewer.until("done: 3")
     viewer.press("[")
     before = viewer.until(nth(2))
     assert "\x1b[2J" in before
-    assert "... 1 commands before" in before
-    viewer.until("done: 2")
-    viewer.press("\x1b[D")
-    assert "commands before" not in viewer.until(nth(1))
+    assert nth(1) in before, "the state at that point is shown, not the command alone"
+    assert nth(3) not in viewer.until("done: 2")
+    viewer.press("g")
+    assert "\x1b[2J" in viewer.until(nth(1))
     viewer.until("done: 1")
-    viewer.press("]]]")  # in one go: each counts from what was shown last
-    viewer.until(nth(2))
-    viewer.until("done: 2")
-    viewer.nothing_comes()
+    viewer.press("]]]")  # in one go: one counts from the other
+    viewer.until(nth(4))
     viewer.press("q")
     viewer.ends()
 
 
-def test_step_pauses_and_space_goes_on(viewer: Viewer, tmp_path: Path) -> None:
-    viewer.watch(make(tmp_path, after_ms=1))
+def test_times_and_tenths(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.watch(make(tmp_path))  # 1000 s apart, 4000 s long
+    viewer.until("done: 1")
+    viewer.press("5")
+    viewer.until("done: 3")
+    viewer.until("33:20 / 1:06:40")
+    viewer.press("\x1b[D")  # the arrow to the left: 5 s back, before the third
+    before = viewer.until("33:15")
+    assert nth(2) in before
+    assert nth(3) not in before
+    viewer.press("\x1bOC")  # and to the right
+    viewer.until("done: 3")
+    viewer.press("G")
+    viewer.until("session closed")
+    viewer.until("PAUSED")
+    viewer.press("0 ")
+    assert nth(2) not in viewer.until("done: 1")
+    viewer.press("q")
+    viewer.ends()
+
+
+def test_step_shows_one_thing_at_a_time(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.watch(make(tmp_path))
     viewer.until("done: 1")
     viewer.press(".")
-    viewer.until(nth(2))
-    viewer.nothing_comes()  # a millisecond later on the tape, but it is paused
-    viewer.press(" ")
+    before = viewer.until(nth(2))
+    assert "done" not in before
+    assert "PAUSED" in before
+    viewer.nothing_comes()  # at the same time on the tape, but it is paused
+    viewer.press(".")
     viewer.until("done: 2")
-    viewer.press(".")
-    viewer.until(nth(3))
-    viewer.press(".")
-    viewer.until("done: 3")
-    viewer.until(nth(4))
     viewer.nothing_comes()
-    viewer.press(".")  # none is left: to the end
+    viewer.press("..")
+    viewer.until(nth(3))
+    viewer.press(" ")
+    viewer.until("done: 3")
+    viewer.press("q")
+    viewer.ends()
+
+
+def story(directory: Path) -> Path:
+    """A hold that is approved, a denial and an error, 1000 s apart, each behind a command of no interest."""
+    clock = Clock()
+
+    async def scenario() -> Path:
+        tape = open_tape(recorder(directory, monotonic_ns=clock))
+        for i in range(3):
+            clock.pass_ms(WHOLE_DAY_MS)
+            command(tape, f"SELECT {i}")
+            n = command(tape, f"DROP TABLE t{i}", verdict="deny" if i == 1 else None)
+            if i == 0:
+                tape.append(GATE, Kind.APPROVAL, pack({"command": n, "id": "A7", "state": "pending", "rule": "w"}))
+                tape.append(GATE, Kind.APPROVAL, pack({"command": n, "id": "A7", "state": "approved", "by": "mia"}))
+            if i == 2:
+                error = {"code": "22012", "message": "division by zero"}
+                tape.append(GATE, Kind.RESULT, pack({"command": n, "tag": "", "error": error}))
+            await tape.written()
+        clock.pass_ms(WHOLE_DAY_MS)
+        await tape.close("closed")
+        return tape.path
+
+    return asyncio.run(scenario())
+
+
+def test_markers_by_key(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.watch(story(tmp_path))
+    viewer.until("PLAY")
+    viewer.press(" }")
+    assert "[approved]" not in viewer.until("[hold]")
+    viewer.press("}")
+    viewer.until("[approved]")
+    viewer.press("}")
+    viewer.until("[DENIED]")
+    viewer.press("}")
+    viewer.until("22012")
+    viewer.press("}")
+    viewer.until("no marker after this")
+    viewer.press("{")
+    before = viewer.until("33:20")
+    assert "[DENIED]" in before
+    assert "22012" not in before
+    viewer.press("{{")
+    before = viewer.until("16:40")
+    assert "[hold]" in before
+    assert "[approved]" not in before
+    viewer.press("{")
+    viewer.until("no marker before this")
+    viewer.press("q")
+    viewer.ends()
+
+
+def test_pausing_at_markers(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.watch(story(tmp_path), pause_on_markers=True, idle_limit_seconds=0.0)
+    viewer.until("[hold]")
+    viewer.until("PAUSED")
+    viewer.press(" ")
+    viewer.until("[approved]")
+    viewer.until("PAUSED")
+    viewer.press("m ")
     viewer.until("session closed")
     viewer.ends()
+
+
+def test_help_and_status(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.watch(make(tmp_path))
+    viewer.until("Q1 of 4   1x   ? help")
+    viewer.press("?")
+    viewer.until("previous command")
+    viewer.press("x")
+    viewer.until(nth(1))
+    viewer.until("Q1 of 4")
+    viewer.press("+")
+    viewer.until("2x")
+    viewer.press("<<")
+    viewer.until("0.5x")
+    viewer.press("s")
+    viewer.until(nth(1))
+    viewer.press("+ ")
+    viewer.press("]")  # draws what comes, but no status
+    assert "PAUSED" not in viewer.until(nth(2))
+    viewer.press("q")
+    viewer.ends()
+
+
+def test_a_terminal_session_keeps_its_screen_and_the_sign_is_the_title(viewer: Viewer, tmp_path: Path) -> None:
+    clock = Clock()
+
+    async def scenario() -> Path:
+        tape = open_tape(recorder(tmp_path, monotonic_ns=clock), protocol="ssh", more={"tty": [80, 24]})
+        tape.append(OUT, Kind.WIRE, b"login\r\n")
+        clock.pass_ms(WHOLE_DAY_MS)
+        tape.append(OUT, Kind.WIRE, b"\x1b[?1049h\x1b[2Jeditor\x1b]52;c;x\x07")
+        clock.pass_ms(WHOLE_DAY_MS)
+        tape.append(OUT, Kind.WIRE, b"typed")
+        clock.pass_ms(WHOLE_DAY_MS)
+        tape.append(OUT, Kind.WIRE, b"\x1b[?1049lbye")
+        await tape.close("closed")
+        return tape.path
+
+    viewer.watch(asyncio.run(scenario()))
+    before = viewer.until("login")
+    assert "\x1b[22;2t" in before, "the title is kept"
+    assert "\x1b[1;23r" not in before, "no row is taken from the session"
+    viewer.press(" ")
+    viewer.until("\x1b]2;gatecast replay: PAUSED")
+    viewer.press("7")
+    viewer.until("typed")
+    viewer.press("G")
+    viewer.until("bye")
+    viewer.press("7")
+    before = viewer.until("typed")
+    assert "login\r\r\n\x1b[?1049h\x1b[2Jeditor" in before, "each on its own screen"
+    assert "\x1b]52" not in before
+    viewer.press("q")
+    viewer.ends()
+    viewer.until("\x1b[?1049l")
+    viewer.until("\x1b[23;2t")
 
 
 def test_pause_stops_and_keeps_the_time(viewer: Viewer, tmp_path: Path) -> None:
@@ -211,15 +351,24 @@ def test_idle_limit(viewer: Viewer, tmp_path: Path) -> None:
     viewer.ends()
 
 
-def test_from(viewer: Viewer, tmp_path: Path) -> None:
-    viewer.watch(make(tmp_path), from_seconds=2500.0)
+def test_from_and_to(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.watch(make(tmp_path), start="41:40", stop="49:59", idle_limit_seconds=0.0)
     before = viewer.until(nth(3))
-    assert "... 2 commands before" in before
-    assert nth(1) not in before
+    assert "done: 2" in before, "what was on the screen then"
     viewer.until("done: 3")
-    viewer.nothing_comes()
+    viewer.ends()
+    assert nth(4) not in viewer.seen
+
+
+def test_begin_with_a_command(viewer: Viewer, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    viewer.watch(path, command=4)
+    viewer.until(nth(4))
+    viewer.until("Q4 of 4")
     viewer.press("q")
     viewer.ends()
+    with pytest.raises(BadOption, match="no command 5; the tape has 4"):
+        Player(TapeReader(path), ReplayOptions(command=5), viewer.slave, None, timed=False)
 
 
 @pytest.mark.parametrize("keys", ["q", "Q", "\x04"])
@@ -248,14 +397,41 @@ def test_an_error_restores_the_terminal_too(viewer: Viewer, tmp_path: Path) -> N
 
 def test_follow_a_live_session(viewer: Viewer, tmp_path: Path) -> None:
     async def scenario() -> None:
-        tape = open_tape(recorder(tmp_path))
+        tape = open_tape(recorder(tmp_path, segment_limit=1000))
         command(tape, "SELECT 1")
         await tape.written()
         viewer.watch(tape.path, follow=True, idle_limit_seconds=0.0)
         await asyncio.to_thread(viewer.until, nth(1))
-        command(tape, "SELECT 2")
+        for i in range(2, 8):  # over several segments
+            command(tape, f"SELECT {i}", values=["x" * 200])
+            await tape.written()
+            await asyncio.to_thread(viewer.until, nth(i))
+        assert tape.path.name.split(".")[1] != "000"
+        await tape.close("closed")
+        await asyncio.to_thread(viewer.until, "session closed")
+
+    asyncio.run(scenario())
+    viewer.ends()
+
+
+def test_follow_says_when_the_gateway_died(viewer: Viewer, tmp_path: Path) -> None:
+    path = asyncio.run(small_tape(recorder(tmp_path), commands=2))
+    whole = path.read_bytes()
+    place = TapeReader(path).segment(0).data[-1]
+    path.write_bytes(whole[: place.offset + 20])  # no seal, a torn end, and nobody holds its lock
+    viewer.watch(path, follow=True, idle_limit_seconds=0.0)
+    viewer.until("the gateway died")
+    viewer.ends()
+
+
+def test_a_long_record_that_comes_in_two_blocks_is_followed(viewer: Viewer, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        tape = open_tape(recorder(tmp_path))
+        viewer.watch(tape.path, follow=True, idle_limit_seconds=0.0)
+        await asyncio.to_thread(viewer.until, "REC ")
+        command(tape, "SELECT 1 /*" + "x" * 3_000_000 + "*/", verb="LONG")
         await tape.written()
-        await asyncio.to_thread(viewer.until, nth(2))
+        await asyncio.to_thread(viewer.until, "[allow]")
         await tape.close("closed")
         await asyncio.to_thread(viewer.until, "session closed")
 
@@ -304,6 +480,26 @@ def test_the_real_thing(
     assert termios.tcgetattr(viewer.slave) == viewer.found
     viewer.until("\x1b[?25h")
     assert "Traceback" not in viewer.seen
+
+
+def test_stopped_and_continued(viewer: Viewer, tmp_path: Path) -> None:
+    streams = {"stdin": viewer.slave, "stdout": viewer.slave, "stderr": viewer.slave}
+    with start(make(tmp_path), **streams) as process:
+        viewer.until("done: 1")
+        process.send_signal(signal.SIGTSTP)
+        viewer.until("\x1b[?25h")
+        assert os.waitpid(process.pid, os.WUNTRACED)[1] & 0xFF == 0x7F, "it is stopped"
+        assert termios.tcgetattr(viewer.slave) == viewer.found, "and the shell has its terminal"
+        process.send_signal(signal.SIGCONT)
+        viewer.until("done: 1")
+        assert not termios.tcgetattr(viewer.slave)[3] & termios.ECHO
+        fcntl.ioctl(viewer.master, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 90, 0, 0))
+        process.send_signal(signal.SIGWINCH)
+        viewer.until("\x1b[1;29r")
+        viewer.until("done: 1")
+        viewer.press("q")
+        assert process.wait(DEADLINE_SECONDS) == 0
+    assert termios.tcgetattr(viewer.slave) == viewer.found
 
 
 def test_the_real_thing_into_a_pipe_that_closes(tmp_path: Path) -> None:
