@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -14,13 +15,14 @@ from typing import Any
 import pytest
 
 from proxy.cli import main
+from recorder.cipher import AuditorKey
 from recorder.export import export_tape
 from recorder.export_file import export_to
 from recorder.export_options import ExportError, ExportOptions
 from recorder.progress import ProgressLine
 from recorder.reader import TapeReader
 from tests.recorder.stories import one_of_everything, terminal_session, unsealed
-from tests.recorder.tapes import Clock
+from tests.recorder.tapes import Clock, command, open_tape, recorder
 
 
 @pytest.fixture
@@ -237,6 +239,30 @@ def test_programs_are_given_a_cast_and_checked(story: Path, tmp_path: Path, monk
     with pytest.raises(ExportError, match="agg made no gif"):
         export_to(TapeReader(story), "gif", tmp_path / "other.gif")
     assert not (tmp_path / "other.gif").exists()
+
+
+def test_an_encrypted_tape_takes_its_key(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    identity = tmp_path / "auditor.key"
+    auditor = AuditorKey.generate(identity)
+
+    async def scenario() -> Path:
+        of = recorder(tmp_path / "tapes")
+        tape = open_tape(of, recipients=[auditor.recipient])
+        command(tape, "SELECT 'the secret plan'")
+        await tape.close("closed")
+        of.close()
+        return tape.path
+
+    path = asyncio.run(scenario())
+    for form in ("html", "jsonl", "asciicast-v3", "sql"):
+        out = tmp_path / f"session.{form}"
+        code, _, err = export(capfdbinary, str(path), "--format", form, "-o", str(out))
+        assert code == 1
+        assert "--identity" in err
+        assert not out.exists()
+        code, _, err = export(capfdbinary, str(path), "--format", form, "-o", str(out), "--identity", str(identity))
+        assert (code, err) == (0, "")
+        assert b"the secret plan" in out.read_bytes()
 
 
 class Terminal(io.StringIO):
