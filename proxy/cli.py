@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
 from proxy import __version__
-from recorder import export_options
+from recorder import export_options, verify_arguments
 
 STATES = ("pending", "approved", "denied", "expired", "withdrawn", "all")
 _ENVIRONMENT = """\
@@ -377,10 +377,11 @@ def _tapes(commands: _Commands) -> None:
         "verify",
         "verify",
         "tell whether tapes are genuine and complete (exit code 0), altered (1), incomplete (2)",
-        "gatecast verify session.000.gct --key seal.key.pub",
+        "gatecast verify tapes/ --key seal.key.pub --anchor /mnt/other-host/anchors --witness witnesses.vkey",
     )
     verify.add_argument("tape", nargs="?", help="a file, a directory, a session's id (default: all tapes)")
     verify.add_argument("--key", metavar="FILE", help="the public key (default: this gateway's own)")
+    verify_arguments.add_arguments(verify)
     _json(verify)
     for command in (replay, export, verify):
         _file(command)

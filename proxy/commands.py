@@ -272,7 +272,10 @@ def verify(options: Namespace) -> int:
     """gatecast verify."""
     from proxy.admin.text import harmless
     from proxy.keys import identities
+    from recorder import verify_arguments
     from recorder.cli import verify_path
+    from recorder.errors import KeyFileError
+    from recorder.progress import ProgressLine
     from recorder.seal import public_path
 
     where = Path(options.tape) if options.tape else _tapes(options)
@@ -283,14 +286,25 @@ def verify(options: Namespace) -> int:
     else:
         loaded = _load(options)
         key = public_path(loaded.state / loaded.config.recorder.key_file)
-    result = verify_path(where, key, identities(options))
+    try:
+        outside = verify_arguments.from_arguments(options)
+    except KeyFileError as error:
+        raise CommandError(str(error)) from error
+    with ProgressLine("verifying", sys.stderr) as progress:
+        result = verify_path(where, key, identities(options), outside, progress)
     lines = []
     for tape in result["tapes"]:
         path = tape.get("path") or tape.get("sid")
         note = _CONTENT_NOTES.get(tape["content"], "")
         lines.append(harmless(f"{tape['status']}  {path}{note}") + _fault(tape.get("fault"), path) + "\n")
-    count = len(result["tapes"])
-    lines.append(f"{result['status']}: {count} {'tape' if count == 1 else 'tapes'}\n")
+    for log in result["logs"]:
+        lines.append(harmless(f"{log['status']}  {log['path']}") + "\n")
+        if log["fault"]:
+            lines.append(harmless(f"          {log['fault']['reason']} ({log['fault']['file']})") + "\n")
+        lines += [harmless(f"          missing: session {sid}") + "\n" for sid in log["missing"]]
+        lines += [harmless(f"          note: {note}") + "\n" for note in log["notes"]]
+    lines += [harmless(f"note: {note}") + "\n" for note in result["notes"]]
+    lines.append(harmless(f"{result['status']}: {result['statement']}") + "\n")
     return _print(options, result, "".join(lines), code=int(result["exit_code"]))
 
 

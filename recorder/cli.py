@@ -26,6 +26,7 @@ from recorder.seal import load_public_keys
 from recorder.session_view import view
 from recorder.ulid import SID_CHARACTERS, ulid_bytes
 from recorder.verify import verify
+from recorder.verify_arguments import Outside
 
 # Commands that show() lists; the rest is counted. A person reads no more, and export has all.
 SHOW_COMMANDS_LIMIT: Final = 10_000
@@ -87,14 +88,28 @@ def export_main(path: Path, options: Namespace, keys: Sequence[AuditorKey] = ())
     return 0
 
 
-def verify_path(path: Path, key_file: Path, keys: Sequence[AuditorKey] = ()) -> dict[str, Any]:
+def verify_path(
+    path: Path,
+    key_file: Path,
+    keys: Sequence[AuditorKey] = (),
+    outside: Outside | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Any]:
     """Verify a tape or a directory with the public keys of a file. Raises OSError, KeyFileError.
 
-    The result has status, exit_code (0 verified, 1 altered, 2 genuine but incomplete, 3 cannot say) and, for each tape,
-    what verify.TapeReport holds.
+    The result has status, exit_code (0 verified, 1 altered, 2 genuine but incomplete, 3 cannot say), statement (what
+    was proved) and, for each tape and log, what verify_report.TapeReport and verify_log.LogReport hold. outside: what
+    was given beside the key (verify_arguments.py); progress is told how many of how many bytes were checked.
     """
-    report = verify(path, load_public_keys(key_file), keys)
-    return {"status": report.status, "exit_code": report.exit_code, "tapes": [asdict(tape) for tape in report.tapes]}
+    report = verify(path, load_public_keys(key_file), keys, progress=progress, **(outside or {}))
+    return {
+        "status": report.status,
+        "exit_code": report.exit_code,
+        "statement": report.statement(),
+        "tapes": [asdict(tape) for tape in report.tapes],
+        "logs": [asdict(log) for log in report.logs],
+        "notes": report.notes,
+    }
 
 
 def list_sessions(directory: Path, filters: SessionFilter | None = None) -> list[dict[str, Any]]:

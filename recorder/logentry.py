@@ -7,7 +7,8 @@ An entry is one msgpack array (the 2013 specification, with bin and str apart), 
                                                                   once that block was durable
     [3, sid str, track int, segment int, root bin, status str]    SEAL: the segment was sealed so (CRASHSEAL, too)
     [4, sid str, policy str, who str, when_ns int]                TOMBSTONE: the session's files were removed on purpose
-                                                                  at when_ns, nanoseconds since 1970-01-01 UTC
+                                                                  at when_ns, nanoseconds since 1970-01-01 UTC; a policy
+                                                                  "erased: ..." is of its .keys file only
     [5, old bin, new bin]                                         KEYROTATE: the raw Ed25519 public keys (32 bytes each)
     [6, boot str, wall_ns int]                                    HEARTBEAT: the gateway lives, and records
     [7, boot str, version str]                                    START: a gateway began
@@ -35,6 +36,7 @@ from recorder.walformat import TRACKS
 
 ENTRY_LIMIT: Final = 65_535  # C2SP tlog-tiles: the length in a bundle is a u16
 TEXT_LIMIT: Final = 4096  # ours: of one text in an entry
+ERASED: Final = "erased:"  # how the policy of a tombstone begins that does not account for the tape's own files
 STATUS: Final = ("continued", "closed", "failed", "crashed")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from recorder.logentry import Head, LogEntry, Open, Sealed, Tombstone
+from recorder.logentry import ERASED, Head, LogEntry, Open, Sealed, Tombstone
 
 _SCHEMA: Final = """
 CREATE TABLE tapes (sid TEXT, track TEXT, log INTEGER, h0 BLOB, at INTEGER, seen INTEGER DEFAULT 0,
@@ -70,7 +70,7 @@ class LogIndex:
                     saw = self.seal(*key)
                     if saw is not None and (saw.root, saw.status) != (entry.root, entry.status):
                         return f"another SEAL of session {entry.sid}, segment {entry.segment}, than entry {saw.at}"
-            case Tombstone():
+            case Tombstone() if not entry.policy.startswith(ERASED):
                 row_ = (entry.sid, entry.policy, entry.who, log, at)
                 db.execute("INSERT OR IGNORE INTO tombs VALUES (?, ?, ?, ?, ?)", row_)
             case _:

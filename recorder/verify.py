@@ -51,6 +51,7 @@ TAPES_LIMIT: Final = 1_000_000
 FRESH_SECONDS: Final = 60.0  # the log is a second behind what is recorded; a disk that refuses it may make that more
 
 OnProgress = Callable[[int, int], None]  # bytes that were checked, of how many
+Elsewhere = Callable[[str], bool]  # whether a session is known to be in another place
 
 
 @dataclass(slots=True)
@@ -71,9 +72,9 @@ class Report:
         counts = Counter(tape.status for tape in self.tapes)
         number = sum(tape.commands for tape in self.tapes)
         kinds = ", ".join(f"{counts[status]:,} {status}" for status in WEIGHTS if counts[status])
-        tapes = (
-            f"{len(self.tapes):,} {'tape' if len(self.tapes) == 1 else 'tapes'}, {number:,} commands: {kinds or 'none'}"
-        )
+        kinds = f": {kinds}" if set(counts) - {VERIFIED} else ""
+        noun = "tape" if len(self.tapes) == 1 else "tapes"
+        tapes = f"{len(self.tapes):,} {noun}, {number:,} {'command' if number == 1 else 'commands'}{kinds}"
         if not self.logs:
             return f"{tapes}; there is no node's log, so a session that is missing altogether would not show"
         return "; ".join([tapes, *(log.statement() for log in self.logs)])
@@ -90,7 +91,7 @@ def verify(
     anchor: Path | None = None,
     witnesses: Sequence[NoteKey] = (),
     threshold: int = 1,
-    elsewhere: Callable[[str], bool] = lambda sid: False,
+    elsewhere: Elsewhere = lambda sid: False,
     strict: bool = False,
     progress: OnProgress = lambda done, of: None,
     wall: Callable[[], float] = time.time,
@@ -120,7 +121,12 @@ def verify(
             root = index.first_file(tape.sid, tape.track, tape.root)
             if root != tape.root and tape.fault is None:
                 _fail(tape, ALTERED, "there is another, different tape of this session")
-            if logs.logs and not tape.logged:
+            sid = tape.sid.partition(".")[0]
+            if tape.gone and (elsewhere(sid) or logs.removed(sid)):
+                where = f"removed by policy ({removed})" if (removed := logs.removed(sid)) else "elsewhere"
+                reason = f"{tape.fault.reason if tape.fault else ''}: it was {where}; this is what is left"
+                tape.status, tape.fault = INCOMPLETE, Fault(INCOMPLETE, tape.path, 0, None, reason)
+            elif logs.logs and not tape.logged:
                 _judge_unlogged(tape, files, logs, wall)
             report.tapes.append(tape)
             report._weigh(tape.status)

@@ -135,11 +135,6 @@ class Said:
         """(segment, entry) of the highest segment that the log knows, (-1, -1) if it saw the tape begin only."""
         return self.index.last(self.sid, self.track)
 
-    def removed(self) -> str:
-        """By which policy the session was removed, "" if it was not."""
-        tomb = self.index.tombstone(self.sid)
-        return "" if tomb is None else f"{tomb[0]} by {tomb[1]}, entry {tomb[2]}"
-
     def retired(self, signer: str, sealed: int) -> bool:
         """Tell whether the key could not sign between the OPEN and the SEAL, which is entry number sealed."""
         return not self.log.valid(signer, self.opened, sealed)
@@ -403,6 +398,11 @@ class CheckedLogs:
             return None
         log = next(log for log in self.logs.values() if log.number == row[0])
         return Said(self._index, log, header.sid, track, row[1], row[2])
+
+    def removed(self, sid: str) -> str:
+        """By which policy the session was removed, "" if it was not."""
+        tomb = self._index.tombstone(sid)
+        return "" if tomb is None else f"{tomb[0]} by {tomb[1]}, entry {tomb[2]}"
 
     def finish(self, elsewhere: Callable[[str], bool]) -> None:
         """Name the sessions that are not here. Call after the last tape."""

@@ -51,6 +51,7 @@ class TapeReport:
     content: str = CHECKED  # or what kept us from it
     node: str = ""
     logged: bool = False  # a node's log saw it begin
+    gone: bool = False  # the fault is that a segment is not here
 
 
 class Saw(Protocol):

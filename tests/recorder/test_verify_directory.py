@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import shutil
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from proxy.cli import main
 from recorder.anchor import DirectoryStore
 from recorder.checkpoint import log_key, sign_checkpoint
 from recorder.format import BlockType, Kind, decode_header
@@ -21,6 +23,7 @@ from recorder.logentry import decode_entry
 from recorder.nodelog import Head, Heartbeat, LogEntry, NodeLog, Open, Sealed, Tombstone, log_directory
 from recorder.reader import TapeReader
 from recorder.seal import SealKey
+from recorder.tape import Recorder
 from recorder.verify import FRESH_SECONDS, Report, verify
 from recorder.verify_report import Fault
 from recorder.witness import Cosigner, Witness, WitnessClient
@@ -102,7 +105,7 @@ def test_a_whole_directory_says_what_was_proved(tapes: Path, anchors: Path) -> N
     assert report.exit_code == 0, report
     size = log.checkpoint().size
     assert report.statement() == (
-        f"3 tapes, 9 commands: 3 verified; log of node node-1: {size} entries, every session from 2026-11-18T11:06:40Z "
+        f"3 tapes, 9 commands; log of node node-1: {size} entries, every session from 2026-11-18T11:06:40Z "
         f"to 2026-11-18T11:10:40Z is here, anchored up to entry {size - 1} at 2026-11-18T11:06:40Z"
     )
 
@@ -279,22 +282,22 @@ def test_data_turned_into_a_gap_with_the_key(tapes: Path) -> None:
     assert "not what the node's log saw sealed" in reason(check(tapes), "altered")
 
 
+async def long_tape(of: Recorder) -> Path:
+    """A tape of three segments, where the limit is 6,000 bytes; returns the last."""
+    tape = open_tape(of)
+    for i in range(5):
+        command(tape, f"SELECT {i}")
+        tape.append(2, Kind.WIRE, os.urandom(3000))
+        await tape.written()
+    await tape.close("closed")
+    return tape.path
+
+
 def test_a_last_segment_that_is_cut_off(tapes: Path) -> None:
     of = recorder(tapes, segment_limit=6000)
-
-    async def scenario() -> Path:
-        tape = open_tape(of)
-        for i in range(5):
-            command(tape, f"SELECT {i}")
-            tape.append(2, Kind.WIRE, os.urandom(3000))
-            await tape.written()
-        await tape.close("closed")
-        return tape.path
-
-    path = asyncio.run(scenario())
+    path = asyncio.run(long_tape(of))
     of.close()
-    log = node_log(tapes)
-    log.append([*beats(0, 1), *entries_of(path)])
+    node_log(tapes).append([*beats(0, 1), *entries_of(path)])
     assert check(tapes).exit_code == 0
     assert check(tapes).tapes[0].segments == 3
     path.unlink()
@@ -567,3 +570,87 @@ def test_a_cosignature_that_is_old_is_noted(tapes: Path) -> None:
 def test_the_vkey_names_the_log() -> None:
     assert log_key(ORIGIN, KEYS[KEY.id]).vkey.startswith(f"{ORIGIN}+")
     assert NODE in ORIGIN
+
+
+# -- the command line -----------------------------------------------------------------------------------------
+
+
+def test_the_command_line(tapes: Path, anchors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths, log = house(tapes)
+    key, vkeys, sids = tmp_path / "seal.pub", tmp_path / "witnesses", tmp_path / "sids"
+    key.write_bytes(KEY.public_pem())
+    DirectoryStore(anchors).put(log.checkpoint(), WALL_NS)
+    witness = StandInWitness(ORIGIN, KEYS)
+    cosign(log, witness)
+    vkeys.write_text(f"# the security team's\n{witness.key.vkey}\n")
+    sids.write_text(f"{paths[0].name[:26]} purged on Monday\n")
+    common = ["verify", str(tapes), "--key", str(key)]
+
+    def run(*more: str) -> tuple[int, str]:
+        code = main([*common, *more])
+        return code, capsys.readouterr().out
+
+    code, out = run("--anchor", str(anchors), "--witness", str(vkeys), "--strict")
+    assert code == 0
+    assert out.splitlines()[-1].startswith("verified: 3 tapes, 9 commands; log of node node-1: ")
+    assert "cosigned by witness.example/w1" in out
+    paths[0].unlink()
+    code, out = run()
+    assert code == 1
+    assert f"missing: session {paths[0].name[:26]}" in out
+    assert run("--elsewhere", str(sids))[0] == 0
+    code, out = run("--json")
+    found = json.loads(out)
+    assert (code, found["exit_code"], found["logs"][0]["missing_count"]) == (1, 1, 1)
+    assert found["logs"][0]["fault"]["reason"] in found["statement"]
+
+
+def test_arguments_that_cannot_be_used(tapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    house(tapes, count=1)
+    key, other = tmp_path / "seal.pub", tmp_path / "other"
+    key.write_bytes(KEY.public_pem())
+    other.write_text("nonsense\n")
+    for more in (
+        ["--anchor", str(tmp_path / "nowhere")],
+        ["--witness", str(other)],
+        ["--elsewhere", str(other)],
+        ["--witness", str(tmp_path / "nowhere")],
+    ):
+        assert main(["verify", str(tapes), "--key", str(key), *more]) == 1
+        said = capsys.readouterr()
+        assert said.out == "" and len(said.err.splitlines()) == 1, said
+    witness = StandInWitness(ORIGIN, KEYS)
+    other.write_text(witness.key.vkey)
+    for count in ("0", "2"):
+        assert main(["verify", str(tapes), "--key", str(key), "--witness", str(other), "--threshold", count]) == 1
+    other.write_bytes(b"SQLite format 3\0")
+    assert main(["verify", str(tapes), "--key", str(key), "--elsewhere", str(other)]) == 1
+
+
+def test_a_tape_of_which_a_segment_was_purged_or_removed(tapes: Path) -> None:
+    paths, log = house(tapes, count=1)
+    sid = paths[0].name[:26]
+    paths[0].rename(paths[0].with_name(f"{sid}.001.gct"))
+    assert check(tapes).status == "altered"  # its name is not that of its header
+    of = recorder(tapes, segment_limit=6000)
+    path = asyncio.run(long_tape(of))
+    of.close()
+    log = rewrite(log, entries_of(path))
+    paths[0].with_name(f"{sid}.001.gct").unlink()
+    assert check(tapes).exit_code == 0
+    late = path.name[:26]
+    path.with_name(f"{late}.000.gct").unlink()
+    assert "segment 0 is missing" in reason(check(tapes), "altered")
+    assert "it was elsewhere" in reason(check(tapes, elsewhere=lambda one: one == late), "incomplete")
+    log.append([Tombstone(late, "erased: a mistake", "ana", WALL_NS)])  # of the keys only
+    assert check(tapes).status == "altered"
+    log.append([Tombstone(late, "400 days", "ana", WALL_NS)])
+    assert "it was removed by policy (400 days by ana" in reason(check(tapes), "incomplete")
+
+
+def test_an_erased_session_has_to_be_there(tapes: Path) -> None:
+    paths, log = house(tapes, count=1)
+    log.append([Tombstone(paths[0].name[:26], "erased: on request", "ana", WALL_NS)])
+    assert check(tapes).exit_code == 0
+    paths[0].unlink()
+    assert "is missing" in reason(check(tapes), "altered")
