@@ -38,12 +38,12 @@ from recorder.format import (
     KEYS_SUFFIX,
     OUT,
     PAYLOAD_LIMIT,
-    RAW_BELOW_BYTES,
     SUFFIX,
     USER,
     Kind,
     decode_header,
 )
+from recorder.packing import OVERHEAD_BYTES, Pending, write_block, write_blocks
 from recorder.recover import recover, sweep
 from recorder.repair import Recovered
 from recorder.seal import SealKey, header_hash
@@ -68,12 +68,6 @@ REASON_LIMIT: Final = 1024  # characters of CLOSE's reason: it is in the seal, t
 GATING: Final = frozenset({Kind.COMMAND, Kind.VERDICT, Kind.APPROVAL, Kind.INTENT, Kind.CLOSE})
 # By number: to hash a member of an enumeration takes longer than all else in append.
 _GATES: Final = tuple(kind in GATING for kind in range(max(Kind) + 1))
-# What a record costs on a tape beside its payload, at most: array, number, time, channel, kind, length, meta.
-_OVERHEAD_BYTES: Final = 48
-
-_packer = msgpack.Packer(use_bin_type=True, autoreset=False, buf_size=1024 * 1024)
-
-_Pending = tuple[int, int, int, int, bytes, Mapping[str, int] | None, Mapping[str, Any] | None]
 
 
 class Tape:
@@ -95,7 +89,7 @@ class Tape:
         self._key = key
         self._next = 0
         self._gating = False  # something that is pending gates
-        self._pending: list[_Pending] = []
+        self._pending: list[Pending] = []
         self._pending_bytes = 0
         self._long: dict[int, bytes] = {}  # whole payloads of long COMMANDs and VERDICTs, for the index
         self._error: TapeError | None = None
@@ -126,7 +120,7 @@ class Tape:
         n = self._next
         self._pending.append((n, self._now() - self._mono0_ns, channel, kind, bytes(payload), None, entry))
         self._next = n + 1
-        self._pending_bytes += size + _OVERHEAD_BYTES
+        self._pending_bytes += size + OVERHEAD_BYTES
         if self._pending_bytes > PENDING_LIMIT:
             self._flush()
         return n
@@ -195,7 +189,7 @@ class Tape:
             meta = None if kind is Kind.WIRE else {"part": i, "more": len(pieces) - 1 - i}
             self._pending.append((self._next, now, channel, kind, bytes(piece), meta, None))
             self._next += 1
-            self._pending_bytes += len(piece) + _OVERHEAD_BYTES
+            self._pending_bytes += len(piece) + OVERHEAD_BYTES
         if self._pending_bytes > PENDING_LIMIT:
             self._flush()
         return first
@@ -213,46 +207,12 @@ class Tape:
                 or segment.commands.size_bytes >= SEGMENT_COMMANDS_LIMIT
             ):
                 self._rotate()
-            write = self._block if size < BLOCK_TARGET_BYTES else self._blocks
-            batch = write(pending, size, gating)
+            write = write_block if size < BLOCK_TARGET_BYTES else write_blocks
+            batch = write(self._segment, pending, size, gating, self._long)
             if gating:
                 self._batch = batch
         except Exception as error:  # fails closed: whatever it was, records are lost now
             self._fail(error)
-
-    def _blocks(self, pending: list[_Pending], size: int, gating: bool) -> int:
-        """Write what is too much for one block."""
-        start = size = batch = 0
-        for i, record in enumerate(pending):
-            size += len(record[4]) + _OVERHEAD_BYTES
-            if size >= BLOCK_TARGET_BYTES:
-                batch = self._block(pending[start : i + 1], size, gating)
-                start, size = i + 1, 0
-        if start < len(pending):
-            batch = self._block(pending[start:], size, gating)
-        return batch
-
-    def _block(self, records: list[_Pending], size: int, gating: bool) -> int:
-        """Write one block; size is at least what its records take."""
-        t0 = records[0][1]
-        pack, segment = _packer.pack, self._segment
-        try:
-            for n, t, channel, kind, payload, meta, entry in records:
-                dt = (t - t0) // 1000
-                if meta is None:
-                    pack((n, dt, channel, kind, payload))
-                else:
-                    pack((n, dt, channel, kind, payload, meta))
-                if 2 <= kind <= 3 and (meta is None or not meta["part"]):
-                    whole = payload if meta is None else self._long.pop(n)
-                    segment.commands.note(n, t0 + dt * 1000, kind, whole, entry)
-            if size < RAW_BELOW_BYTES:
-                # Not worth a view that has to be let go of again.
-                return segment.data(_packer.bytes(), t0, t0 + dt * 1000, len(records), gating)
-            with _packer.getbuffer() as raw:
-                return segment.data(raw, t0, t0 + dt * 1000, len(records), gating)
-        finally:
-            _packer.reset()
 
     # -- segments -------------------------------------------------------------------------------------
 
