@@ -205,3 +205,6 @@ def test_asyncpg(postgres18: PostgresServer, tmp_path: Path) -> None:
         code, report = bench.run()
         assert code == 1
         assert of(report, "SELECT name FROM item WHERE id = $1")["differences"][0]["sandbox"] == "0 rows"
+        (rows,) = of(report, "SELECT * FROM item")["differences"]
+        assert rows["columns"] == ["id", "name", "price", "at"]  # of the statement: asyncpg describes no portals
+        assert rows["only_recorded"] == [["3", "item 3", "4.50", "2026-01-01 15:00:00+00"]]
