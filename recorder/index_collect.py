@@ -88,7 +88,7 @@ class Collector:
 
     def feed(self, part: Record) -> None:
         """Take note of a record. Raises FormatError if its parts do not belong together."""
-        self.last_ns = whole(part.t_ns)
+        self.last_ns = part.t_ns
         if part.more and not part.part:
             self.joining_from = part.n
         self._joining = part.more > 0

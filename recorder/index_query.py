@@ -17,6 +17,7 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ STATUSES: Final = ("live", "unsealed", "closed", "failed", "crashed", "damaged")
 _MOMENTARY: Final = ("live", "unsealed")  # only the lock of a tape tells, at this moment
 QUERY_LIMIT: Final = 4096  # characters of free text, ours
 TERMS_LIMIT: Final = 64  # words and phrases of it, ours: FTS5 nests one level a term, and has a limit of 256
+PAGE: Final = 200  # commands whose texts are read at once, ours: bounds the memory of an answer that is streamed
 SNIPPET_TOKENS: Final = 40  # FTS5's own limit is 64; a line of a wide terminal
 TRIGRAM: Final = 3  # FTS5 4.3.4: no shorter text can be looked for
 TEXT_LIMIT: Final = 2048  # characters of a text in a row that is not a whole one
@@ -145,13 +147,16 @@ def find_commands(index: Index, wanted: Wanted) -> Iterator[dict[str, Any]]:
     # Only numbers are sorted; texts are read, and snippets made, of what is shown.
     look = wanted.limit if wanted.status not in _MOMENTARY else -1
     count = 0
-    for (id_,) in _rows(index.connection, query, [*where.values, look]):
-        if count >= wanted.limit:
-            return
-        found = _command_row(index, id_, match)
-        if found is not None and (not wanted.status or found["status"] == wanted.status):
-            count += 1
-            yield found
+    ids = _rows(index.connection, query, [*where.values, look])
+    while page := [row[0] for row in islice(ids, PAGE)]:
+        snippets = _snippets(index, page, match) if match else {}
+        for id_ in page:
+            if count >= wanted.limit:
+                return
+            found = _command_row(index, id_, snippets.get(id_))
+            if found is not None and (not wanted.status or found["status"] == wanted.status):
+                count += 1
+                yield found
 
 
 def count_cut(index: Index) -> int:
@@ -332,7 +337,7 @@ def _status(row: sqlite3.Row, segments: list[Path]) -> str:
     return "live" if segments and is_live(segments[-1]) else "unsealed"
 
 
-def _command_row(index: Index, id_: int, match: str) -> dict[str, Any] | None:
+def _command_row(index: Index, id_: int, snippet: list[list[Any]] | None) -> dict[str, Any] | None:
     from recorder.export import wall_time
 
     query = (
@@ -363,17 +368,23 @@ def _command_row(index: Index, id_: int, match: str) -> dict[str, Any] | None:
         "objects": json.loads(row["objects"]) if row["objects"] else [],
         "text": text,
         "text_cut": bool(row["cut"]),
-        "parts": _snippet(index, id_, match) if match else [[text[:TEXT_LIMIT], False]],
+        "parts": snippet if snippet is not None else [[text[:TEXT_LIMIT], False]],
         "path": session["path"],
     }
 
 
-def _snippet(index: Index, id_: int, match: str) -> list[list[Any]]:
-    """The piece of a text that was found, taken apart at marks that no text can guess."""
+def _snippets(index: Index, ids: list[int], match: str) -> dict[int, list[list[Any]]]:
+    """The pieces of the texts that were found, taken apart at marks that no text can guess.
+
+    One pass for all of them (the plus keeps SQLite from looking each up alone): a beginning* is costly to expand.
+    """
     opening, closing = f"\x02{secrets.token_hex(8)}", f"\x03{secrets.token_hex(8)}"
-    query = f"SELECT snippet(texts, 0, ?, ?, '…', {SNIPPET_TOKENS}) FROM texts WHERE texts MATCH ? AND rowid = ?"  # noqa: S608
-    row = next(_rows(index.connection, query, [opening, closing, match, id_]), None)
-    return _parts(str(row[0]), opening, closing) if row is not None else []
+    query = (
+        f"SELECT rowid, snippet(texts, 0, ?, ?, '…', {SNIPPET_TOKENS}) FROM texts "  # noqa: S608  # bound values
+        f"WHERE texts MATCH ? AND +rowid IN ({', '.join('?' * len(ids))})"
+    )
+    rows = _rows(index.connection, query, [opening, closing, match, *ids])
+    return {row[0]: _parts(str(row[1]), opening, closing) for row in rows}
 
 
 def _parts(snippet: str, opening: str, closing: str) -> list[list[Any]]:

@@ -83,7 +83,7 @@ class TapeWriter:
         except FormatError as error:
             self._scan.damage = self._scan.damage or error.reason
             collector.drop()
-        self._last_ns = max(self._last_ns, collector.last_ns)
+        self._last_ns = max(self._last_ns, whole(collector.last_ns))
         self._seen = max(self._seen, whole(block.next_record if collector.idle else collector.joining_from))
         if collector.idle:
             self._safe = piece.after
