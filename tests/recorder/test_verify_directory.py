@@ -345,6 +345,24 @@ def test_any_byte_of_the_log(tapes: Path) -> None:
     assert wrong < 25  # only the name of a key in the checkpoint leaves open whose it is
 
 
+def test_a_log_written_anew_by_somebody_without_the_key(tapes: Path, tmp_path: Path) -> None:
+    """Entries and tiles that agree, but are not those that the checkpoint signs: of the same size, and shorter."""
+    paths, log = house(tapes)
+    sid = paths[1].name[:26]
+    paths[1].unlink()
+    left = [entry for entry in entries(log) if getattr(entry, "sid", "") != sid]
+    missing = log.checkpoint().size - len(left)
+    for changed in ([*left, *beats(4, missing)], left):
+        other = node_log(tmp_path / str(len(changed)), SealKey.generate())
+        other.append(changed)
+        shutil.rmtree(log.directory / "tile")
+        shutil.copytree(other.directory / "tile", log.directory / "tile")
+        report = check(tapes)
+        assert report.exit_code == 1
+        root = "the checkpoint's root is not that of the entries"
+        assert (reason(report, "altered") == root) == (len(changed) > len(left)), report
+
+
 def test_files_of_the_log_that_are_cut_or_gone(tapes: Path) -> None:
     _, log = house(tapes, count=1)
     log.append(beats(9, 300))
