@@ -232,7 +232,12 @@ def test_wrong_settings_are_refused_with_their_line(folder: Path, text: str, sai
 def test_secrets_come_from_the_environment_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("from-file\n")
     (tmp_path / "key").chmod(0o600)
-    options = {"region": "eu", "skip_signature": True, "secret_access_key_env": "KEY", "session_token_file": "key"}
+    options: dict[str, str | bool | int] = {
+        "region": "eu",
+        "skip_signature": True,
+        "secret_access_key_env": "KEY",
+        "session_token_file": "key",
+    }
     section = VaultSection(url="s3://b/p", options=options)
 
     def resolve(path: Path) -> Path:

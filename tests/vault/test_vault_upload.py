@@ -99,10 +99,14 @@ def test_a_scan_with_nothing_new_lists_no_folder(tmp_path: Path, monkeypatch: py
     listed: list[object] = []
     real = os.listdir
 
+    def listing(path: Path) -> list[str]:
+        listed.append(path)
+        return real(path)
+
     async def main() -> None:
         await write_tape(tapes, clock)
         vault = open_vault(tapes, bucket, clock)
-        monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or real(path))
+        monkeypatch.setattr(os, "listdir", listing)
         await drain(vault)
         assert len(listed) == 1
         await drain(vault)
