@@ -108,7 +108,7 @@ def open_services(path: Path, begun: Config | None = None) -> Iterator[Services]
         database = Database(state / DATABASE_NAME).open()
         stack.callback(database.close)
         tokens = Tokens(database, max_seconds=loaded.config.identity.tokens.max_days * DAY_SECONDS)
-        node_log = _node_log(state, live)
+        node_log = node_log_of(live.snapshot.loaded)
         recorder = _recorder(state, live, node_log, first=begun is None)
         stack.callback(recorder.close)
         notary = Notary(node_log, live.snapshot.loaded) if begun is None else None
@@ -226,13 +226,14 @@ def file_system(path: Path) -> str:
     return kind
 
 
-def _node_log(state: Path, live: Live) -> NodeLog:
-    config = live.snapshot.loaded.config
-    directory = state / config.recorder.directory
+def node_log_of(loaded: Loaded) -> NodeLog:
+    """The log of this node, which all of its processes append to. Raises ConfigError."""
+    config = loaded.config
+    directory = loaded.state / config.recorder.directory
     node = config.node.name or socket.gethostname()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        key = SealKey.load(state / config.recorder.key_file)
+        key = SealKey.load(loaded.state / config.recorder.key_file)
         return NodeLog(log_directory(directory, node), key, f"{ORIGIN}/{node}")
     except OSError as error:
         raise ConfigError(f"{directory}: the directory of tapes cannot be made: {error.strerror}") from error

@@ -12,7 +12,6 @@ import asyncio
 import getpass
 import os
 import secrets
-import socket
 from argparse import Namespace
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -25,6 +24,7 @@ import uvloop
 from protocols.postgres.dial import TargetLoginError
 from protocols.postgres.recorded import Opening, RecordedAnswers, Script
 from protocols.postgres.sandbox import Sandbox
+from proxy import __version__
 from proxy.core.errors import ConfigError, GatecastError, TargetPeerError
 from proxy.core.parties import Identity, Target
 from proxy.credentials.static import StaticCredentials
@@ -35,10 +35,11 @@ from proxy.reexecution.report import Report, exit_code
 from proxy.reexecution.run import Plan, Run
 from proxy.reexecution.trail import Trail
 from proxy.sections import parse_seconds
-from proxy.services import credentials_of
+from proxy.services import credentials_of, node_log_of
 from proxy.snapshot import Snapshot, read_snapshot
 from recorder.cipher import AuditorKey
 from recorder.export import wall_time
+from recorder.ledger import NodeLedger
 from recorder.reader import TapeReader
 from recorder.seal import SealKey
 from recorder.tape import Recorder
@@ -277,5 +278,11 @@ def _recorder(snapshot: Snapshot) -> Recorder:
     loaded = snapshot.loaded
     config = loaded.config
     key = SealKey.load(loaded.state / config.recorder.key_file)
-    node = config.node.name or socket.gethostname()
-    return Recorder(loaded.state / config.recorder.directory, key, node=node, boot=secrets.token_hex(8))
+    node_log, boot = node_log_of(loaded), secrets.token_hex(8)
+    return Recorder(
+        loaded.state / config.recorder.directory,
+        key,
+        node=node_log.directory.name,
+        boot=boot,
+        ledger=NodeLedger(node_log, boot, __version__),
+    )
