@@ -135,7 +135,7 @@ class Keys:
                 player.paused = not player.paused
                 player.hold_time()
             case b".":
-                player.paused = player.step = True
+                player.paused, player.step = True, player.step + 1
             case b"]":
                 self._to_command(player.index.after(self._here().n))
             case b"[":
@@ -177,7 +177,7 @@ class Keys:
 
     def _go(self, spot: Spot) -> None:
         player = self._player
-        player.step = False
+        player.step = 0
         here = self._here()
         if player.at_end and spot.n >= here.n:
             return

@@ -83,7 +83,9 @@ class Player:
         self._stop_ns = options.stop_ns(tape.header.wall0_ns)
         self._start = self._first_spot()
         self._transcript = Transcript(tape.header.map_)
-        self._reset = ""  # what undoes all that was shown; the rendering is one record ahead of the screen
+        # Of what was shown (the rendering is one record ahead of the screen): what undoes it, how many commands it had.
+        self._reset = ""
+        self.commands_shown = 0
         self._drawn = False
         # Where we are: all up to here was shown, and the tape's time has come to now_ns at the clock's anchor.
         self.spot = Spot(-1, 0)
@@ -92,7 +94,7 @@ class Player:
         # What the keys say.
         self.speed = min(max(options.speed, 1 / SPEED_LIMIT), SPEED_LIMIT)
         self.paused = False
-        self.step = False  # go on to the next thing that shows, and pause there
+        self.step = 0  # so many things that show are shown, before the pause holds
         self.pause_on_markers = options.pause_on_markers
         self.rush: Spot | None = None  # up to this spot nothing waits
         self.jump: Spot | None = None  # draw this spot
@@ -142,7 +144,7 @@ class Player:
                 return
         if self.jump is not None:
             return
-        self.rush, self.at_end, self.step = None, True, False
+        self.rush, self.at_end, self.step = None, True, 0
         while self.paused and self.jump is None:
             self.wait(None)
 
@@ -158,14 +160,18 @@ class Player:
         if self.rush is not None and record.n >= self.rush.n:
             self._arrive(self.rush)
         self.spot = Spot(record.n, max(self.spot.t_ns, record.t_ns))
-        self._reset = self._transcript.reset()
+        self._note_shown()
         if not self.timed or not shown:
             return
         if self.step:
-            self.step = False
+            self.step -= 1
         elif self.pause_on_markers and self.rush is None and marker_of(record) is not None:
             self.paused = True
         self.keys.draw_status()
+
+    def _note_shown(self) -> None:
+        self._reset = self._transcript.reset()
+        self.commands_shown = self._transcript.count
 
     def _arrive(self, spot: Spot) -> None:
         self.rush = None
@@ -246,7 +252,7 @@ class Player:
         else:
             self.terminal.write(self._screen_at(spot) if self.tty else self._lines_at(spot))
         self.spot, self.now_ns, self._anchor = spot, spot.t_ns, self._clock()
-        self._reset = self._transcript.reset()
+        self._note_shown()
         self.keys.draw_status()
         return self._records(start)
 
@@ -341,11 +347,6 @@ class Player:
                 self.wait(FOLLOW_SECONDS)
                 if self.jump is not None:
                     return
-
-    @property
-    def commands_shown(self) -> int:
-        """How many commands the session had up to here."""
-        return self._transcript.count
 
     @property
     def live(self) -> bool:
