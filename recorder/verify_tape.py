@@ -15,6 +15,7 @@ Source: recorder note, section 8.
 from __future__ import annotations
 
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
@@ -116,15 +117,15 @@ def verify_tape(
                 tape.commands += max(segment.commands.count, segment.commands_sealed)
                 tape.content = max(tape.content, segment.content, key=CONTENT.index)
                 tape.size_bytes += segment.size_bytes
-                tape.node = str(segment.header.map_.get("node", tape.node))
+                tape.node = sys.intern(str(segment.header.map_.get("node", tape.node)))
                 tape.logged = segment.said is not None
                 tape.gone = segment.gone
             tape.sid, tape.root = segment.header.sid, segment.root.hex()
-            tape.track = str(segment.header.map_.get("track"))
-            tape.ended = segment.status if segment.status in _END_STATUS else ""
+            tape.track = sys.intern(str(segment.header.map_.get("track")))  # 100,000 tapes, few words
+            tape.ended = sys.intern(segment.status) if segment.status in _END_STATUS else ""
             crashed = crashed or segment.crashed
             if segment.key_id not in tape.keys:
-                tape.keys.append(segment.key_id)
+                tape.keys.append(sys.intern(segment.key_id))
             if previous is not None and previous.status != "continued":
                 raise _Bad(ALTERED, 0, None, "a segment after the one that says it is the last")
             if unlogged < 0 and segment.said is not None and segment.said.seal(number) is None:
