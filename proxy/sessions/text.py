@@ -114,7 +114,8 @@ def _text_cell(row: Mapping[str, Any], columns: int, paper: Paper) -> str:
     parts = [(" ".join(_spaced(visible(str(text)))), hit) for text, hit in row["parts"]]
     left = columns - width(start)
     shown = [paper.paint(start, _RED if code else _DIM)] if start else []
-    parts = _from_hit(parts, left)
+    verb = visible(str(row["verb"])).replace("\n", " ")
+    parts = _from_hit(parts, left, clip(verb, 12))
     for text, hit in parts:
         if left <= 0:
             break
@@ -130,15 +131,17 @@ def _spaced(text: str) -> list[str]:
     return [*([""] if text[:1].isspace() else []), *words, *([""] if text[-1:].isspace() and words else [])]
 
 
-def _from_hit(parts: list[tuple[str, bool]], columns: int) -> list[tuple[str, bool]]:
-    """Cut what stands before the first hit, so that the hit is in the line."""
+def _from_hit(parts: list[tuple[str, bool]], columns: int, verb: str) -> list[tuple[str, bool]]:
+    """Cut what stands before the first hit, so that the hit is in the line; the verb stays."""
     before = ""
     for i, (text, hit) in enumerate(parts):
         if hit:
             room = max(0, columns // 2 - width(text))
             if width(before) + width(text) <= columns or width(before) <= room:
                 return parts
-            return [("…" + before[len(before) - room :], False), *parts[i:]]
+            start = f"{verb} …"
+            room = max(0, room - width(start))
+            return [(start + before[len(before) - room :], False), *parts[i:]]
         before += text
     return parts
 
