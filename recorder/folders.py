@@ -52,7 +52,8 @@ def take_folder(directory: Path, disk: Disk) -> LogFolder:
     """Take the first folder that nobody holds; make it, if there is none. Raises OSError."""
     for number in range(FOLDERS_LIMIT):
         path = directory / WAL_DIRECTORY / str(number)
-        for made in disk.make_directories(path):
+        # Those that were there before, too: their own sync may have been what failed.
+        for made in dict.fromkeys((*disk.make_directories(path), path.parent, directory)):
             disk.sync_directory(made)
         folder = _take(path)
         if folder is not None:

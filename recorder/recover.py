@@ -36,9 +36,9 @@ from typing import Final, Literal
 
 from recorder.disk import Disk, is_live
 from recorder.errors import FormatError
-from recorder.format import HEADER_LIMIT, SUFFIX, TRAILER_BYTES, Header, decode_header, encode_trailer
+from recorder.format import HEADER_LIMIT, KEYS_SUFFIX, SUFFIX, TRAILER_BYTES, Header, decode_header, encode_trailer
 from recorder.paths import keys_path, segment_path
-from recorder.reader import name_of
+from recorder.reader import name_of, stem_of
 from recorder.repair import Entries, Recovered, Refused, Repair
 from recorder.seal import SealKey
 from recorder.ulid import ulid_bytes, ulid_text
@@ -95,6 +95,7 @@ def seal_broken(path: Path, key: SealKey, *, disk: Disk, reason: str, copy: bool
     descriptor = disk.open_existing(path)
     try:
         header = decode_header(disk.read_at(descriptor, HEADER_LIMIT + 32, 0))
+        _settle_keys(disk, path.with_name(stem_of(header) + KEYS_SUFFIX), header, copy)
         if copy:
             descriptor = _copied(disk, descriptor, path)
         repair = Repair(disk, descriptor, header)
@@ -108,6 +109,21 @@ def seal_broken(path: Path, key: SealKey, *, disk: Disk, reason: str, copy: bool
         disk.close(descriptor)
     disk.sync_directory(path.parent)
     return repair.result(path, "crashed", reason)
+
+
+def _settle_keys(disk: Disk, path: Path, header: Header, copy: bool) -> None:
+    """Make the .keys file of a tape durable, if it has one: with its seal the log's copy of them is forgotten."""
+    if not isinstance(header.map_.get("enc"), dict) or not path.exists():
+        return
+    descriptor = disk.open_existing(path)
+    try:
+        if copy:
+            descriptor = _copied(disk, descriptor, path)
+        disk.sync_all(descriptor)
+        if copy:
+            disk.rename(path.with_name(path.name + COPY_SUFFIX), path)
+    finally:
+        disk.close(descriptor)
 
 
 def _copied(disk: Disk, descriptor: int, path: Path) -> int:

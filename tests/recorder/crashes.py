@@ -15,6 +15,7 @@ no byte outside its own range (SQLite's "powersafe overwrite"), and a synced byt
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -52,8 +53,12 @@ class CrashDisk(Disk):
         with self._lock:
             self.ops.append(("note", *words))
 
+    def _faulty(self, name: str) -> None:
+        """Raise what a broken disk would, if this is the call that is to fail; see FaultyCrashDisk."""
+
     def make_directories(self, path: Path) -> list[Path]:
         with self._lock:
+            self._faulty("make_directories")
             missing = [one for one in (path, *path.parents) if not one.exists()]
             changed = super().make_directories(path)
             self.ops += [("mkdir", one) for one in reversed(missing)]
@@ -67,10 +72,12 @@ class CrashDisk(Disk):
 
     def create(self, path: Path) -> int:
         with self._lock:
+            self._faulty("create")
             return self._made(path, super().create(path))
 
     def create_log(self, path: Path) -> int:
         with self._lock:
+            self._faulty("create_log")
             if path not in self._names:
                 return self._made(path, super().create_log(path))
             descriptor = super().create_log(path)
@@ -80,7 +87,14 @@ class CrashDisk(Disk):
 
     def write(self, descriptor: int, buffers: Sequence[bytes]) -> None:
         with self._lock:
-            self.ops.append(("write", self._open[descriptor], self.size(descriptor), b"".join(buffers)))
+            data = b"".join(buffers)
+            try:
+                self._faulty("write")
+            except OSError:
+                self.ops.append(("write", self._open[descriptor], self.size(descriptor), data[: len(data) // 2]))
+                super().write(descriptor, (data[: len(data) // 2],))
+                raise
+            self.ops.append(("write", self._open[descriptor], self.size(descriptor), data))
             super().write(descriptor, buffers)
 
     def write_at(self, descriptor: int, data: bytes | bytearray, offset: int) -> None:
@@ -90,6 +104,13 @@ class CrashDisk(Disk):
 
     def write_through(self, descriptor: int, offset: int, data: bytes) -> None:
         with self._lock:
+            try:
+                self._faulty("write_through")
+            except OSError:
+                self.ops.append(("write", self._open[descriptor], offset, bytes(data[: len(data) // 2])))
+                super().write_through(descriptor, offset, data[: len(data) // 2])
+                self.ops.append(("syncfail", self._open[descriptor]))
+                raise
             self.ops.append(("write", self._open[descriptor], offset, bytes(data)))
             super().write_through(descriptor, offset, data)
             self.ops.append(("sync", self._open[descriptor]))
@@ -101,6 +122,11 @@ class CrashDisk(Disk):
 
     def sync(self, descriptor: int) -> None:
         with self._lock:  # the files are in memory: what the real call would do is the model's part
+            try:
+                self._faulty("sync")
+            except OSError:
+                self.ops.append(("syncfail", self._open[descriptor]))
+                raise
             self.ops.append(("sync", self._open[descriptor]))
 
     sync_all = sync
@@ -115,6 +141,7 @@ class CrashDisk(Disk):
 
     def sync_directory(self, path: Path) -> None:
         with self._lock:
+            self._faulty("sync_directory")
             self.ops.append(("syncdir", path))
 
     def open_read(self, path: Path) -> int:
@@ -147,23 +174,47 @@ class CrashDisk(Disk):
             self.ops.append(("rename", path, to))
 
 
+class FaultyCrashDisk(CrashDisk):
+    """The calls of one name fail from the fail_at-th on, count times: half of a write is done, nothing of a sync."""
+
+    def __init__(self, root: Path, name: str, fail_at: int, count: int, code: int) -> None:
+        super().__init__(root)
+        self.name, self.fail_at, self.count, self.code = name, fail_at, count, code
+        self.calls = 0
+
+    def _faulty(self, name: str) -> None:
+        if name == self.name:
+            self.calls += 1
+            if self.fail_at < self.calls <= self.fail_at + self.count:
+                raise OSError(self.code, os.strerror(self.code))
+
+
 @dataclass(slots=True)
 class _File:
     """One file's bytes: what is durable, and what was done since. None stands for a truncation."""
 
     durable: bytes = b""
     pending: list[tuple[int, bytes | None]] = field(default_factory=list)
+    lost: list[tuple[int, bytes | None]] = field(default_factory=list)  # by a failed sync; programs still see it
 
     def current(self) -> bytes:
-        data = bytearray(self.durable)
-        for offset, piece in self.pending:
-            _apply(data, offset, piece)
-        return bytes(data)
+        return self._after([*self.lost, *self.pending])
 
     def sync(self) -> None:
         if self.pending:
-            self.durable = self.current()
+            self.durable = self._after(self.pending)
             self.pending = []
+
+    def fail_sync(self) -> None:
+        """As Linux does: what could not be written counts as clean from now on, and no later sync will write it."""
+        self.lost += self.pending
+        self.pending = []
+
+    def _after(self, pieces: list[tuple[int, bytes | None]]) -> bytes:
+        data = bytearray(self.durable)
+        for offset, piece in pieces:
+            _apply(data, offset, piece)
+        return bytes(data)
 
 
 class World:
@@ -195,6 +246,8 @@ class World:
                 self._files[number].pending.append((size, None))
             case ("sync", number):
                 self._files[number].sync()
+            case ("syncfail", number):
+                self._files[number].fail_sync()
             case ("syncfs",):
                 for file in self._files.values():
                     file.sync()
@@ -257,10 +310,10 @@ def _apply(data: bytearray, offset: int, piece: bytes | None) -> None:
 
 
 def _content(rng: random.Random, policy: str, file: _File, torn: bool) -> bytes:
-    if not file.pending or policy == "nothing":
-        return file.durable
     if policy == "all" and not torn:
         return file.current()
+    if not file.pending or policy == "nothing":
+        return file.durable
     if policy in ("all", "prefix"):
         data = bytearray(file.durable)
         count = len(file.pending) - 1 if policy == "all" else rng.randrange(len(file.pending) + 1)

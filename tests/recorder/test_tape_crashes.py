@@ -8,6 +8,7 @@ seeds of what was done).
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ import pytest
 
 from recorder.cipher import AuditorKey
 from recorder.repair import Recovered
-from tests.recorder.crashes import POLICIES, CrashDisk, World
+from tests.recorder.crashes import POLICIES, CrashDisk, FaultyCrashDisk, World
 from tests.recorder.workload import Expected, drive, judge, readable, recovered, snapshot
 
 RUNS = (1, 2, 3, 4, 5)
@@ -125,3 +126,49 @@ def test_crashes_of_recovery_change_nothing(memory: Path, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(200, 210))
 def test_many_crashes_of_recovery_change_nothing(memory: Path, seed: int) -> None:
     crash_twice(memory, seed, 20, 10)
+
+
+FAULTS = ("create", "create_log", "make_directories", "sync", "sync_directory", "write", "write_through")
+
+
+def fail(memory: Path, seed: int, name: str, fail_at: int, count: int, code: int) -> None:
+    """Let calls of the busy recorder fail, then crash it at its end: what was acknowledged is there."""
+    which = f"run {seed}, {name} {fail_at} x{count} fails"
+    auditor = AuditorKey.generate(memory / f"auditor{seed}")
+    root = memory / "live"
+    root.mkdir()
+    disk = FaultyCrashDisk(root, name, fail_at, count, code)
+    asyncio.run(drive(root, seed, auditor, 40, disk))
+    for policy in ("all", "nothing", "pages"):
+        world, expected = World(disk), Expected()
+        while (op := world.step()) != ("note", "end"):
+            expected.note(op)
+        image = memory / "image"
+        image.mkdir()
+        world.image(random.Random(fail_at), policy, image)
+        found: list[Recovered] = []
+        try:
+            found = recovered(image)
+            judge(image, found, expected, policy == "all", auditor)
+        except Exception as error:
+            said = "\n".join(map(str, found))
+            raise AssertionError(f"{which}; {policy}: {error}\nrecovered:\n{said}") from error
+        shutil.rmtree(image)
+    shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_failed_calls_lose_nothing_that_was_acknowledged(memory: Path, name: str) -> None:
+    for fail_at in (0, 1, 2, 5, 9, 20):
+        fail(memory, 30 + fail_at, name, fail_at, 1, errno.EIO)
+        fail(memory, 60 + fail_at, name, fail_at, 1_000_000, errno.ENOSPC)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", FAULTS)
+def test_any_failed_call_loses_nothing(memory: Path, name: str) -> None:
+    for fail_at in range(100):
+        fail(
+            memory, 300 + fail_at, name, fail_at, (1, 3, 1_000_000)[fail_at % 3], (errno.EIO, errno.ENOSPC)[fail_at % 2]
+        )

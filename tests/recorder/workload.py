@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 from recorder.cipher import AuditorKey, SegmentCipher, unlock
 from recorder.disk import Disk
-from recorder.errors import FormatError
+from recorder.errors import FormatError, TapeError
 from recorder.format import (
     BLOCK_HEADER_BYTES,
     CHAIN_BYTES,
@@ -72,11 +74,21 @@ class Session:
         self.disk, self.tape, self.mode = disk, tape, mode
         self.name = f"{tape.sid}.{tape.track}"
         self.count = 0
+        self.failed = False
         disk.note("open", self.name, mode)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except TapeError:
+            self.failed = True
+            raise
 
     def append(self, channel: int, kind: Kind, payload: bytes) -> int:
         self.disk.note("record", self.name, int(kind), payload)  # before: it may be on the disk when append returns
-        n = self.tape.append(channel, kind, payload)
+        with self._watched():
+            n = self.tape.append(channel, kind, payload)
         self.count = n + len(flattened([(kind, payload)]))
         return n
 
@@ -86,29 +98,37 @@ class Session:
 
     async def commit(self) -> None:
         count = self.count
-        await self.tape.commit()
+        with self._watched():
+            await self.tape.commit()
         self.disk.note("committed", self.name, count)
         self.disk.note("written", self.name, count)
 
     async def written(self) -> None:
         count = self.count
-        await self.tape.written()
+        with self._watched():
+            await self.tape.written()
         self.disk.note("written", self.name, count)
         if self.mode == "strict":
             self.disk.note("committed", self.name, count)
 
     async def close(self) -> None:
         self.disk.note("record", self.name, int(Kind.CLOSE), pack({"status": "closed", "reason": "bye"}))
-        await self.tape.close("closed", "bye")
+        with self._watched():
+            await self.tape.close("closed", "bye")
         self.disk.note("committed", self.name, self.count + 1)
         self.disk.note("written", self.name, self.count + 1)
         self.disk.note("closed", self.name)
 
 
-async def drive(root: Path, seed: int, auditor: AuditorKey, steps: int = 120) -> CrashDisk:
-    """Use a recorder for a while, with tiny segments and log files; returns the disk as a kill would find it."""
+async def drive(
+    root: Path, seed: int, auditor: AuditorKey, steps: int = 120, disk: CrashDisk | None = None
+) -> CrashDisk:
+    """Use a recorder for a while, with tiny segments and log files; returns the disk as a kill would find it.
+
+    A session whose tape fails is over; the others go on, and new ones begin.
+    """
     rng = random.Random(seed)
-    disk = CrashDisk(root)
+    disk = disk or CrashDisk(root)
     of = Recorder(
         root,
         KEY,
@@ -118,43 +138,56 @@ async def drive(root: Path, seed: int, auditor: AuditorKey, steps: int = 120) ->
         tick_seconds=0.002,
     )
     sessions: list[Session] = []
-    identity = {"subject": "ana@acme"}
     try:
         for step in range(steps):
-            if len(sessions) < 2 or (len(sessions) < 5 and rng.random() < 0.1):
-                mode = rng.choice(MODES)
-                recipients = (auditor.recipient,) if rng.random() < 0.3 else ()
-                tape = of.open(protocol="postgres", identity=identity, target="shop", mode=mode, recipients=recipients)
-                sessions.append(Session(disk, tape, mode))
-                if rng.random() < 0.2:
-                    original = of.open_original(tape, (auditor.recipient,))
-                    sessions.append(Session(disk, original, mode))
-            session = rng.choice(sessions)
-            match rng.randrange(8):
-                case 0 | 1 | 2:
-                    session.command(f"SELECT {step} " + "x" * rng.choice((5, 200, 1500)))
-                    await session.commit()
-                case 3 | 4:
-                    session.append(OUT, Kind.WIRE, rng.randbytes(rng.choice((10, 300, 5000, 30_000))))
-                    await session.written()
-                case 5:
-                    long = rng.randbytes(rng.choice((100, 3000, 600_000 if rng.random() < 0.1 else 20)))
-                    session.append(GATE, Kind.RESULT, pack({"command": 0, "tag": "x", "count": 1, "junk": long}))
-                    await session.written()
-                case 6:
-                    for other in sessions:
-                        other.append(USER, Kind.WIRE, b"together" * rng.randrange(1, 40))
-                        other.command("SELECT 1")
-                    for other in sessions:
-                        await other.commit()
-                case _:
-                    if rng.random() < 0.4:
-                        sessions.remove(session)
-                        await session.close()
+            try:
+                if len(sessions) < 2 or (len(sessions) < 5 and rng.random() < 0.1):
+                    begin(of, disk, rng, auditor, sessions)
+                await act(rng, step, sessions)
+            except TapeError:
+                sessions[:] = [session for session in sessions if not session.failed]
         disk.note("end")
     finally:
         of.close()
     return disk
+
+
+def begin(of: Recorder, disk: CrashDisk, rng: random.Random, auditor: AuditorKey, sessions: list[Session]) -> None:
+    """Open a tape, perhaps an encrypted one, perhaps with an original track. Raises TapeError."""
+    mode = rng.choice(MODES)
+    recipients = (auditor.recipient,) if rng.random() < 0.3 else ()
+    identity = {"subject": "ana@acme"}
+    tape = of.open(protocol="postgres", identity=identity, target="shop", mode=mode, recipients=recipients)
+    sessions.append(Session(disk, tape, mode))
+    if rng.random() < 0.2:
+        original = of.open_original(tape, (auditor.recipient,))
+        sessions.append(Session(disk, original, mode))
+
+
+async def act(rng: random.Random, step: int, sessions: list[Session]) -> None:
+    """One thing that a session does. Raises TapeError."""
+    session = rng.choice(sessions)
+    match rng.randrange(8):
+        case 0 | 1 | 2:
+            session.command(f"SELECT {step} " + "x" * rng.choice((5, 200, 1500)))
+            await session.commit()
+        case 3 | 4:
+            session.append(OUT, Kind.WIRE, rng.randbytes(rng.choice((10, 300, 5000, 30_000))))
+            await session.written()
+        case 5:
+            long = rng.randbytes(rng.choice((100, 3000, 600_000 if rng.random() < 0.1 else 20)))
+            session.append(GATE, Kind.RESULT, pack({"command": 0, "tag": "x", "count": 1, "junk": long}))
+            await session.written()
+        case 6:
+            for other in sessions:
+                other.append(USER, Kind.WIRE, b"together" * rng.randrange(1, 40))
+                other.command("SELECT 1")
+            for other in sessions:
+                await other.commit()
+        case _:
+            if rng.random() < 0.4:
+                await session.close()
+                sessions.remove(session)
 
 
 def recovered(image: Path, disk: Disk | None = None) -> list[Recovered]:
