@@ -2,8 +2,8 @@
 
 A session is played from a *spot*: a record and a time. Whatever comes up to it is put on the screen at once, as it
 looked then; what follows is played. So a jump is the drawing of another spot, and costs the same wherever it goes:
-of a rendered session the last screenful of commands is rendered, and of a terminal session the last half megabyte of
-its output is sent through the filter (LOOK_BACK limits; a terminal takes that in 10 ms). Where that misses something
+of a rendered session the last screenful of commands is rendered, and of a terminal session the last quarter megabyte of
+its output is sent through the filter (LOOK_BACK limits; a terminal takes that in 5 ms). Where that misses something
 it says so: "... 12 commands before". Short ways forward are not drawn, but played without waiting.
 
 Without a terminal to write to, everything is printed at once, without colours. The terminal is left as it was
@@ -45,8 +45,8 @@ COLUMNS_LIMIT: Final = 160  # wider tables are hard to read on any screen
 COLUMNS: Final = 110  # where there is no terminal, as in exports
 # What is looked at to draw a spot: at most so many raw bytes, or blocks. Measured: the reader takes 30 us a small block
 # and 2 us a record; a screen of 200 x 50 with colours is 20 to 40 KB.
-LOOK_BACK_BYTES: Final = 512 * 1024
-LOOK_BACK_BLOCKS: Final = 512
+LOOK_BACK_BYTES: Final = 256 * 1024
+LOOK_BACK_BLOCKS: Final = 256
 _HEAD_RECORDS: Final = 64  # of a command that is further back than that: itself, its verdict, what was masked
 
 
