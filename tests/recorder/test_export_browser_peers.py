@@ -40,6 +40,7 @@ def test_the_page_plays_and_its_list_seeks(tmp_path: Path, look: str) -> None:
         [
             ("evaluate", "document.documentElement.dataset.look"),
             ("click", "#commands li:nth-child(2) button"),
+            ("hides", "[DENIED]"),  # which the poster shows
             ("shows", "UPDATE orders SET status"),
             ("screen", None),
             ("evaluate", "document.querySelector('[aria-current=true] .label').textContent"),
@@ -55,11 +56,11 @@ def test_the_page_plays_and_its_list_seeks(tmp_path: Path, look: str) -> None:
     )
     alone(found, page)
     assert found.seen[0] == look
-    assert "###@### masked:pii.email" in found.seen[3]
-    assert "[approved]" not in found.seen[3]  # the screen of the moment, not of the end
-    assert found.seen[4] == "Q2 UPDATE"
-    assert "[approved] by mia@acme" in found.seen[7]
-    assert found.seen[11] == "Q1 SELECT"
+    assert "###@### masked:pii.email" in found.seen[4]
+    assert "[approved]" not in found.seen[4]  # the screen of the moment, not of the end
+    assert found.seen[5] == "Q2 UPDATE"
+    assert "[approved] by mia@acme" in found.seen[8]
+    assert found.seen[12] == "Q1 SELECT"
 
 
 def test_search_filters_and_keys(tmp_path: Path) -> None:
@@ -100,11 +101,12 @@ def test_search_filters_and_keys(tmp_path: Path) -> None:
 
 def test_playing_runs_to_the_end(tmp_path: Path) -> None:
     page = page_of(
-        one_of_everything(tmp_path / "tapes"), tmp_path / "session.html", ExportOptions(idle_limit_seconds=0.1)
+        one_of_everything(tmp_path / "tapes"), tmp_path / "session.html", ExportOptions(idle_limit_seconds=1)
     )
-    found = visit(page, [("click", ".ap-overlay-start"), ("shows", "-- session closed: user left"), ("screen", None)])
+    last = "-- session closed: user left"  # the poster shows it, too
+    found = visit(page, [("click", ".ap-overlay-start"), ("hides", last), ("shows", last), ("screen", None)])
     alone(found, page)
-    assert "[DENIED]" in found.seen[2]
+    assert "[DENIED]" in found.seen[3]
 
 
 def test_hostile_text_does_nothing(tmp_path: Path) -> None:

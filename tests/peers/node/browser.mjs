@@ -25,7 +25,7 @@ const screen = () => page.evaluate(() =>
 const visibleItems = () => page.locator('#commands li:not([hidden])').allTextContents();
 const settle = async (text, there) => { await page.waitForFunction(
   ([text, there]) => there === [...document.querySelectorAll('.ap-term .ap-line')].some(line => line.textContent.includes(text)),
-  [text, there], {timeout: 15000}); };
+  [text, there], {timeout: 30000}); };
 
 const does = {
   click: selector => page.click(selector),
@@ -43,7 +43,7 @@ const does = {
 const seen = [];
 try {
   await page.goto(job.url, {waitUntil: 'load'});
-  await page.waitForSelector('.ap-term', {timeout: 15000});
+  await page.waitForSelector('.ap-term', {timeout: 30000});
   for (const [what, argument] of job.steps) seen.push(await does[what](argument) ?? null);
 } catch (error) {
   seen.push(`FAILED: ${error.message}`);
