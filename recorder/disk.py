@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+_CREATE_ATTEMPTS: Final = 1000  # some milliseconds
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 # Linux: UIO_MAXIOV. More buffers in one writev are EINVAL.
 VECTOR_LIMIT: Final = 1024
@@ -35,8 +36,18 @@ class Disk:
     def create(self, path: Path) -> int:
         """Create a file that did not exist, mode 0600, locked so that others can tell a live tape from a dead one."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        with suppress(OSError):  # file systems without locks: liveness is a help for listings, no promise
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for attempt in range(_CREATE_ATTEMPTS):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if attempt == _CREATE_ATTEMPTS - 1:  # fails closed: what is not locked looks dead, and could be ended
+                    os.close(descriptor)
+                    raise
+                os.sched_yield()  # is_live() of another process holds it for microseconds
+            except OSError:  # a file system without locks
+                break
+            else:
+                break
         return descriptor
 
     def write(self, descriptor: int, buffers: Sequence[bytes]) -> None:

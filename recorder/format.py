@@ -293,9 +293,12 @@ def fields(payload: bytes) -> dict[str, Any]:
 def _entries(raw: bytes, what: str) -> Iterator[Any]:
     unpacker = msgpack.Unpacker(raw=False, strict_map_key=False, max_buffer_size=RAW_LIMIT)
     unpacker.feed(raw)
+    end = 0
     try:
-        yield from unpacker
+        for item in unpacker:
+            end = unpacker.tell()  # of whole objects: at the end it also counts one that is cut off
+            yield item
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise FormatError(f"{what}: not msgpack") from error
-    if unpacker.tell() != len(raw):
+    if end != len(raw):
         raise FormatError(f"{what}: bytes are left over")

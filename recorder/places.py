@@ -47,7 +47,7 @@ class Places(Sequence[Place]):
         if self._starts[:1] not in ([], [0]) or self._starts != sorted(set(self._starts)):
             raise FormatError("INDEX: pieces out of order")
         self.commands: list[int] = []  # the offsets of the COMMANDS blocks
-        self._count = self._find_end()
+        self._count: int = self._find_end()
 
     def __len__(self) -> int:
         return self._count
@@ -78,7 +78,7 @@ class Places(Sequence[Place]):
         """Walk back over what is not content; return the number of blocks that are."""
         if not self._pieces:
             return 0
-        count = self._starts[-1] + len(self._piece(len(self._pieces) - 1))
+        count: int = self._starts[-1] + len(self._piece(len(self._pieces) - 1))
         while count and (entry := self._entry(count - 1))[1] not in _CONTENT:
             if entry[1] == BlockType.COMMANDS:
                 self.commands.insert(0, entry[0])

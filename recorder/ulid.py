@@ -5,8 +5,8 @@ Source: github.com/ulid/spec. Left out: the monotonic variant; two ids of one mi
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from typing import Final
 
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -16,7 +16,7 @@ _SHAPE: Final = re.compile(f"[0-7][{_ALPHABET}]{{25}}")
 
 def new_ulid(wall_ns: int) -> str:
     """Return a new id for the instant wall_ns (nanoseconds since the epoch)."""
-    value = (wall_ns // 1_000_000 & (1 << 48) - 1) << 80 | secrets.randbits(80)
+    value = (wall_ns // 1_000_000 & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
     return ulid_text(value.to_bytes(16, "big"))
 
 

@@ -146,7 +146,7 @@ def test_errors_say_what_to_do(
     err = failed(capsys, "config", "check")
     assert "gatecast.yaml:1: listners: unknown key; did you mean listeners?" in err
     assert "is gatecast serve running?" in failed(capsys, "approvals", "list")
-    assert "write a duration" in failed(capsys, "replay", "x", "--idle-limit", "soon")
+    assert "'soon' is no time: 90, 90s" in failed(capsys, "replay", "x", "--idle-limit", "soon")
 
 
 def test_a_stack_only_for_those_who_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
