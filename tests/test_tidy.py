@@ -18,10 +18,10 @@ FUNCTION_LIMIT = 60
 
 # Modules of proxy that form the outer ring: the composition root, the command line and what only they use.
 OUTER = frozenset({
-    "proxy.app", "proxy.cli", "proxy.__main__", "proxy.config", "proxy.sections", "proxy.values", "proxy.lines", "proxy.logging",
+    "proxy.app", "proxy.cli", "proxy.__main__", "proxy.config", "proxy.sections", "proxy.lines", "proxy.logging",
     "proxy.certificates", "proxy.sockets", "proxy.connections", "proxy.services", "proxy.watch", "proxy.example",
     "proxy.demo", "proxy.commands", "proxy.snapshot", "proxy.admission", "proxy.notify", "proxy.checking",
-    "proxy.trying", "proxy.notary",
+    "proxy.trying", "proxy.notary", "proxy.values",
     # The vault's ends towards configuration and administrators.
     "proxy.vault.settings", "proxy.vault.service", "proxy.vault.commands",
     "proxy.identity.commands",  # what the command line does with tokens: nothing inside imports it

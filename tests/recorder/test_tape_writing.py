@@ -311,12 +311,14 @@ def test_what_nobody_waits_for_is_written_at_the_pending_limit(tmp_path: Path) -
 
 def rotated(tmp_path: Path, mode: str) -> tuple[Path, int]:
     async def scenario() -> tuple[Path, int]:
-        tape = open_tape(recorder(tmp_path, segment_limit=20_000), mode)
+        of = recorder(tmp_path, segment_limit=20_000)
+        tape = open_tape(of, mode)
         for i in range(40):
             command(tape, f"SELECT {i}", verdict=None if i == 7 else "allow")
             tape.append(OUT, Kind.WIRE, os.urandom(2000))
             await tape.commit()
         await tape.close("closed")
+        of.close()
         return tape.path, 40 * 3 - 1 + 1
 
     return asyncio.run(scenario())
