@@ -207,6 +207,8 @@ class _Work:
             return
         sealed, header = self._look(path)
         if sealed:
+            if header is not None:  # it may have reached the disk whole, and its keys not
+                self._drop_torn_keys(header)
             return
         if header is not None and header.segment:
             # Whether it continues the one before is asked from there. Without that it was begun in vain.
@@ -233,6 +235,7 @@ class _Work:
             self._disk.close(descriptor)
         if not whole:
             self._disk.rename(path, path.with_name(path.name + ORPHAN_SUFFIX))
+            self._touch(path.parent)
 
     def _look(self, path: Path) -> tuple[bool, Header | None]:
         """Return whether the file ends with a trailer, and its header if that is whole and in its place."""

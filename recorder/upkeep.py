@@ -231,6 +231,7 @@ class Upkeep:
             return
         with suppress(OSError):
             self._disk.remove(self._room)
+        self._sync_directories({})  # seal_broken syncs a file's own directory, but not the ones above
         left: list[tuple[SegmentWriter, str]] = []
         for segment, reason in self._to_seal:
             try:
@@ -260,7 +261,7 @@ class Upkeep:
             running = [segment for segment in needed if segment in self._open and segment.error is None]
             if len(running) < len(needed):
                 return  # something is still to be sealed
-            self._sync_directories({})
+            self._sync_directories({segment.path.parent: None for segment in running})
             good = self._sync_segments(running)
             for segment in running:
                 if segment not in good:

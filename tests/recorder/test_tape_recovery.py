@@ -485,6 +485,21 @@ def test_what_was_begun_in_vain_is_set_aside(tmp_path: Path, what: str) -> None:
     assert [file.name for file in left.parent.iterdir()] == [left.name + ".orphan"]
 
 
+def test_keys_that_never_came_whole_are_set_aside(tmp_path: Path) -> None:
+    """A power cut left a whole tape by luck, its keys not, and no log has either: nothing of it was acknowledged."""
+    auditor = AuditorKey.generate(tmp_path / "auditor")
+    image = killed(tmp_path, close=True, recipients=(auditor.recipient,))
+    for log in wal_files(image):
+        log.unlink()
+    path = segments(image)[0]
+    keys = path.with_name(path.name[:26] + ".keys")
+    cut(keys, 10)
+    sweep(image, KEY, FAR_FUTURE_NS, disk=DISK)
+    assert not keys.exists()
+    assert keys.with_name(keys.name + ".orphan").read_bytes()
+    assert statuses(image) == [VERIFIED]
+
+
 def test_a_live_tape_is_not_swept(tmp_path: Path) -> None:
     image = killed(tmp_path)
     before = snapshot(image)
