@@ -15,7 +15,7 @@ import recorder.tape as tape_module
 from recorder.cli import list_sessions
 from recorder.disk import Disk, is_live
 from recorder.errors import TapeError
-from recorder.format import JOINED_LIMIT, PAYLOAD_LIMIT, Joiner, fields
+from recorder.format import JOINED_LIMIT, PAYLOAD_LIMIT, fields
 from recorder.reader import TapeReader
 from recorder.tape import ERR, GATE, OUT, USER, Kind, Tape
 from recorder.verify import verify
@@ -505,13 +505,16 @@ def test_what_cannot_be_in_a_header_is_a_tape_error(tmp_path: Path) -> None:
 
 
 def test_a_thousand_segments_need_no_thousand_handles(tmp_path: Path) -> None:
-    path, _ = rotated(tmp_path, "written")
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    path, count = rotated(tmp_path, "written")
+
+    def handles() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = handles()
     reader = TapeReader(path)
-    joiner = Joiner()
-    walks = [reader.segment(i).records(0) for i in range(len(reader.segments))]
-    assert all(joiner.feed(next(walk)) for walk in walks)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert {handles() for _ in reader.records()} == {before + 1}  # that of the segment which is being read
+    assert sum(len(list(reader.segment(i).records(0))) for i in range(len(reader.segments))) == count
+    assert handles() == before
 
 
 def test_a_pack_that_fails_leaves_no_trace_in_the_next_tape(tmp_path: Path) -> None:
