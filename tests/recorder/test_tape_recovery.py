@@ -437,6 +437,20 @@ def test_a_segment_begun_just_before_the_kill_is_ended_too(tmp_path: Path) -> No
     assert len(list(TapeReader(paths[0]).commands())) == 13
 
 
+def test_a_segment_that_was_only_opened_is_ended_empty(tmp_path: Path) -> None:
+    image = killed(tmp_path, commands=12, limit=3000)
+    paths = segments(image)
+    log = wal_files(image)[0]
+    entries = list(read_entries(log.read_bytes()))
+    last = max(i for i, entry in enumerate(entries) if entry.kind is EntryKind.OPEN)
+    log.write_bytes(b"".join(map(encoded, entries[: last + 1])))
+    paths[-1].unlink()
+    found = recovered(image).segments
+    assert [item.status for item in found[-2:]] == ["continued", "crashed"]
+    assert types(paths[-1]) == ["INDEX", "CRASHSEAL"]
+    assert statuses(image) == [INCOMPLETE]
+
+
 def test_a_segment_that_continues_nothing_is_set_aside(tmp_path: Path) -> None:
     image = killed(tmp_path, commands=12, limit=3000)
     paths = segments(image)
