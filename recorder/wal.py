@@ -103,6 +103,7 @@ class Wal:
         self._wake = threading.Lock()  # a binary semaphore: released to wake the committer
         self._wake.acquire()
         self._idle = True
+        self._kicking = False  # the committer will be woken before the loop's next turn
         self._stopping = False
         self._live: dict[Logged, None] = {}
         self._pinned: dict[Logged, None] = {}  # those with pins that are not in a batch yet
@@ -149,7 +150,8 @@ class Wal:
         """Return None if that batch is durable, else a future that ends when it is. It may raise TapeError."""
         if number <= self.durable:
             return None
-        future = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
         with self._lock:
             writing = self._writing
             if writing is not None and writing.number == number:
@@ -158,16 +160,27 @@ class Wal:
             if number <= self.durable:  # it became so between the two looks
                 return None
             self._batch.waiters.append(future)
-            if self._idle:
+            if not self._idle or self._kicking:
+                return future
+            self._kicking = True
+        # Not at once: what else this turn of the loop has to commit goes along, for the price of one flush.
+        loop.call_soon(self._kick)
+        return future
+
+    def _kick(self) -> None:
+        """On the loop: wake the committer."""
+        with self._lock:
+            self._kicking = False
+            if self._idle and self._batch.waiters:
                 self._idle = False
                 self._wake.release()
-        return future
 
     def nudge(self) -> int:
         """Write what is queued, though nobody waits for it; returns the number of its batch."""
         with self._lock:
             for segment in list(self._pinned):
                 self._put_pins(self._batch, segment)
+            self._kicking = False  # should the loop that was to do it be gone
             if self._idle and self._batch.buffers:
                 self._idle = False
                 self._wake.release()
