@@ -35,7 +35,7 @@ from proxy.store.database import Database
 from proxy.vault.service import VaultService
 from recorder.errors import KeyFileError, TapeError
 from recorder.ledger import NodeLedger
-from recorder.nodelog import NodeLog, log_directory
+from recorder.nodelog import NodeLog, NodeLogError, log_directory
 from recorder.seal import SealKey
 
 ORIGIN: Final = "gatecast"  # of the nodes' logs: gatecast/<node>
@@ -267,9 +267,13 @@ def _recorder(state: Path, live: Live, node_log: NodeLog, first: bool) -> Sessio
     try:
         if first:
             recorder.recover()
+            with contextlib.suppress(NodeLogError):  # a damaged log stops nobody here: the recorder's thread says so
+                node_log.checkpoint()  # begun before anyone connects: a log without a head looks like one that was cut
         recorder.start()
     except TapeError as error:
         raise ConfigError(f"{directory}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{node_log.directory}: the node's log cannot be begun: {error.strerror}") from error
     return recorder
 
 
