@@ -40,6 +40,7 @@ from recorder.format import HEADER_LIMIT, KEYS_SUFFIX, SUFFIX, TRAILER_BYTES, He
 from recorder.paths import keys_path, segment_path
 from recorder.reader import name_of, stem_of
 from recorder.repair import Entries, Recovered, Refused, Repair
+from recorder.salvage import scan
 from recorder.seal import SealKey
 from recorder.ulid import ulid_bytes, ulid_text
 from recorder.walformat import KEYS_LIMIT, TRACKS, decode_open
@@ -54,6 +55,9 @@ COPY_SUFFIX: Final = ".copy"
 COPY_BYTES: Final = 1024 * 1024
 # How much older than the newest tape one that no log names can be. Ours: the longest that a commit may hang, and more.
 SWEEP_NS: Final = 600 * 1_000_000_000
+# A tape that lived and ended within one batch of the log may lack pages before its trailer: such are small and young.
+SHORT_BYTES: Final = 1024 * 1024
+SHORT_NS: Final = 60 * 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ def seal_broken(path: Path, key: SealKey, *, disk: Disk, reason: str, copy: bool
         if copy:
             descriptor = _copied(disk, descriptor, path)
         repair = Repair(disk, descriptor, header)
-        repair.finish("crashed", reason, key)
+        repair.finish("crashed", reason, key, apart=True)
         disk.sync_all(descriptor)
         if copy:
             disk.rename(path.with_name(path.name + COPY_SUFFIX), path)
@@ -156,8 +160,9 @@ def sweep(directory: Path, key: SealKey, before_ns: int, *, disk: Disk, reason: 
     begun = [(sid, path) for sid, path in begun if _began_ns(sid) < before_ns]
     work = _Work(directory, key, disk, reason)
     for sid, path in begun:
-        if _began_ns(sid) + SWEEP_NS >= _began_ns(begun[-1][0]) and not is_live(path):
-            work.sweep(path)
+        age_ns = _began_ns(begun[-1][0]) - _began_ns(sid)
+        if age_ns <= SWEEP_NS and not is_live(path):
+            work.sweep(path, age_ns <= SHORT_NS)
     work.sync_directories()
     return work.results
 
@@ -201,11 +206,14 @@ class _Work:
         for path in sorted(self._changed, key=lambda path: (-len(path.parts), path)):
             self._disk.sync_directory(path)
 
-    def sweep(self, path: Path) -> None:
-        """End a segment that no log names, unless it has its end, or was refused. Raises OSError."""
+    def sweep(self, path: Path, young: bool) -> None:
+        """End a segment that no log names, unless it has its end, or was refused. Raises OSError.
+
+        young: a trailer alone is not believed.
+        """
         if not path.exists() or path.with_name(path.name + REFUSED_SUFFIX).exists():
             return
-        sealed, header = self._look(path)
+        sealed, header = self._look(path, young)
         if sealed:
             if header is not None:  # it may have reached the disk whole, and its keys not
                 self._drop_torn_keys(header)
@@ -237,13 +245,15 @@ class _Work:
             self._disk.rename(path, path.with_name(path.name + ORPHAN_SUFFIX))
             self._touch(path.parent)
 
-    def _look(self, path: Path) -> tuple[bool, Header | None]:
-        """Return whether the file ends with a trailer, and its header if that is whole and in its place."""
+    def _look(self, path: Path, young: bool = False) -> tuple[bool, Header | None]:
+        """Return whether the file has its end, and its header if that is whole and in its place."""
         descriptor = self._disk.open_existing(path)
         try:
             size = self._disk.size(descriptor)
             sealed = self._disk.read_at(descriptor, 4, max(0, size - TRAILER_BYTES)) == encode_trailer(0)[:4]
             header = decode_header(self._disk.read_at(descriptor, HEADER_LIMIT + 32, 0))
+            if sealed and young and size <= SHORT_BYTES:
+                sealed = scan(self._disk, descriptor, header)[1] is not None
             return sealed, header if segment_path(self._directory, header) == path else None
         except FormatError:
             return False, None

@@ -139,8 +139,11 @@ class Repair:
         self._log_tail_blocks += 1
         return True
 
-    def finish(self, status: Literal["crashed", "continued"], reason: str, key: SealKey) -> None:
-        """Write all that is to come; without a seal from file or log, one with the status. Raises OSError."""
+    def finish(self, status: Literal["crashed", "continued"], reason: str, key: SealKey, apart: bool = False) -> None:
+        """Write all that is to come; without a seal from file or log, one with the status. Raises OSError.
+
+        apart: sync before the trailer is written, so that where one is, all is. With a log that is not needed.
+        """
         log_tail = self._log_tail
         if self._tail is not None:
             self._root = self._tail.root
@@ -161,6 +164,12 @@ class Repair:
             text = f"{reason}; {self.problem}" if self.problem else reason
             end_bytes, self._root = crash_end(self.body, key, status, text)
             self._out += end_bytes
+        if apart:
+            trailer = bytes(self._out[-TRAILER_BYTES:])
+            del self._out[-TRAILER_BYTES:]
+            self._flush()
+            self._disk.sync_all(self._descriptor)
+            self._out += trailer
         self._flush()
 
     def _flush(self) -> None:

@@ -514,6 +514,20 @@ def test_keys_that_never_came_whole_are_set_aside(tmp_path: Path) -> None:
     assert statuses(image) == [VERIFIED]
 
 
+def test_a_trailer_alone_is_not_believed_of_a_young_tape(tmp_path: Path) -> None:
+    """Closed within one batch of the log that was lost: of its pages the last one came, and not the first."""
+    image = killed(tmp_path, close=True)
+    for log in wal_files(image):
+        log.unlink()
+    path = segments(image)[0]
+    data = path.read_bytes()
+    at = blocks(path)[2][1]
+    path.write_bytes(data[:at] + bytes(200) + data[at + 200 :])
+    found = sweep(image, KEY, FAR_FUTURE_NS, disk=DISK)
+    assert [(item.status, item.blocks) for item in found] == [("crashed", 2)]
+    assert statuses(image) == [INCOMPLETE]
+
+
 def test_a_live_tape_is_not_swept(tmp_path: Path) -> None:
     image = killed(tmp_path)
     before = snapshot(image)
