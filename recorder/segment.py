@@ -149,6 +149,7 @@ class SegmentWriter:
         self.number: int = header["segment"]
         self.opening = encode_open(raw, keys)
         self.pins: list[bytes] = []
+        self.data_blocks = 0  # those that the kernel took
         self.error: TapeError | None = None  # the log's: its entries are lost
         self.keys_path = keys_path
         self.synced = False  # for upkeep.py: nothing of it depends on the log any more
@@ -173,7 +174,11 @@ class SegmentWriter:
             with suppress(OSError):  # not even a header: nobody could read it
                 disk.remove(path)
             raise
-        self.batch = wal.open(self)
+        try:
+            self.batch = wal.open(self)
+        except TapeError:
+            disk.close(self.descriptor)
+            raise
         self.head = (0, self.h0)  # blocks and the chain value behind them, in one piece for other threads
 
     def fail(self, error: TapeError) -> None:
@@ -189,7 +194,9 @@ class SegmentWriter:
         if not self.blocks:
             self._first_ns = t0_ns
         self._last_ns = last_ns
-        return self._block(_DATA, raw, t0_ns, n_records, full)
+        batch = self._block(_DATA, raw, t0_ns, n_records, full)
+        self.data_blocks += 1
+        return batch
 
     def _block(self, kind: int, raw: bytes | memoryview, t0_ns: int, n_records: int = 0, full: bool = True) -> int:
         flags, stored = store(raw)

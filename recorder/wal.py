@@ -305,11 +305,14 @@ class Wal:
                 segment.pins.clear()
             self._begin_batch(after.number + 1, after.generation + 1, True)
             for file in (self._before, self._file):
-                if file is not None:
+                if file is not None and (file is not self._file or file.offset):
                     self.full.append(file)
+            empty = self._file if self._file is not None and not self._file.offset else None
             if self._file is not None:
                 self._file.bad = True
             self._before = self._file = None
+        if empty is not None:  # nothing in it was acknowledged; on a full disk there would be one for each attempt
+            self.discard(empty)
         for segment in failed:
             segment.fail(error)
         self._settle(after, error)
@@ -329,8 +332,8 @@ class Wal:
 
     def close(self, clean: bool) -> None:
         """Close the files, after stop(). clean: nothing depends on them, so they are deleted. Raises nothing."""
-        files = [*self.full, *self.free, *(file for file in (self._before, self._file) if file is not None)]
-        for file in files:
+        files = [*self.free, *self.full, *(file for file in (self._before, self._file) if file is not None)]
+        for file in files:  # the oldest first: a DONE is not forgotten before what it ends
             if clean:
                 self.discard(file)
             else:
@@ -338,8 +341,12 @@ class Wal:
                     self._disk.close(file.descriptor)
 
     def recycle(self, file: WalFile) -> None:
-        """Make the file ready for another generation: nothing valid is found in it any more. Raises OSError."""
-        self._disk.write_through(file.descriptor, 0, bytes(ENTRY_HEADER_BYTES))
+        """Make the file ready for another generation: nothing valid is found in it any more."""
+        try:
+            self._disk.write_through(file.descriptor, 0, bytes(ENTRY_HEADER_BYTES))
+        except OSError:  # never written again; nothing in it is needed
+            self.discard(file)
+            return
         file.offset = 0
         file.segments.clear()
         with self._lock:
@@ -351,6 +358,7 @@ class Wal:
             self._disk.close(file.descriptor)
         with suppress(OSError):
             self._disk.remove(file.path)
+            self._disk.sync_directory(self.directory)
 
 
 def _put(batch: Batch, segment: Logged, kind: int, body: tuple[bytes, ...]) -> None:
