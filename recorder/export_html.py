@@ -211,11 +211,11 @@ def _approvals(source: Source, panel: _Panel) -> str:
         waited = f" after {_length(step.decided_ns - step.held_ns)}" if step.decided_ns >= 0 <= step.held_ns else ""
         by = f" by {step.by}" if step.by else ""
         word = f' "{step.word}"' if step.word else ""
-        asked = f"asked: {', '.join(step.approvers)}" if step.approvers else ""
+        asked = f" · asked: {', '.join(step.approvers)}" if step.approvers else ""
         shown.append(
             f'<div class="approval"><strong>{_text(step.label)} {_text(step.state)}</strong>'
             f"{_text(by)}{waited}{_text(word)}<br>"
-            f"<small>{_text(step.approval)} · rule {_text(step.rule)} {_text(asked)}</small></div>"
+            f"<small>{_text(step.approval)} · rule {_text(step.rule)}{_text(asked)}</small></div>"
         )
     if not shown:
         return ""

@@ -1,8 +1,7 @@
 """Puts the records of a session together again: one Step for each command, with its verdict, approval and result.
 
 Pure. Steps are numbered as the transcript numbers them. A command of PostgreSQL's extended protocol is on the tape up
-to three times, as it is prepared, bound and run; the first byte of the message before it tells which (PostgreSQL
-docs, 55.7: Parse "P", Bind "B", Execute "E"). What is written once should read the last and leave out the others.
+to three times (phases.py). What is written once should read the last and leave out the others.
 """
 
 from __future__ import annotations
@@ -10,13 +9,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any
 
-from recorder.format import PAYLOAD_LIMIT, USER, Kind, Record, fields
+from recorder.format import Kind, Record, fields
+from recorder.phases import Phase, Phases
 from recorder.transcript import OPEN_COMMANDS_LIMIT
-
-Phase = Literal["prepare", "bind", "execute", "run"]
-_PHASES: Final[Mapping[int, Phase]] = {ord("P"): "prepare", ord("B"): "bind", ord("E"): "execute"}
 
 
 @dataclass(slots=True)
@@ -73,17 +70,15 @@ class Steps:
 
     def __init__(self, protocol: str, *, before: int = 0, text_limit: int | None = None) -> None:
         """before: commands before the first record. text_limit: characters of a text that are kept."""
-        self._postgres = protocol == "postgres"
+        self._phases = Phases(protocol)
         self._count = before
         self._text_limit = text_limit
         self._open: OrderedDict[int, Step] = OrderedDict()
-        self._message = 0  # the first byte of the user's message before this record
-        self._continued = -1  # the number of the record that would continue that message
 
     def feed(self, record: Record) -> Step | None:
         """Return the step that the record begins or speaks of, if any."""
         if record.kind == Kind.WIRE:
-            self._wire(record)
+            self._phases.wire(record)
             return None
         if record.kind not in (Kind.COMMAND, Kind.VERDICT, Kind.APPROVAL, Kind.RESULT):
             return None
@@ -105,20 +100,13 @@ class Steps:
                 self._result(step, record, said)
         return step
 
-    def _wire(self, record: Record) -> None:
-        """Remember how the user's message begins; a message over the limit goes on in the next record."""
-        if record.channel != USER or not record.payload:
-            return
-        if record.n != self._continued:
-            self._message = record.payload[0]
-        self._continued = record.n + 1 if len(record.payload) == PAYLOAD_LIMIT else -1
-
     def _command(self, record: Record, said: Mapping[str, Any]) -> Step:
         self._count += 1
         text = str(said.get("text") or said.get("verb") or "")
         if self._text_limit is not None and len(text) > self._text_limit:
             text = text[: self._text_limit - 1] + "…"
         values = said.get("values")
+        phase, typed = self._phases.command()
         step = Step(
             record.n,
             record.t_ns,
@@ -127,11 +115,10 @@ class Steps:
             str(said.get("kind", "")),
             text,
             said.get("exact") is not False,
-            _PHASES.get(self._message, "run") if self._postgres else "run",
-            self._message != 0,
+            phase,
+            typed,
             tuple(values) if isinstance(values, list) else (),
         )
-        self._message = 0
         self._open[record.n] = step
         if len(self._open) > OPEN_COMMANDS_LIMIT:
             self._open.popitem(last=False)

@@ -20,8 +20,11 @@ def paint(text: str, sgr: str) -> str:
 
 def table(
     columns: Sequence[object], rows: Sequence[object], masks: Mapping[int, str], columns_limit: int, color: bool
-) -> list[str]:
-    """Return the lines of the table. rows: sequences of str or None; masks: the rule of each masked column."""
+) -> tuple[list[str], int]:
+    """Return the lines of the table, and how many of its columns they show.
+
+    rows: sequences of str or None; masks: the rule of each masked column.
+    """
     names = [clip(_one_line(str(name)), CELL_LIMIT) for name in columns]
     cells = [[_cell(value, masks.get(i)) for i, value in enumerate(_row(row, len(names)))] for row in rows]
     widths = [max([width(name)] + [width(row[i]) for row in cells]) for i, name in enumerate(names)]
@@ -46,7 +49,7 @@ def table(
             parts.append(pad + text if right[i] else text + pad)
         tail = f" +{rest}" if rest and number == 0 else ""
         lines.append("| " + " | ".join(parts) + " |" + tail)
-    return lines
+    return lines, shown
 
 
 def wrapped(head: str, items: Sequence[str], columns_limit: int) -> list[str]:
@@ -81,4 +84,6 @@ def _cell(value: object, rule: str | None) -> str:
 
 
 def _one_line(text: str) -> str:
+    # Without the selectors of text or emoji: terminals do not agree on how wide they make what is before them.
+    text = text.replace("\ufe0f", "").replace("\ufe0e", "")
     return visible(text).replace("\n", "↵").replace("\t", " ")

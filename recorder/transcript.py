@@ -2,8 +2,10 @@
 
 A command is shown behind the prompt of its protocol, highlighted; below it the gate's word on it (allowed, held and by
 whom approved, denied), the first rows of its result as a table, or its error, and the time it took. Masked cells
-are inverse and name their rule. Where the header says that the session is a terminal's ("tty"), what the user
-saw is shown as it was, through the filter of escape.py. Other bytes on the wire are not shown: export jsonl has them.
+are inverse and name their rule. The steps in which PostgreSQL's extended protocol takes one command (phases.py) are a
+line each where the text is the same as that of the step before, and the same verdict is not said again. Where the
+header says that the session is a terminal's ("tty"), what the user saw is shown as it was, through the filter of
+escape.py. Other bytes on the wire are not shown: export jsonl has them.
 
 Everything that comes from the tape is made harmless before it is laid out. Sixteen colours, in plain text none.
 Left out: HTML; the screens of full-screen programs beyond replaying their bytes.
@@ -15,24 +17,29 @@ import codecs
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
 
 from recorder.cast import Code, Piece
-from recorder.escape import TerminalFilter, visible
+from recorder.escape import TerminalFilter, clip, visible, width
 from recorder.format import ERR, OUT, Kind, Record, fields
-from recorder.table import paint, table, wrapped
+from recorder.phases import Phase, Phases
+from recorder.table import CELL_LIMIT, paint, table, wrapped
 
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
 
 # Commands whose result may still come: a pipeline's worth.
 OPEN_COMMANDS_LIMIT: Final = 1024
-# pygments takes 1.4 us a character (recorder note, section 9): longer statements are shown without colours.
-HIGHLIGHT_LIMIT: Final = 16 * 1024
-TEXT_LINES_LIMIT: Final = 400  # of one statement; the tape has it whole
+# Of one statement, in characters: 200 lines of a terminal's 80; pygments takes 1.4 us for each (recorder note, section
+# 9). The tape, and every export that is not a picture of a terminal, has it whole.
+TEXT_LIMIT: Final = 16 * 1024
+TEXT_LINES_LIMIT: Final = 400
+VALUE_LIMIT: Final = 400  # cells of one bind value: a few lines
+HIDDEN_LIMIT: Final = 8  # columns that are named of those for which there was no room
 
 
 class _Style(NamedTuple):
@@ -62,6 +69,8 @@ class _Open:
     t_ns: int
     held_ns: int = 0
     masks: dict[int, str] = field(default_factory=dict)
+    masked_names: dict[int, str] = field(default_factory=dict)
+    folded: bool = False  # shown as a step of a command that is on the screen
 
 
 class Transcript:
@@ -93,6 +102,10 @@ class Transcript:
         self._pieces: list[Piece] = []
         self._protocol = str(header.get("protocol", ""))
         self._style = _STYLES.get(self._protocol, _STYLE)
+        self._phases = Phases(self._protocol)
+        self._text = ""  # of the command shown last, what was bound to it, and what was said of it
+        self._values: list[str] = []
+        self._allowed: tuple[str, ...] | None = None
         more = header.get("more")
         self._tty = isinstance(more, dict) and "tty" in more
         self._decoders = {channel: codecs.getincrementaldecoder("utf-8")("replace") for channel in (OUT, ERR)}
@@ -109,12 +122,20 @@ class Transcript:
         who = str(identity.get("subject", "?"))
         if isinstance(agents, list | tuple) and agents:
             who = f"{'/'.join(map(str, agents))} for {who}"
-        self._line(0, f"REC {said.get('sid', '?')}  {self._protocol}  {who} -> {said.get('target', '?')}", _BOLD)
-        return self._take()
+        more = said.get("more")
+        database = more.get("database") if isinstance(more, dict) else None
+        where = f"{said.get('target', '?')}/{database}" if database else said.get("target", "?")
+        self._line(0, f"REC {said.get('sid', '?')}  {self._protocol}  {who} -> {where}", _BOLD)
+        run = f"  run {said['run']}" if said.get("run") else ""
+        began = _moment(said.get("wall0_ns"))
+        if began or run:
+            self._line(0, f"    {began}{run}", _DIM)
+        return [Piece(0, "o", "".join(piece.text for piece in self._take()))]
 
     def feed(self, record: Record) -> list[Piece]:
         """Return what the record adds."""
         if record.kind == Kind.WIRE:
+            self._phases.wire(record)
             if self._tty and record.channel in self._decoders:
                 text = self._decoders[record.channel].decode(record.payload)
                 harmless = self._filter.feed(text)
@@ -161,22 +182,49 @@ class Transcript:
             self._open.popitem(last=False)
         verb = str(said.get("verb", ""))
         text = visible(str(said.get("text") or verb))
+        items = said.get("values")
+        values = [_value(value) for value in items] if isinstance(items, list) else []
+        phase, _ = self._phases.command()
+        if phase in ("bind", "execute") and text == self._text:
+            self._step(record.t_ns, opened, phase, values)
+            return
+        self._text, self._values, self._allowed = text, values, None
         self._add(record.t_ns, "m", visible(f"{opened.label} {verb}"))
+        remarks = ["as reconstructed"] if said.get("exact") is False else []
+        remarks += [phase] if phase in ("prepare", "bind") else []
+        # What the gate says of a log-in is no statement.
+        language = self._style.language if self._color and verb != "CONNECT" else ""
+        self._statement(record.t_ns, text, language, "".join(f"   ({remark})" for remark in remarks))
+        if values:
+            self._list(record.t_ns, "  values: ", values, _DIM)
+
+    def _step(self, t_ns: int, opened: _Open, phase: Phase, values: list[str]) -> None:
+        """A further step of the command that was shown last."""
+        opened.folded = True
+        head = f"  {opened.label} {'run' if phase == 'execute' else phase}"
+        if values and values != self._values:
+            self._list(t_ns, f"{head}: ", values, _DIM)
+        else:
+            self._line(t_ns, head, _DIM)
+        self._values = values
+
+    def _statement(self, t_ns: int, text: str, language: str, remark: str) -> None:
         style = self._style
         first, other = style.prompt, style.more
         target = visible(str(self._header.get("target", "")))
-        lines = _highlight(text, style.language if self._color else "").split("\n")
+        cut = len(text) - TEXT_LIMIT
+        lines = _highlight(text[:TEXT_LIMIT], language).split("\n")
         hidden = len(lines) - TEXT_LINES_LIMIT
         if hidden > 0:
-            lines = [*lines[:TEXT_LINES_LIMIT], f"... {hidden} more lines recorded"]
-        if said.get("exact") is False:
-            lines[-1] += self._paint("   (as reconstructed)", _DIM)
+            hidden += text.count("\n", TEXT_LIMIT)
+            lines = [*lines[:TEXT_LINES_LIMIT], f"... {hidden} more {'line' if hidden == 1 else 'lines'} recorded"]
+        elif cut > 0:
+            lines.append(f"... {cut} more {'character' if cut == 1 else 'characters'} recorded")
+        if remark:
+            lines[-1] += self._paint(remark, _DIM)
         prompts = [first.format(target)] + [other.format(target)] * (len(lines) - 1)
         shown = [self._paint(prompt, _BOLD) + line for prompt, line in zip(prompts, lines, strict=True)]
-        self._add(record.t_ns, "o", self._newline.join([*shown, ""]))
-        values = said.get("values")
-        if isinstance(values, list) and values:
-            self._list(record.t_ns, "  values: ", [_value(value) for value in values], _DIM)
+        self._add(t_ns, "o", self._newline.join([*shown, ""]))
 
     def _verdict(self, record: Record, said: Mapping[str, Any]) -> None:
         opened, prefix = self._of(said)
@@ -185,8 +233,11 @@ class Transcript:
             masks = said.get("masks")
             names = list(dict.fromkeys(map(str, masks))) if isinstance(masks, list) else []  # a rule has several
             mask = f" mask=[{', '.join(names)}]" if names else ""
-            self._line(record.t_ns, f"{prefix}[allow] rule={rule}{mask}", _GREEN)
+            said_before, self._allowed = self._allowed, (str(rule), *names)
+            if not (opened.folded and said_before == self._allowed and not said.get("approval")):
+                self._line(record.t_ns, f"{prefix}[allow] rule={rule}{mask}", _GREEN)
         else:
+            self._allowed = None
             self._line(record.t_ns, f"{prefix}[DENIED] rule={rule}: {said.get('reason', '')} - not forwarded", _ALARM)
             self._add(record.t_ns, "m", f"DENY {opened.label}")
         opened.t_ns = record.t_ns  # from here on it is the target's time
@@ -217,8 +268,9 @@ class Transcript:
         unmarked = scanned if isinstance(scanned, list) else []
         for item in items if isinstance(items, list) else []:
             match item:
-                case [_, int(column), rule] if column not in unmarked:
+                case [name, int(column), rule] if column not in unmarked:
                     opened.masks[column] = str(rule)
+                    opened.masked_names[column] = str(name)
                 case _:
                     pass
 
@@ -240,14 +292,26 @@ class Transcript:
         count = said.get("count") if isinstance(said.get("count"), int) else 0
         tag = prefix + str(said.get("tag", ""))
         if not isinstance(columns, list) or not isinstance(rows, list):
-            size = f"  ({_size(said.get('bytes'))})" if "COPY" in tag and said.get("bytes") else ""
-            self._line(t, f"{tag}{size}{took}")
+            # A COPY is shown by its size alone, so what was masked in it has to be said.
+            masked = [f"{name} masked:{opened.masks[i]}" for i, name in sorted(opened.masked_names.items())]
+            notes = [_size(said.get("bytes"))] if "COPY" in tag and said.get("bytes") else []
+            notes += [_few(masked)] if masked else []
+            noted = f"  ({'; '.join(notes)})" if notes else ""
+            self._line(t, tag + noted + ("" if tag.endswith("SKIPPED") else took))  # which took no time at all
             return
-        lines = table(columns, rows, opened.masks, self._columns, self._color)
+        if prefix:
+            self._line(t, f"{opened.label}:", _DIM)
+        lines, shown = table(columns, rows, opened.masks, self._columns, self._color)
         self._add(t, "o", self._newline.join([*lines, ""]))
         more = max(0, int(count or 0) - len(rows))
         noun = "row" if count == 1 else "rows"
         size = _size(said.get("bytes"))
+        if shown < len(columns):
+            rest = [
+                f"{columns[i]}" + (f" masked:{opened.masks[i]}" if i in opened.masks else "")
+                for i in range(shown, len(columns))
+            ]
+            size += f"; no room for {_few(rest)}"
         if more:
             self._line(t, f"  ... {more} more rows recorded ({count} {noun}, {size}){took}", _DIM)
         else:
@@ -301,7 +365,7 @@ class Transcript:
 
 def _highlight(text: str, language: str) -> str:
     """Colour a (visible) statement of a language that _lexer knows, "" for none."""
-    if not language or len(text) > HIGHLIGHT_LIMIT:
+    if not language:
         return text
     from pygments.token import Comment, Keyword, Name, Number, String  # 10 ms that only a replay needs
 
@@ -322,9 +386,32 @@ def _lexer(language: str) -> Lexer:
 
 
 def _value(value: object) -> str:
+    """A bind value as SQL has it; a long one as its beginning, and how long it is."""
+    if value is None:
+        return "NULL"
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
-    return "NULL" if value is None else repr(value) if isinstance(value, str) else str(value)
+    text = str(value)
+    shown = clip(visible(text[: 2 * VALUE_LIMIT]), VALUE_LIMIT)
+    cut = f" ({len(text)} characters)" if len(text) > 2 * VALUE_LIMIT or width(visible(text)) > VALUE_LIMIT else ""
+    quoted = "'" + shown.replace("'", "''") + "'" if isinstance(value, str) else shown
+    return quoted + cut
+
+
+def _few(items: list[str]) -> str:
+    rest = len(items) - HIDDEN_LIMIT
+    text = ", ".join(clip(visible(item).replace("\n", " "), CELL_LIMIT) for item in items[:HIDDEN_LIMIT])
+    return f"{text} and {rest} more" if rest > 0 else text
+
+
+def _moment(wall_ns: object) -> str:
+    """2026-11-21 10:00:03 UTC; "" of what is no time."""
+    if not isinstance(wall_ns, int):
+        return ""
+    try:
+        return f"{datetime.fromtimestamp(wall_ns // 1_000_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return ""
 
 
 def _duration(ns: int) -> str:

@@ -40,6 +40,7 @@ def test_transcript(story: Path) -> None:
         text
         == f"""\
 REC {sid}  postgres  claude-code/ci-bot for ana@acme -> shop-prod
+    2026-09-21 14:13:20 UTC
 -- intent: refund order 812
 shop-prod=> SELECT id, name, email
 shop-prod-> FROM orders LIMIT 200;
