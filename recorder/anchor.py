@@ -25,7 +25,7 @@ from typing import Final, Literal, Protocol
 from urllib.parse import quote
 
 from recorder.checkpoint import NOTE_LIMIT, Checkpoint, decode_checkpoint
-from recorder.disk import Disk
+from recorder.disk import Disk, open_regular
 from recorder.errors import FormatError
 
 INTERVAL_SECONDS: Final = 60.0  # recorder note, section 7: a checkpoint a minute
@@ -157,21 +157,21 @@ def read_anchored(path: Path) -> Iterator[tuple[str, str, Checkpoint | None]]:
     files = sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path]
     for file in files:
         if file.suffix == OBJECT or (file == path and file.suffix != LINES):
-            with file.open("rb") as note:
+            with open_regular(file) as note:
                 yield str(file), "", _decode(note.read(NOTE_LIMIT + 1), str(file))
         elif file.suffix == LINES:
             yield from _read_lines(file)
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, str, Checkpoint | None]]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         number = 0
         while line := file.readline(_LINE_LIMIT):
             number += 1
             place = f"{path}:{number}"
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield place, "", None
                 continue
             if not isinstance(entry, dict) or not isinstance(entry.get("checkpoint"), str):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 _CREATE_ATTEMPTS: Final = 1000  # some milliseconds
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
@@ -190,10 +191,25 @@ class Disk:
         path.replace(to)
 
 
+def open_regular(path: Path, buffering: int = -1) -> BinaryIO:
+    """Open a file to be read that somebody else may have put there: a pipe or a device would never end, or not begin.
+
+    Raises OSError; of those, too.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.fdopen(descriptor, "rb", buffering)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def is_live(path: Path) -> bool:
     """Tell whether a writer holds the file open now. False where that cannot be told."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is no tape: do not wait for it
     except OSError:
         return False
     try:

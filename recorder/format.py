@@ -31,6 +31,8 @@ Header (22 bytes and more)
     (subject str, and what the gate knows: groups, agents, issuer, proof = hex of a hash of the proof)
     run str   policy_rev str   mode str ("durable" | "written" | "strict")   more map (the protocol's own remarks;
     "tty": [columns, rows] says that channels out and err carry terminal bytes as they are)
+    log str (the origin of the node's log that tells of this tape; absent where none is kept. Whoever has the tape
+    without that log cannot see what else is missing)
     enc map (only of an encrypted tape, see Encryption): suite str, salt bin (24), commit bin (32), wraps bin (32)
 
 Block = block header (48 bytes) | stored payload (stored_len bytes) | chain value (32 bytes)
@@ -96,7 +98,7 @@ COMMANDS payload: entries [n, t_ns, verb, kind, verdict, short text], one after 
 
 INDEX payload: entries [offset, type, seq, first_record, t0_ns, n_records, leaf bin], one for each block before the
     first INDEX, in order; offset is that of the block header in the file. COMMANDS and INDEX are cut at entries into as
-    many blocks as they need.
+    many blocks as they need; of each, a segment has at most 16 MiB (raw_len, all together).
 
 trailer = "GCTT" | offset u64 of the first INDEX block | crc32 u32 of the 12 bytes before it        (16 bytes)
 
@@ -163,6 +165,7 @@ from recorder.layout import RAW_LIMIT as RAW_LIMIT
 from recorder.layout import SHORT_TEXT_LIMIT as SHORT_TEXT_LIMIT
 from recorder.layout import STORED_LIMIT as STORED_LIMIT
 from recorder.layout import SUFFIX as SUFFIX
+from recorder.layout import TABLE_LIMIT as TABLE_LIMIT
 from recorder.layout import TRAILER_BYTES as TRAILER_BYTES
 from recorder.layout import USER as USER
 from recorder.layout import VERSION as VERSION

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from recorder.disk import is_live
+from recorder.disk import is_live, open_regular
 from recorder.errors import FormatError, Truncated
 from recorder.format import (
     BLOCK_HEADER_BYTES,
@@ -107,7 +107,7 @@ class Scan:
 
     def _segment(self, path: Path) -> Generator[Piece, None, Seal | None]:
         """Yield the segment's blocks; the value is its seal, None if it has none (yet)."""
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path, 0) as file:
             descriptor = file.fileno()
             header = self._header(descriptor)
             self.header = header

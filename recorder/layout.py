@@ -36,6 +36,9 @@ STORED_LIMIT: Final = RAW_LIMIT + 16  # the tag of AES-256-GCM
 # Less is stored as it is: zstd takes 4 us whatever the size, a third of the CPU of a small command's two blocks, and
 # would save a seventh of the file (benchmarks/tape.py: 590 in place of 685 bytes a transaction).
 RAW_BELOW_BYTES: Final = 512
+# Raw bytes of all COMMANDS blocks of a segment, or of all its INDEX blocks. Writers begin another segment after 4 MiB
+# of commands or 64 Ki blocks (tape.py); a reader that took more would let a small file fill its memory.
+TABLE_LIMIT: Final = 16 * 1024 * 1024
 SHORT_TEXT_LIMIT: Final = 120  # one line of a wide terminal
 
 ZSTD: Final = 1

@@ -33,6 +33,11 @@ class NodeLedger:
         self._pending: list[LogEntry] = [Start(boot, version)] if start else []
         self._heads: dict[tuple[str, str], tuple[int, int]] = {}
 
+    @property
+    def origin(self) -> str:
+        """What the log calls itself."""
+        return self.log.origin
+
     def opened(self, sid: str, track: str, h0: bytes) -> None:
         """A tape was begun, and its header is durable; h0 is that of segment 0."""
         self._pending.append(Open(sid, track, h0))

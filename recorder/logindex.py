@@ -20,6 +20,7 @@ CREATE TABLE heads (sid TEXT, track TEXT, segment INTEGER, seq INTEGER, chain BL
 CREATE TABLE seals (sid TEXT, track TEXT, segment INTEGER, root BLOB, status TEXT, log INTEGER, at INTEGER,
                     PRIMARY KEY (sid, track, segment)) WITHOUT ROWID;
 CREATE TABLE tombs (sid TEXT PRIMARY KEY, policy TEXT, who TEXT, log INTEGER, at INTEGER) WITHOUT ROWID;
+CREATE TABLE erased (sid TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE kept (origin TEXT, size INTEGER, root BLOB, time TEXT, place TEXT, outside INTEGER,
                    PRIMARY KEY (origin, size, root)) WITHOUT ROWID;
 CREATE TABLE files (sid TEXT, track TEXT, root TEXT, PRIMARY KEY (sid, track)) WITHOUT ROWID;
@@ -70,7 +71,9 @@ class LogIndex:
                     saw = self.seal(*key)
                     if saw is not None and (saw.root, saw.status) != (entry.root, entry.status):
                         return f"another SEAL of session {entry.sid}, segment {entry.segment}, than entry {saw.at}"
-            case Tombstone() if not entry.policy.startswith(ERASED):
+            case Tombstone() if entry.policy.startswith(ERASED):
+                db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (entry.sid,))
+            case Tombstone():
                 row_ = (entry.sid, entry.policy, entry.who, log, at)
                 db.execute("INSERT OR IGNORE INTO tombs VALUES (?, ?, ?, ?, ?)", row_)
             case _:
@@ -133,6 +136,10 @@ class LogIndex:
         """(policy, who, entry) of the session's first tombstone."""
         row = self._db.execute("SELECT policy, who, at FROM tombs WHERE sid = ?", (sid,)).fetchone()
         return None if row is None else (str(row[0]), str(row[1]), int(row[2]))
+
+    def erased(self, sid: str) -> bool:
+        """Whether the session's keys were destroyed, and that was logged."""
+        return self._db.execute("SELECT 1 FROM erased WHERE sid = ?", (sid,)).fetchone() is not None
 
     def unseen(self, log: int) -> Iterator[tuple[str, str, int]]:
         """(sid, track, entry) of each tape of the log that was not asked for, by entry."""

@@ -37,7 +37,7 @@ from typing import Final
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from recorder.checkpoint import NOTE_LIMIT, Checkpoint, check_name, decode_checkpoint, sign_checkpoint
-from recorder.disk import Disk
+from recorder.disk import Disk, open_regular
 from recorder.errors import FormatError
 from recorder.logentry import (
     ENTRY_LIMIT,
@@ -107,7 +107,7 @@ class LogFiles:
 
     def checkpoint(self, name: str = CHECKPOINT) -> bytes:
         """The bytes of the checkpoint. Raises OSError."""
-        with (self.directory / name).open("rb") as file:
+        with open_regular(self.directory / name) as file:
             return file.read(NOTE_LIMIT + 1)
 
     def tile(self, level: int, index: int, width: int) -> bytes:
@@ -136,11 +136,11 @@ class LogFiles:
     def _read(self, level: int | None, index: int, width: int, limit: int) -> bytes:
         """Read a tile: the one of this width, or the full one, as a partial one may be removed once that is there."""
         try:
-            with (self.directory / tile_path(level, index, width)).open("rb") as file:
+            with open_regular(self.directory / tile_path(level, index, width)) as file:
                 return file.read(limit)
         except FileNotFoundError as missing:
             try:
-                with (self.directory / tile_path(level, index)).open("rb") as file:
+                with open_regular(self.directory / tile_path(level, index)) as file:
                     return file.read(limit)
             except FileNotFoundError:
                 raise FormatError(f"{tile_path(level, index, width)} is missing") from missing

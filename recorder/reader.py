@@ -23,6 +23,7 @@ from typing import Final
 import msgpack
 
 from recorder.cipher import KEYS_FILE_LIMIT, AuditorKey, SegmentCipher, unlock
+from recorder.disk import open_regular
 from recorder.errors import FormatError, Truncated, Unreadable
 from recorder.format import (
     BLOCK_HEADER_BYTES,
@@ -31,6 +32,7 @@ from recorder.format import (
     GATE,
     HEADER_LIMIT,
     SUFFIX,
+    TABLE_LIMIT,
     TRAILER_BYTES,
     Block,
     BlockType,
@@ -50,7 +52,7 @@ from recorder.places import Place, Places, last_before, last_with_record
 from recorder.seal import Seal, chain_hash, decode_seal, header_hash, leaf_hash
 from recorder.ulid import is_ulid
 
-_NAME: Final = re.compile(r"([0-9A-Z]{26}(?:\.original)?)\.(\d{3,})" + re.escape(SUFFIX))
+_NAME: Final = re.compile(r"([0-9A-Z]{26}(?:\.original)?)\.([0-9]{3,})" + re.escape(SUFFIX))
 
 
 class Segment:
@@ -67,7 +69,7 @@ class Segment:
         self._index: list[int] = []  # INDEX blocks that were not looked into yet
         self._seq = 0
         # The file is opened for each use and never kept: a tape of a thousand segments needs no thousand handles.
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path, 0) as file:
             self.header: Header = decode_header(file.read(HEADER_LIMIT + 32))
             self._end = len(self.header.raw)
             self._h0 = header_hash(self.header.raw)
@@ -78,9 +80,9 @@ class Segment:
     def data(self) -> Sequence[Place]:
         """The places of the DATA and GAP blocks. The INDEX is read when this is first asked for, decoded as needed."""
         if self._index:
-            with self.path.open("rb", buffering=0) as file:
+            with open_regular(self.path, 0) as file:
                 try:
-                    self._indexed = Places([self.read(offset, file.fileno())[1] for offset in self._index])
+                    self._indexed = Places(self._tables(self._index, file.fileno()))
                     self._commands = self._indexed.commands
                 except FormatError:  # the blocks are there all the same
                     self._places, self._commands, self.seal = [], [], None
@@ -99,7 +101,7 @@ class Segment:
     def refresh(self) -> None:
         """Find the complete blocks that were written since; stops at what is not one (yet)."""
         if self.seal is None:
-            with self.path.open("rb", buffering=0) as file:
+            with open_regular(self.path, 0) as file:
                 self._walk(file.fileno())
 
     def _walk(self, descriptor: int) -> None:
@@ -146,7 +148,7 @@ class Segment:
         an encrypted block without a key for it.
         """
         first = max(0, last_with_record(self.data, start))
-        with self.path.open("rb", buffering=0) as file:  # once for all its blocks: 15 us each
+        with open_regular(self.path, 0) as file:  # once for all its blocks: 15 us each
             # By index: refresh() may append to the list while a caller iterates.
             for i in range(first, len(self.data)):
                 place = self.data[i]
@@ -174,9 +176,20 @@ class Segment:
 
     def command_pieces(self) -> list[bytes]:
         """Return the payloads of the COMMANDS blocks. Raises FormatError."""
-        with self.path.open("rb", buffering=0) as file:
+        with open_regular(self.path, 0) as file:
             offsets = self._commands if self.data else ()  # which the INDEX tells
-            return [self.read(offset, file.fileno())[1] for offset in offsets]
+            return self._tables(offsets, file.fileno())
+
+    def _tables(self, offsets: Sequence[int], descriptor: int) -> list[bytes]:
+        """The payloads of INDEX or COMMANDS blocks, together within their limit. Raises FormatError."""
+        pieces: list[bytes] = []
+        size = 0
+        for offset in offsets:
+            pieces.append(self.read(offset, descriptor)[1])
+            size += len(pieces[-1])
+            if size > TABLE_LIMIT:
+                raise FormatError("more commands or blocks than a segment can have")
+        return pieces
 
     def last_ns(self) -> int:
         """The time of the last record."""
@@ -283,7 +296,11 @@ class TapeReader:
             segment = self.segment(i)
             # A segment that was ended after a crash has no COMMANDS.
             listed = segment.seal is not None and segment.seal.body.get("commands") is not None
-            yield from segment.commands() if listed else self._walk_commands(segment)
+            if not listed:
+                yield from self._walk_commands(segment)
+                continue
+            for piece in segment.command_pieces():
+                yield from decode_commands(piece)
 
     def _walk_commands(self, segment: Segment) -> Iterator[CommandEntry]:
         from recorder.segment import CommandIndex  # the writer's own index, so that both say the same
@@ -293,6 +310,8 @@ class TapeReader:
             record = joiner.feed(part)
             if record is not None:
                 index.note(record.n, record.t_ns, record.kind, record.payload)
+                if index.size_bytes > TABLE_LIMIT:
+                    raise FormatError("more commands than a segment can have")
         for piece in index.finish():
             yield from decode_commands(piece)
 
@@ -360,7 +379,7 @@ def keys_path(path: Path, header: Header) -> Path:
 def read_keys_file(path: Path, header: Header) -> bytes | None:
     """Return the content of a tape's .keys file, at most a byte more than it may have; None if there is none."""
     try:
-        with keys_path(path, header).open("rb") as file:
+        with open_regular(keys_path(path, header)) as file:
             return file.read(KEYS_FILE_LIMIT + 1)
     except FileNotFoundError:
         return None

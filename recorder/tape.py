@@ -418,6 +418,8 @@ class Recorder:
             "mode": mode,
             "more": dict(more or {}),
         }
+        if self._ledger is not None:
+            header["log"] = self._ledger.origin
         return self._open(header, mode, recipients)
 
     def open_original(self, tape: Tape, recipients: Sequence[Recipient]) -> Tape:

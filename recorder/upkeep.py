@@ -45,6 +45,10 @@ OnEvent = Callable[[str, Mapping[str, Any]], None]
 class Ledger(Protocol):
     """The node's log, as far as it concerns this thread; nodelog.py has it. Each may raise OSError."""
 
+    @property
+    def origin(self) -> str:
+        """What the log calls itself; tapes name it in their headers."""
+
     def opened(self, sid: str, track: str, h0: bytes) -> None: ...
     def head(self, sid: str, track: str, segment: int, blocks: int, chain: bytes) -> None: ...
     def sealed(self, sid: str, track: str, segment: int, root: bytes, status: str) -> None: ...

@@ -23,7 +23,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from recorder.disk import is_live
+from recorder.disk import is_live, open_regular
 from recorder.errors import FormatError
 from recorder.format import (
     BLOCK_HEADER_BYTES,
@@ -48,10 +48,10 @@ KEYS_LIMIT: Final = 64 * 1024  # walformat.py's
 LOG_FOLDER: Final = "log"
 CHECKPOINT_LIMIT: Final = 4096  # the size is on its second line; the first has at most 255 bytes
 
-_TAPE: Final = re.compile(r"([0-9A-Z]{26})(\.original)?\.(\d{3,9})" + re.escape(SUFFIX))
+_TAPE: Final = re.compile(r"([0-9A-Z]{26})(\.original)?\.([0-9]{3,9})" + re.escape(SUFFIX))
 _KEYS: Final = re.compile(r"([0-9A-Z]{26})(\.original)?\.keys")
-_TILE: Final = re.compile(r"(\d{3}|x\d{3})")
-_NUMBER: Final = re.compile(r"\d{2,4}")
+_TILE: Final = re.compile(r"x?[0-9]{3}")
+_NUMBER: Final = re.compile(r"[0-9]{2,4}")
 
 Labels = Callable[[str], Mapping[str, str] | None]
 
@@ -214,7 +214,7 @@ class Scanner:
         if header is None:
             return False
         enc = header.map_.get("enc")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(KEYS_LIMIT + 1)
         return isinstance(enc, dict) and enc.get("wraps") == sha256(data).digest()
 
@@ -223,7 +223,7 @@ class Scanner:
         _, node, _, level, *rest = path.split("/")
         index = int("".join(part.removeprefix("x") for part in rest))
         try:
-            with (self.directory / LOG_FOLDER / node / "checkpoint").open("rb") as file:
+            with open_regular(self.directory / LOG_FOLDER / node / "checkpoint") as file:
                 size = int(file.read(CHECKPOINT_LIMIT).split(b"\n")[1])
         except (OSError, ValueError, IndexError):
             return False
@@ -234,7 +234,7 @@ class Scanner:
 
 def has_trailer(path: Path) -> bool:
     """Tell whether a file ends in a trailer that points at a block of it. Raises OSError."""
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path, 0) as file:
         size = os.fstat(file.fileno()).st_size
         try:
             offset = decode_trailer(os.pread(file.fileno(), TRAILER_BYTES, max(0, size - TRAILER_BYTES)))
@@ -249,7 +249,7 @@ def has_trailer(path: Path) -> bool:
 def read_header(path: Path) -> Header | None:
     """Return a segment's header, None if there is no (whole) one."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return decode_header(file.read(HEADER_LIMIT + 32))
     except (OSError, FormatError):
         return None

@@ -16,8 +16,10 @@ With a log: a session that it saw begin and that is not here is altered (missing
 elsewhere accounts for it; a tape must have the h0, the chain values, the seals and the segments that the log saw. A
 sealed tape of a node whose log does not know it is altered; a live one, or one that was finished less than a minute
 ago, is incomplete, as the log may be a second behind. A tape of a node whose log is not here, where others' logs are,
-is incomplete. Without any log, anchor and witness the tapes alone are judged, and the statement says so; strict makes
-that incomplete, too.
+is incomplete, and so is one whose header names a log that is not here, unless no_log says that this is known. Without
+any log, anchor and witness the tapes alone are judged, and the statement says so; strict makes that incomplete, too. A
+single file is judged without any log. The .keys file of a tape that a log knows is here, or the log has its erasure.
+What cannot be read, or is no regular file, is unknown; the rest of the directory is judged all the same.
 
 Left out: what "bytes to the target without an Allow" means, which is the protocol's to say.
 Source: recorder note, section 8.
@@ -25,10 +27,9 @@ Source: recorder note, section 8.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,17 +38,17 @@ from typing import Final
 from recorder.checkpoint import NoteKey
 from recorder.cipher import AuditorKey
 from recorder.disk import is_live
-from recorder.format import SUFFIX
 from recorder.logindex import LogIndex
-from recorder.reader import name_of, segments_of
 from recorder.seal import PublicKeys
+from recorder.verify_files import Found, tapes_below
 from recorder.verify_log import CheckedLogs, LogReport
-from recorder.verify_report import ALTERED, INCOMPLETE, UNKNOWN, VERIFIED, WEIGHTS, Fault, TapeReport
-from recorder.verify_tape import verify_tape
+from recorder.verify_report import ALTERED, ERASED, INCOMPLETE, UNKNOWN, VERIFIED, WEIGHTS, Fault, TapeReport
+from recorder.verify_tape import sid_of, verify_tape
 
 _EXIT: Final = {VERIFIED: 0, ALTERED: 1, INCOMPLETE: 2, UNKNOWN: 3}
 # Tapes in one run, each with a report in memory: a directory of strange files must not fill it. Ours.
 TAPES_LIMIT: Final = 1_000_000
+CRASHED: Final = "crashed"
 FRESH_SECONDS: Final = 60.0  # the log is a second behind what is recorded; a disk that refuses it may make that more
 
 OnProgress = Callable[[int, int], None]  # bytes that were checked, of how many
@@ -79,7 +80,13 @@ class Report:
             return f"{tapes}; there is no node's log, so a session that is missing altogether would not show"
         return "; ".join([tapes, *(log.statement() for log in self.logs)])
 
-    def _weigh(self, status: str) -> None:
+    def take(self, tape: TapeReport) -> None:
+        """Take a tape's report in."""
+        self.tapes.append(tape)
+        self.weigh(tape.status)
+
+    def weigh(self, status: str) -> None:
+        """Take note of a status: the heaviest is that of the whole."""
         self.status = max(self.status, status, key=WEIGHTS.index)
 
 
@@ -93,6 +100,7 @@ def verify(
     threshold: int = 1,
     elsewhere: Elsewhere = lambda sid: False,
     strict: bool = False,
+    no_log: bool = False,
     progress: OnProgress = lambda done, of: None,
     wall: Callable[[], float] = time.time,
 ) -> Report:
@@ -108,74 +116,104 @@ def verify(
         logs = CheckedLogs(path, index)
         if whole:  # before the files are listed: a session that begins now is no missing one
             logs.check(keys, anchor, witnesses, threshold, strict)
-        total = sum(size for _, size in _tapes(path))
+        total = sum(found.size_bytes for found in tapes_below(path))
         done = 0
-        for files, size in _tapes(path):
+        for found in tapes_below(path):
             if len(report.tapes) == TAPES_LIMIT:  # not silently: what was not looked at is not verified
                 reason = f"more than {TAPES_LIMIT} tapes; verify a part of them at a time"
-                fault = Fault(UNKNOWN, str(files[0]), 0, None, reason)
-                report.tapes.append(TapeReport(files[0].name, str(files[0]), UNKNOWN, fault))
-                report._weigh(UNKNOWN)
+                report.take(_unread(found.files[0], reason))
                 break
-            tape = verify_tape(files, keys, decrypt, logs.of)
-            root = index.first_file(tape.sid, tape.track, tape.root)
-            if root != tape.root and tape.fault is None:
-                _fail(tape, ALTERED, "there is another, different tape of this session")
-            sid = tape.sid.partition(".")[0]
-            if tape.gone and (elsewhere(sid) or logs.removed(sid)):
-                where = f"removed by policy ({removed})" if (removed := logs.removed(sid)) else "elsewhere"
-                reason = f"{tape.fault.reason if tape.fault else ''}: it was {where}; this is what is left"
-                tape.status, tape.fault = INCOMPLETE, Fault(INCOMPLETE, tape.path, 0, None, reason)
-            elif logs.logs and not tape.logged:
-                _judge_unlogged(tape, files, logs, wall)
-            report.tapes.append(tape)
-            report._weigh(tape.status)
-            done += size
+            tape = _verify_found(found, whole, keys, decrypt, logs)
+            if tape.segments:
+                root = index.first_file(tape.sid, tape.track, tape.root)
+                if root != tape.root and tape.fault is None:
+                    _fail(tape, ALTERED, "there is another, different tape of this session")
+                _judge_by_log(tape, found.files, whole, logs, Terms(elsewhere, wall, no_log))
+            report.take(tape)
+            done += found.size_bytes
             progress(done, total)
         if whole:
             logs.finish(elsewhere)
     report.logs, report.notes = logs.reports, logs.notes
     for log in report.logs:
-        report._weigh(log.status)
-    if not report.tapes and not report.logs:
-        report.status = UNKNOWN
+        report.weigh(log.status)
+    if not report.tapes and not any(log.size for log in report.logs):
+        report.weigh(UNKNOWN)  # nothing is here, and nothing says that there was anything
     return report
 
 
-def _judge_unlogged(tape: TapeReport, files: Sequence[Path], logs: CheckedLogs, wall: Callable[[], float]) -> None:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What verify was told, as far as judging a tape by the logs takes it."""
+
+    elsewhere: Elsewhere
+    wall: Callable[[], float]
+    no_log: bool
+
+
+def _verify_found(
+    found: Found, whole: bool, keys: PublicKeys, decrypt: Sequence[AuditorKey], logs: CheckedLogs
+) -> TapeReport:
+    """Check one tape. In a directory, one that cannot be read does not keep the others from being looked at."""
+    if found.problem:
+        return _unread(found.files[0], found.problem)
+    try:
+        return verify_tape(found.files, keys, decrypt, logs.of)
+    except OSError as error:
+        if not whole:
+            raise
+        return _unread(found.files[0], f"cannot be read: {error.strerror or type(error).__name__}")
+
+
+def _unread(path: Path, reason: str) -> TapeReport:
+    return TapeReport(sid_of(path), str(path), UNKNOWN, Fault(UNKNOWN, str(path), 0, None, reason))
+
+
+def _judge_by_log(tape: TapeReport, files: Sequence[Path], whole: bool, logs: CheckedLogs, terms: Terms) -> None:
+    """Say of a tape what only the logs tell; without them, that they are not here."""
+    sid = tape.sid.partition(".")[0]
+    if tape.gone and (terms.elsewhere(sid) or logs.removed(sid)):
+        where = f"removed by policy ({removed})" if (removed := logs.removed(sid)) else "elsewhere"
+        reason = f"{tape.fault.reason if tape.fault else ''}: it was {where}; this is what is left"
+        tape.status, tape.fault = INCOMPLETE, Fault(INCOMPLETE, tape.path, 0, None, reason)
+    elif whole and tape.log and tape.log not in logs.origins:
+        if not terms.no_log:
+            _fail(tape, INCOMPLETE, f"the log {tape.log} is not here: what is left out cannot be seen")
+    elif logs.logs and not tape.logged:
+        _judge_unlogged(tape, files, logs, terms)
+    elif tape.content == ERASED and tape.logged and not logs.erased(sid):
+        _fail(tape, INCOMPLETE, "its .keys file is gone, and the log has no erasure of it")
+
+
+def _judge_unlogged(tape: TapeReport, files: Sequence[Path], logs: CheckedLogs, terms: Terms) -> None:
     """Judge a tape that no log knows, where there are logs."""
     if tape.status in (ALTERED, UNKNOWN):
         return
-    log = logs.logs.get(tape.node)
+    log = logs.origins.get(tape.log) if tape.log else logs.logs.get(tape.node)
     if log is None:
-        _fail(tape, INCOMPLETE, f"the log of its node ({tape.node}) is not here")
+        if not terms.no_log:
+            _fail(tape, INCOMPLETE, f"the log of its node ({tape.node}) is not here")
     elif not log.whole:
         _fail(tape, INCOMPLETE, f"the log of its node ({tape.node}) could not be read to its end")
-    elif tape.ended and not is_live(files[-1]) and wall() - files[-1].stat().st_mtime > FRESH_SECONDS:
+    elif tape.ended and not _is_fresh(tape, files[-1], terms.wall()):
         _fail(tape, ALTERED, f"the log of its node ({tape.node}) did not see this session")
     else:
         _fail(tape, INCOMPLETE, f"the log of its node ({tape.node}) did not see this session yet")
+
+
+def _is_fresh(tape: TapeReport, file: Path, now: float) -> bool:
+    """Tell whether a tape was finished so lately that the log may not have it yet.
+
+    What the seal says counts, too: a file's time is whatever somebody sets. A crashed tape was finished by recovery,
+    whose time is nowhere else; it is incomplete in any case.
+    """
+    if is_live(file):
+        return True
+    ended = now if tape.ended == CRASHED else tape.ended_at
+    return abs(now - file.stat().st_mtime) <= FRESH_SECONDS and abs(now - ended) <= FRESH_SECONDS
 
 
 def _fail(tape: TapeReport, status: str, reason: str) -> None:
     if WEIGHTS.index(status) > WEIGHTS.index(tape.status):
         tape.status = status
         tape.fault = Fault(status, tape.path, 0, None, reason)
-
-
-def _tapes(path: Path) -> Iterator[tuple[list[Path], int]]:
-    """Yield the segment files of each tape, in order, and their size in bytes; one folder's names at a time."""
-    if not path.is_dir():
-        files = segments_of(path)
-        yield files, sum(file.stat().st_size for file in files)
-        return
-    for folder, folders, names in os.walk(path):
-        folders.sort()
-        tapes: dict[str, list[tuple[int, str]]] = {}
-        for name in names:
-            if name.endswith(SUFFIX):
-                said = name_of(Path(name))
-                tapes.setdefault(said[0] if said else name, []).append((said[1] if said else 0, name))
-        for _, found in sorted(tapes.items()):
-            files = [Path(folder, name) for _, name in sorted(found)]
-            yield files, sum(file.stat().st_size for file in files)

@@ -30,6 +30,7 @@ class Outside(TypedDict, total=False):
     threshold: int
     elsewhere: Callable[[str], bool]
     strict: bool
+    no_log: bool
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -45,6 +46,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="gaps between heartbeats, old cosignatures, no log: incomplete"
     )
+    parser.add_argument(
+        "--no-log", action="store_true", help="judge tapes without the logs that their headers name, if those are away"
+    )
 
 
 def from_arguments(options: Namespace) -> Outside:
@@ -52,7 +56,7 @@ def from_arguments(options: Namespace) -> Outside:
     anchor = None if options.anchor is None else Path(options.anchor)
     if anchor is not None and not anchor.exists():
         raise KeyFileError(f"{anchor}: there is no such directory of anchors")
-    found = Outside(anchor=anchor, strict=options.strict, threshold=options.threshold)
+    found = Outside(anchor=anchor, strict=options.strict, threshold=options.threshold, no_log=options.no_log)
     if options.witness is not None:
         from recorder.witness import load_witnesses
 

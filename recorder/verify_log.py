@@ -345,6 +345,7 @@ class CheckedLogs:
         self._index = index
         self._path = path
         self.logs: dict[str, CheckedLog] = {}  # by node
+        self.origins: dict[str, CheckedLog] = {}
         self.reports: list[LogReport] = []  # those, and of logs that are not here
         self.notes: list[str] = []
 
@@ -367,6 +368,7 @@ class CheckedLogs:
             self.logs[directory.name] = log
             self.reports.append(log.report)
             report = log.report
+            self.origins[report.origin] = log
             report.cosigned = kept.cosigned(report.origin)
             if anchor is not None and report.anchored is None:
                 report.fail(INCOMPLETE, anchor, None, "the anchor has no checkpoint of this log")
@@ -377,9 +379,8 @@ class CheckedLogs:
                 report.fail(INCOMPLETE, directory / COSIGNED, None, reason)
             if strict and report.notes:
                 report.fail(INCOMPLETE, directory, None, report.notes[0])
-        here = {log.report.origin for log in self.logs.values()}
         for origin in self._index.origins():
-            if origin not in here:
+            if origin not in self.origins:
                 gone = LogReport(origin.rsplit("/", 1)[-1], str(self._path / LOGS), origin=origin)
                 gone.fail(ALTERED, self._path / LOGS, None, f"the log {origin} was anchored, but is not here")
                 self.reports.append(gone)
@@ -403,6 +404,10 @@ class CheckedLogs:
         """By which policy the session was removed, "" if it was not."""
         tomb = self._index.tombstone(sid)
         return "" if tomb is None else f"{tomb[0]} by {tomb[1]}, entry {tomb[2]}"
+
+    def erased(self, sid: str) -> bool:
+        """Whether a log has the erasure of the session's keys, or its removal."""
+        return self._index.erased(sid) or self._index.tombstone(sid) is not None
 
     def finish(self, elsewhere: Callable[[str], bool]) -> None:
         """Name the sessions that are not here. Call after the last tape."""

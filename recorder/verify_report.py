@@ -50,8 +50,10 @@ class TapeReport:
     track: str = "main"
     content: str = CHECKED  # or what kept us from it
     node: str = ""
+    log: str = ""  # the origin of the log that its header names
     logged: bool = False  # a node's log saw it begin
-    gone: bool = False  # the fault is that a segment is not here
+    gone: bool = False  # the fault is that its beginning is not here; what is left is in order
+    ended_at: float = 0.0  # by its last seal, seconds since the epoch
 
 
 class Saw(Protocol):
