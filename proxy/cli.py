@@ -1,4 +1,4 @@
-"""The command line: gatecast serve, demo, config, token, approvals, policy, sessions, replay, export, verify.
+"""The command line: gatecast serve, demo, config, token, approvals, policy, sessions, replay, export, verify, keys, ...
 
 Only arguments are parsed here; what a command does is in proxy/commands.py, imported when it runs, so that --help
 is quick and replay needs no database driver. Every error is one line on stderr that says what to do next; a stack
@@ -201,7 +201,11 @@ def _tokens(commands: _Commands) -> None:
     issue.add_argument("--for", dest="life", metavar="TIME", help="how long it holds: 12h, 30d (default: 30d)")
     issue.add_argument("--note", default="", help="what it is for")
     revoke = _command(
-        group, "revoke", "token_revoke", "end a token within a second", "gatecast token revoke k3xq82mzpa"
+        group,
+        "revoke",
+        "token_revoke",
+        "end a token, and its open sessions within two seconds",
+        "gatecast token revoke k3xq82mzpa",
     )
     revoke.add_argument("token", help="its id, or the whole token")
     listing = _command(group, "list", "token_list", "list tokens, newest first", "gatecast token list --json")
@@ -389,7 +393,12 @@ def _tapes(commands: _Commands) -> None:
 
 
 def _keys(commands: _Commands) -> None:
-    group = _group(commands, "keys", "make and show keys that tapes are encrypted to", "gatecast keys generate ana.key")
+    group = _group(
+        commands,
+        "keys",
+        "make and show the keys that tapes are encrypted to; rotate the one that seals",
+        "gatecast keys generate ana.key",
+    )
     generate = _command(
         group,
         "generate",
@@ -408,5 +417,14 @@ def _keys(commands: _Commands) -> None:
         module="proxy.keys",
     )
     show.add_argument("file", metavar="FILE", help="a tape's file, or its .keys file")
-    for command in (generate, show):
+    rotate = _command(
+        group,
+        "rotate-seal",
+        "keys_rotate_seal",
+        "retire the key that seals tapes and the node's log, and take a new one; the gateway must not run",
+        "gatecast keys rotate-seal -c /etc/gatecast/gatecast.yaml",
+        module="proxy.keys",
+    )
+    _file(rotate)
+    for command in (generate, show, rotate):
         _json(command)

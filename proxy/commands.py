@@ -75,7 +75,7 @@ def config_check(options: Namespace) -> int:
     from proxy.checking import check_config, render_check
 
     try:
-        found = check_config(_config(options), connect=options.connect)
+        found = check_config(config_path(options), connect=options.connect)
     except ConfigError as error:
         if not options.json:
             raise
@@ -181,7 +181,7 @@ def policy_explain(options: Namespace) -> int:
     from proxy import trying
 
     data, text = trying.explain(
-        _config(options), options.target, options.text, options.subject, options.group, options.agent, options.at
+        config_path(options), options.target, options.text, options.subject, options.group, options.agent, options.at
     )
     return _print(options, data, text)
 
@@ -190,7 +190,7 @@ def policy_test(options: Namespace) -> int:
     """gatecast policy test."""
     from proxy import trying
 
-    data, text, code = trying.test(_config(options), Path(options.cases))
+    data, text, code = trying.test(config_path(options), Path(options.cases))
     return _print(options, data, text, code=code)
 
 
@@ -252,7 +252,9 @@ def replay(options: Namespace) -> int:
     if options.against is not None:
         from proxy.reexecution.command import against_main
 
-        return against_main(_config(options), _tape(options, options.tape), options, sys.stdout, identities(options))
+        return against_main(
+            config_path(options), _tape(options, options.tape), options, sys.stdout, identities(options)
+        )
     try:
         how = from_arguments(options)
     except BadOption as error:
@@ -325,7 +327,8 @@ def find_config(given: str | None) -> Path | None:
     return next((path for path in CONFIG_NAMES if path.exists()), None)
 
 
-def _config(options: Namespace) -> Path:
+def config_path(options: Namespace) -> Path:
+    """The configuration file that a command means. Raises CommandError."""
     path = find_config(options.config)
     if path is None:
         raise CommandError(
@@ -338,14 +341,14 @@ def _load(options: Namespace) -> Any:  # proxy.config.Loaded, whose import is pu
     import protocols
     from proxy.config import load_config
 
-    return load_config(_config(options), frozenset(protocols.load()))
+    return load_config(config_path(options), frozenset(protocols.load()))
 
 
 def _state(options: Namespace) -> Path:
     """The state directory, without looking at the rest: a broken rule must not keep anybody from approving."""
     from proxy.lines import read_document
 
-    path = _config(options).absolute()
+    path = config_path(options).absolute()
     data = read_document(path).data
     state = data.get("state", ".gatecast") if isinstance(data, dict) else ".gatecast"
     if not isinstance(state, str):

@@ -99,7 +99,7 @@ def open_services(path: Path, begun: Config | None = None) -> Iterator[Services]
         loaded = keep_fixed(begun, loaded)
     state = prepare_state(loaded.state)
     with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(_lock(state)) if begun is None else None
+        lock = stack.enter_context(lock_state(state)) if begun is None else None
         hash_key = secret_file(state / loaded.config.masking.hash_key_file)
         snapshot = read_snapshot(path, hash_key)
         if begun is not None:
@@ -226,11 +226,18 @@ def file_system(path: Path) -> str:
     return kind
 
 
-def node_log_of(loaded: Loaded) -> NodeLog:
+def next_key_path(key_file: Path) -> Path:
+    """Where a rotation makes the next key; while it is there, no gateway starts (rotation.py)."""
+    return key_file.with_name(key_file.name + ".next")
+
+
+def node_log_of(loaded: Loaded, *, rotating: bool = False) -> NodeLog:
     """The log of this node, which all of its processes append to. Raises ConfigError."""
     config = loaded.config
     directory = loaded.state / config.recorder.directory
     node = config.node.name or socket.gethostname()
+    if not rotating and next_key_path(loaded.state / config.recorder.key_file).exists():
+        raise ConfigError("a rotation of the seal key was interrupted; type gatecast keys rotate-seal again")
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = SealKey.load(loaded.state / config.recorder.key_file)
@@ -284,7 +291,7 @@ def _vault(recorder: SessionRecorder, live: Live, node_log: NodeLog) -> VaultSer
 
 
 @contextlib.contextmanager
-def _lock(state: Path) -> Iterator[int]:
+def lock_state(state: Path) -> Iterator[int]:
     """Hold the state directory for this process; the kernel lets go of it however the process ends.
 
     Yields the descriptor: workers inherit it, so that it is held until the last process of the gateway is gone.
