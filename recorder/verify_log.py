@@ -158,7 +158,7 @@ class CheckedLog:
         self._next: tuple[int, bytes, str, str, bool] | None = None
 
     def check(self, keys: PublicKeys, index: LogIndex, kept: Kept) -> None:
-        """Check the log and take its entries into the index. Raises OSError."""
+        """Check the log and take its entries into the index."""
         report = self.report
         try:
             head = self._head(keys)
@@ -176,6 +176,8 @@ class CheckedLog:
             report.fail(bad.status, self.directory / bad.file, bad.entry, bad.reason)
         except FormatError as error:
             report.fail(ALTERED, self.directory, self._edge.size, error.reason)
+        except OSError as error:
+            report.fail(UNKNOWN, error.filename or self.directory, None, f"cannot be read: {error.strerror}")
         report.sessions = index.count("tapes", self.number)
         if self._gaps > NOTES_LIMIT:
             report.notes.append(f"{self._gaps - NOTES_LIMIT} more gaps between heartbeats")

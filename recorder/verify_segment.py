@@ -192,7 +192,6 @@ class SegmentCheck:
             raise Bad(ALTERED, 0, None, "first_record does not continue the segment before")
         if self._previous is not None and _constant(said) != _constant(self._previous.header.map_):
             raise Bad(ALTERED, 0, None, "its header speaks of another session")
-        self._unlock()
         self._chain = self.data_head = header_hash(self.header.raw)
         if self._previous is None:
             self.said = self._ask(self.header)
@@ -202,6 +201,7 @@ class SegmentCheck:
         if self.said is not None:
             self._heads = self.said.heads(number)
             self._head = next(self._heads, None)
+        self._unlock()
         return len(self.header.raw)
 
     def _check_end(self, offset: int) -> None:
@@ -237,6 +237,8 @@ class SegmentCheck:
             self.content = ERASED if there is None else ENCRYPTED_CONTENT
         except FormatError as error:
             raise Bad(ALTERED, 0, None, error.reason) from error
+        except OSError as error:
+            raise Bad(UNKNOWN, 0, None, f"its .keys file cannot be read: {error.strerror}") from error
 
     def _check_block(self, file: BinaryIO, offset: int) -> int:
         """Check the block at the offset, return where the next one begins. Raises FormatError, Truncated."""
