@@ -63,6 +63,9 @@ PENDING_LIMIT: Final = 4 * BLOCK_TARGET_BYTES
 SEGMENT_LIMIT: Final = 64 * 1024 * 1024
 SEGMENT_BLOCKS_LIMIT: Final = 64 * 1024
 SEGMENT_COMMANDS_LIMIT: Final = 4 * 1024 * 1024
+# A file of the log takes at most this share of what is free at the start, but that many bytes at least. Ours.
+LOG_SHARE: Final = 16
+LOG_LEAST_BYTES: Final = 1024 * 1024
 REASON_LIMIT: Final = 1024  # characters of CLOSE's reason: it is in the seal, too
 
 GATING: Final = frozenset({Kind.COMMAND, Kind.VERDICT, Kind.APPROVAL, Kind.INTENT, Kind.CLOSE})
@@ -236,16 +239,22 @@ class Tape:
             keys, keys_path = self._key.keys_file, self.directory / f"{stem}{KEYS_SUFFIX}"
             if number == 0:
                 recorder.write_keys(keys_path, keys)
-        segment = SegmentWriter(
-            recorder.disk,
-            path,
-            header,
-            recorder.wal,
-            keys=keys,
-            keys_path=keys_path,
-            cipher=cipher,
-            on_fail=self._on_log_failed,
-        )
+        try:
+            segment = SegmentWriter(
+                recorder.disk,
+                path,
+                header,
+                recorder.wal,
+                keys=keys,
+                keys_path=keys_path,
+                cipher=cipher,
+                on_fail=self._on_log_failed,
+            )
+        except Exception:
+            if keys_path is not None and number == 0:  # keys of nothing
+                with suppress(OSError):
+                    recorder.disk.remove(keys_path)
+            raise
         recorder.upkeep.begin(segment)
         return segment
 
@@ -338,7 +347,7 @@ class Recorder:
             try:
                 if folder.left_over(self.disk):
                     self._tell(recover(self.directory, folder.path, self.key, disk=self.disk).segments)
-                self._wal = Wal(folder.path, self.disk, self._wal_bytes)
+                self._wal = Wal(folder.path, self.disk, self._log_bytes())
             except BaseException:
                 folder.release()
                 raise
@@ -354,6 +363,12 @@ class Recorder:
             on_event=self._on_event,
             tick_seconds=self._tick_seconds,
         )
+
+    def _log_bytes(self) -> int:
+        """How large a file of the log may become: on a small disk less, as three of them are in use at a time."""
+        if self._wal_bytes <= LOG_LEAST_BYTES:
+            return self._wal_bytes
+        return max(LOG_LEAST_BYTES, min(self._wal_bytes, self.disk.free_bytes(self.directory) // LOG_SHARE))
 
     def recover(self) -> list[Recovered]:
         """Recover what dead processes left, in whichever folder; what living ones have open is let be.
@@ -455,6 +470,10 @@ class Recorder:
         descriptor = self.disk.create(path)
         try:
             self.disk.write(descriptor, [keys])
+        except OSError:
+            with suppress(OSError):
+                self.disk.remove(path)
+            raise
         finally:
             self.disk.close(descriptor)
 
