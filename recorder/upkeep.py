@@ -39,6 +39,8 @@ RETRY_SECONDS: Final = 5.0  # for what a full or broken disk refused
 SYNC_EACH_LIMIT: Final = 16
 ROOM_BYTES: Final = 1024 * 1024  # the emergency room: some thousand index and seal blocks
 
+ROOM_SPARE: Final = 4  # it is made only if there is this much more than it takes
+
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -89,6 +91,7 @@ class Upkeep:
         self._begun: deque[SegmentWriter] = deque()
         self._finished: deque[tuple[SegmentWriter, str]] = deque()
         self._broken: deque[tuple[SegmentWriter, str]] = deque()
+        self._made: deque[Path] = deque()  # by the tapes
         self._directories: dict[Path, None] = {}
         self._open: dict[SegmentWriter, None] = {}
         self._heads: list[tuple[SegmentWriter, tuple[int, bytes]]] = []
@@ -109,8 +112,7 @@ class Upkeep:
 
     def made(self, directories: list[Path]) -> None:
         """These directories have new entries that are not synced."""
-        for directory in directories:
-            self._directories[directory] = None
+        self._made.extend(directories)
 
     def begin(self, segment: SegmentWriter) -> None:
         """A segment was created."""
@@ -159,14 +161,18 @@ class Upkeep:
         self._wal.nudge()
         if last:
             for segment in (*(one for one, _ in self._to_close), *(one for one, _ in self._to_sync)):
-                with suppress(OSError):
-                    self._disk.close(segment.descriptor)
+                self._let_go(segment)
             self._to_close.clear()
 
     def _report(self, what: str, error: Exception) -> None:
         if what not in self._failing:  # once, not every second
             self._failing.add(what)
             self._on_event("recorder-upkeep-failed", {"what": what, "reason": str(tape_error(error))})
+
+    def _let_go(self, segment: SegmentWriter) -> None:
+        """Close a descriptor. Whatever close says, it is gone: to close it again could end somebody else's."""
+        with suppress(OSError):
+            self._disk.close(segment.descriptor)
 
     def _take(self) -> None:
         """Take over what the event loops queued."""
@@ -182,7 +188,7 @@ class Upkeep:
         while self._broken:
             segment, reason = self._broken.popleft()
             self._open.pop(segment, None)
-            self._disk.close(segment.descriptor)
+            self._let_go(segment)
             self._to_seal.append((segment, reason))
 
     def _sync(self) -> None:
@@ -194,14 +200,18 @@ class Upkeep:
         good = self._sync_segments([segment for segment, _ in todo])
         for segment, status in todo:
             if segment not in good:
-                self._disk.close(segment.descriptor)
+                self._let_go(segment)
                 self._to_seal.append((segment, "it could not be brought to the disk"))
                 continue
             segment.synced = True
+            if segment.error is not None and segment.number == 0:  # _tell may have passed over it
+                self._notes.append((segment.batch, segment, "open"))
             self._notes.append((segment.batch, segment, status))
             self._to_close.append((segment, self._wal.done(segment)))
 
     def _sync_directories(self, more: Mapping[Path, None]) -> None:
+        while self._made:
+            self._directories[self._made.popleft()] = None
         made, self._directories = self._directories, {}
         try:
             for directory in {**made, **more}:
@@ -288,7 +298,7 @@ class Upkeep:
             elif batch > self._wal.durable:
                 waiting.append((segment, batch))
             else:
-                self._disk.close(segment.descriptor)
+                self._let_go(segment)
         self._to_close = waiting
 
     def _tell(self) -> None:
@@ -329,6 +339,8 @@ class Upkeep:
         """Keep a file that can be let go of when there is no room for a seal."""
         if self._to_seal or self._room.exists():
             return
+        if self._disk.free_bytes(self._directory) < ROOM_SPARE * ROOM_BYTES:
+            return  # to try would take what is left from those who write
         descriptor = self._disk.create_log(self._room)
         try:
             self._disk.write_through(descriptor, 0, bytes(ROOM_BYTES))
