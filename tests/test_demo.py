@@ -19,10 +19,12 @@ import pytest
 from proxy import demo
 from proxy.core.errors import GatecastError
 from proxy.demo import shop as shops
+from proxy.demo import story as stories
 from proxy.demo.console import Console, StepError, Terminal, terminal
 from proxy.demo.house import RULES, House, open_house
 from proxy.demo.shop import DemoError, Shop, open_shop
 from proxy.demo.story import PROMPT, STEPS, Psql, Story, find_psql
+from recorder.cli import list_sessions
 
 ROOT = Path(__file__).parents[1]
 SILENT = Console(None)
@@ -76,7 +78,7 @@ def test_the_story_is_told_as_json(tmp_path: Path) -> None:
     said = json.loads(out)
     assert (child.returncode, said["ok"], said["failure"], err) == (0, True, None, "")
     assert [step["name"] for step in said["steps"]] == ["started", *(step.__name__ for _, step in STEPS)]
-    assert sum(len(step.get("checks", ())) for step in said["steps"]) >= 15
+    assert sum(len(step.get("checks", ())) for step in said["steps"]) >= 24
     assert not list(tmp_path.iterdir())
 
 
@@ -199,6 +201,24 @@ def test_a_step_that_fails_ends_the_story_and_says_what_was_expected(place: tupl
     assert failure == "no e-mail address and no card number is in them"
     assert [step["ok"] for step in steps] == [True, False]
     assert "brandt" in out.getvalue()
+
+
+@pytest.mark.peer
+def test_an_answer_that_is_on_no_tape_is_noticed(
+    place: tuple[Shop, House, Psql], psql: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kill's own check: a tape without its last answer must fail it; and the gateway is back all the same."""
+    shop, house, how = place
+    story = Story(SILENT, shop, house, how, psql)
+    story.known.update(str(row["sid"]) for row in list_sessions(story.tapes))
+    whole = stories._payloads
+    monkeypatch.setattr(stories, "_payloads", lambda path: whole(path).replace(b"parcel 99:", b"parcel --:"))
+    with pytest.raises(StepError, match="are on the tape"):
+        stories.killed(story)
+    assert house.process.poll() is None
+    monkeypatch.undo()
+    stories.killed(story)
+    assert story.checks[-1].startswith("genuine, and said to end in a crash")
 
 
 def test_without_the_wheel_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

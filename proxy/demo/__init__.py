@@ -31,6 +31,7 @@ from proxy.demo.console import Console, StepError, terminal
 from proxy.demo.house import House, open_house, write_env
 from proxy.demo.shop import Shop, open_shop
 from proxy.demo.story import STEPS, Psql, Story, find_psql
+from recorder.cli import list_sessions
 
 KEPT: Final = Path(".gatecast/demo")
 _TRY: Final = """\
@@ -51,6 +52,7 @@ and in a third one:
   GATECAST_TOKEN=$APPROVER gatecast approvals approve ap_...
   gatecast sessions list
   gatecast replay {session}
+  gatecast verify
 
 rules.yaml can be edited while it runs: the next command meets the new rules.
 Ctrl-C here stops everything.
@@ -145,7 +147,9 @@ def _run(console: Console, folder: Path, keep: bool, steps: list[dict[str, Any]]
 def _story(console: Console, shop: Shop, house: House, psql: Psql) -> Iterator[Story]:
     command = [psql.program, "-X", "-n", psql.conninfo]
     with terminal(console, command, house.folder, {**house.environment, "TERM": "dumb"}) as opened:
-        yield Story(console, shop, house, psql, opened)
+        story = Story(console, shop, house, psql, opened)
+        story.known.update(str(row["sid"]) for row in list_sessions(story.tapes))
+        yield story
 
 
 def _tell(story: Story, steps: list[dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ import select
 import struct
 import subprocess
 import termios
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ END_SECONDS: Final = 10.0
 READ_BYTES: Final = 65_536
 COLUMNS: Final = 100
 ROWS: Final = 40
+_INDENT: Final = " " * 10
 
 _BOLD, _CYAN, _GREEN, _RED, _DIM = "1", "36", "32", "31", "2"
 
@@ -112,8 +114,15 @@ def run_line(console: Console, line: str, folder: Path, environment: Mapping[str
         )
     except subprocess.TimeoutExpired as error:
         raise StepError(f"this took longer than {COMMAND_SECONDS:.0f} s: {line}") from error
-    console.raw(done.stdout)
+    console.raw("".join(_folded(line) + "\n" for line in done.stdout.splitlines()))
     return Done(done.stdout, done.returncode)
+
+
+def _folded(line: str) -> str:
+    """A line as a terminal of COLUMNS shows it; what does not fit is on lines of its own, and indented."""
+    if len(line) <= COLUMNS:
+        return line
+    return "\n".join(textwrap.wrap(line, COLUMNS, subsequent_indent=_INDENT, break_on_hyphens=False))
 
 
 class Terminal:

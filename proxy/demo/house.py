@@ -86,9 +86,9 @@ rules:
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class House:
-    """A running gateway in its folder, and how to talk to it."""
+    """A running gateway in its folder, and how to talk to it; process is another one after restart()."""
 
     folder: Path
     tls_port: int
@@ -114,8 +114,35 @@ def open_house(folder: Path, shop: Shop) -> Iterator[House]:
     if _in_use(folder / "state" / SOCKET_NAME):
         raise DemoError(f"a demo is running in {folder} already; stop it with Ctrl-C in its terminal")
     agent, approver = _write(folder, shop)
-    with (folder / "gateway.log").open("wb") as log:
-        process = subprocess.Popen(  # ourselves
+    (folder / "gateway.log").write_bytes(b"")
+    house = House(folder, 0, 0, agent, approver, _serve(folder))
+    try:
+        ports = _ports(house.process, folder / "gateway.log", 0)
+        house.tls_port, house.plain_port = ports["tls"], ports["plain"]
+        yield house
+    finally:
+        stop(house.process)
+
+
+def kill(house: House) -> None:
+    """End the gateway as a power supply would: without a word. Its ports are written down for the next start."""
+    house.process.kill()
+    house.process.wait(STOP_SECONDS)
+    config = house.folder / "gatecast.yaml"
+    text = config.read_text().replace("localhost:0\n", f"localhost:{house.tls_port}\n")
+    config.write_text(text.replace("127.0.0.1:0\n", f"127.0.0.1:{house.plain_port}\n"))
+
+
+def restart(house: House) -> None:
+    """Start a gateway in the place of the one that is gone. Raises DemoError."""
+    began = (house.folder / "gateway.log").stat().st_size
+    house.process = _serve(house.folder)
+    _ports(house.process, house.folder / "gateway.log", began)
+
+
+def _serve(folder: Path) -> subprocess.Popen[bytes]:
+    with (folder / "gateway.log").open("ab") as log:
+        return subprocess.Popen(  # ourselves
             [sys.executable, "-m", "proxy", "serve", "-c", "gatecast.yaml", "--log-json"],
             cwd=folder,
             env=_environment(folder),
@@ -123,11 +150,6 @@ def open_house(folder: Path, shop: Shop) -> Iterator[House]:
             stderr=log,
             start_new_session=True,  # Ctrl-C is for the demo, which stops the gateway itself
         )
-    try:
-        ports = _ports(process, folder / "gateway.log")
-        yield House(folder, ports["tls"], ports["plain"], agent, approver, process)
-    finally:
-        stop(process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:
@@ -220,11 +242,11 @@ def _in_use(path: Path) -> bool:
     return True
 
 
-def _ports(process: subprocess.Popen[bytes], log: Path) -> dict[str, int]:
-    """Wait until the log says where every listener is. Raises DemoError with what it says instead."""
+def _ports(process: subprocess.Popen[bytes], log: Path, began: int) -> dict[str, int]:
+    """Wait until the log, from began on, says where every listener is. Raises DemoError with what it says instead."""
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        found = dict(_listening(log))
+        found = dict(_listening(log.read_bytes()[began:].decode("utf-8", "replace")))
         if {"tls", "plain"} <= found.keys():
             return found
         time.sleep(POLL_SECONDS)
@@ -232,8 +254,8 @@ def _ports(process: subprocess.Popen[bytes], log: Path) -> dict[str, int]:
     raise DemoError(f"the gateway did not start: {said or 'it said nothing'}")
 
 
-def _listening(log: Path) -> Iterator[tuple[str, int]]:
-    for line in log.read_text(errors="replace").splitlines():
+def _listening(log: str) -> Iterator[tuple[str, int]]:
+    for line in log.splitlines():
         with contextlib.suppress(ValueError):  # the last line may be half written
             entry = json.loads(line)
             if entry.get("event") == "listening":

@@ -1,13 +1,13 @@
 """The demo's story: an agent's psql at work, step by step, each step with a check that can fail.
 
 One psql session from the beginning to the end: a read, a masked read, a change that is held until another person
-approves it, a refusal that the connection survives. Then its recording: listed, verified, tampered with, replayed.
+approves it, a refusal that the connection survives. Then its recording: listed, searched, verified. A second psql has
+the gateway killed under its hands, and what it saw answered is on a tape. A copy of the tapes is tampered with, and the
+first recording is replayed and exported.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 import shlex
 import shutil
@@ -16,15 +16,24 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from proxy.demo.console import Console, Done, StepError, Terminal, run_line
-from proxy.demo.house import AGENT, APPROVER, OWNER, House
+from proxy.demo.console import COMMAND_SECONDS, Console, Done, StepError, Terminal, run_line
+from proxy.demo.house import AGENT, APPROVER, OWNER, House, kill, restart
 from proxy.demo.shop import DATABASE, DemoError, Shop
+from recorder.cli import list_sessions
+from recorder.reader import TapeReader
+from recorder.seal import load_public_keys
+from recorder.verify import verify
+from recorder.verify_report import INCOMPLETE, VERIFIED
 
 PROMPT: Final = r"(?:^|\n)shop=> $"
 _APPROVAL: Final = re.compile(r"\bap_[A-Za-z0-9]+")
 _NO_TLS: Final = "not compiled in"
+PARCELS: Final = 5000  # statements of the psql that meets the kill; ten times what it gets through until then
+ANSWERS: Final = 100
+WAIT_SECONDS: Final = 10.0
+POLL_SECONDS: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +65,15 @@ class Story:
     psql: Psql
     terminal: Terminal
     checks: list[str] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)  # sessions that were there before, of an earlier demo too
     session: str = ""
     tape: str = ""
+    crashed: str = ""  # the session that the kill ended
+
+    @property
+    def tapes(self) -> Path:
+        """Where the gateway keeps its recordings."""
+        return self.house.folder / "state" / "tapes"
 
     def expect(self, good: bool, what: str) -> None:
         """Note a check. Raises StepError if it failed."""
@@ -165,22 +181,83 @@ def denied(story: Story) -> None:
 
 
 def recorded(story: Story) -> None:
-    """The recording is listed, genuine and complete; a changed copy is not."""
+    """The recording is listed, found by a word of a statement, and proved genuine, complete, and one of all."""
     row = _row(story)
     story.session, story.tape = str(row["sid"]), str(row["path"])
     listed = story.run("gatecast sessions list --limit 3")
     story.expect(story.session in listed.output and row["status"] == "closed", "the session is recorded and sealed")
-    verified = story.run(f"gatecast verify {story.session}")
-    story.expect(verified.code == 0, "the recording is genuine and complete: exit code 0")
-    path = Path(story.tape)
-    data = path.read_bytes()
-    place = len(data) // 2
-    story.console.say("The same with one byte changed, in a copy:")
-    copy = story.house.folder / "changed" / path.name
-    copy.parent.mkdir(exist_ok=True)
-    copy.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-    changed = story.run(f"gatecast verify changed/{path.name}")
-    story.expect(changed.code == 1, "the change is found: exit code 1")
+    found = story.run("gatecast sessions search 'drop table' --verdict deny")
+    story.expect(
+        story.session in found.output and "DROP TABLE orders" in found.output, "a search tells who tried that, and when"
+    )
+    _settle(story, VERIFIED)
+    verified = story.run("gatecast verify state/tapes")
+    story.expect(
+        verified.code == 0 and "every session" in verified.output,
+        "no byte is changed and no session is missing: exit code 0",
+    )
+
+
+def killed(story: Story) -> None:
+    """The gateway is killed while psql works; what psql saw answered is on a tape when it is back."""
+    folder, house = story.house.folder, story.house
+    lines = (f"SELECT 'parcel {n}: ' || item FROM orders WHERE id = {1 + n % 6};" for n in range(PARCELS))  # noqa: S608
+    (folder / "parcels.sql").write_text("\n".join(lines) + "\n")
+    answered = folder / "answered.txt"
+    story.console.typed(f'{story.psql.program} -XAtq -f parcels.sql "<as above>" >answered.txt &')
+    with answered.open("wb") as out:
+        psql = subprocess.Popen(  # noqa: S603  # as the terminal's psql
+            [story.psql.program, "-XAtq", "-f", "parcels.sql", story.psql.conninfo],
+            cwd=folder,
+            env=house.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    try:
+        _wait(lambda: answered.read_text().count("\n") >= ANSWERS, f"psql was not answered {ANSWERS} times")
+        story.console.typed(f"kill -9 {house.process.pid}    # the gateway")
+        kill(house)
+        _, said = psql.communicate(timeout=COMMAND_SECONDS)
+    finally:
+        psql.kill()
+        psql.wait()
+    seen = [line for line in answered.read_text().split("\n")[:-1] if line]
+    story.console.raw(said.splitlines()[0] + "\n" if said else "")
+    story.expect(ANSWERS <= len(seen) < PARCELS, f"psql lost its connection after {len(seen)} answers")
+    story.console.typed("gatecast serve -c gatecast.yaml &")
+    restart(house)
+    story.expect('"tape-recovered"' in house.log, "the next gateway found the tape and sealed what was on it")
+    row = _row(story)
+    story.crashed = str(row["sid"])
+    tape = _payloads(Path(str(row["path"])))
+    story.expect(
+        all(line.encode() in tape for line in seen), f"all {len(seen)} answers that psql printed are on the tape"
+    )
+    _settle(story, INCOMPLETE)
+    verified = story.run("gatecast verify state/tapes")
+    story.expect(verified.code == 2, "genuine, and said to end in a crash: exit code 2")
+
+
+def tampered(story: Story) -> None:
+    """In a copy of all tapes, one byte is changed and one session is deleted: both are told."""
+    folder = story.house.folder
+    shutil.rmtree(folder / "copy", ignore_errors=True)
+    story.run("cp -r state/tapes copy")
+    crashed = next((folder / "copy").rglob(f"{story.crashed}.000.gct"))
+    data = bytearray(crashed.read_bytes())
+    data[len(data) // 2] ^= 1
+    crashed.write_bytes(data)
+    story.console.say(f"One byte of {crashed.name} is changed there, and the agent's session goes:")
+    story.run(f"rm copy/*/*/*/{story.session}.000.gct")
+    verified = story.run("gatecast verify copy")
+    story.expect(verified.code == 1, "exit code 1")
+    story.expect(
+        any(line.startswith("altered") and crashed.name in line for line in verified.output.splitlines()),
+        "the changed byte is found, with its place",
+    )
+    story.expect(f"missing: session {story.session}" in verified.output, "the deleted session is named")
 
 
 def replayed(story: Story) -> None:
@@ -190,13 +267,15 @@ def replayed(story: Story) -> None:
         all(part in done.output for part in ("desk lamp", "UPDATE 1", "DROP TABLE orders", APPROVER)),
         "it shows the commands, the decisions and the results",
     )
-    exported = story.run(f"gatecast export {story.session} --format jsonl -o session.jsonl")
-    data = _content(story.house.folder / "session.jsonl")
+    exported = story.run(f"gatecast export {story.session} --format html --force -o session.html")
+    page = story.house.folder / "session.html"
+    data = page.read_bytes() + _payloads(Path(story.tape))
     secrets = ("brandt", "4242 4242", story.shop.password, story.house.agent_token)
     story.expect(
         exported.code == 0 and b"Ana Abbott" in data and not any(word.encode() in data for word in secrets),
-        "no masked value, no token and no password is in the recording",
+        "no masked value, no token and no password is in the recording and in the page",
     )
+    story.expect(b"DROP TABLE orders" in page.read_bytes(), "session.html shows it in any browser")
 
 
 STEPS: Final[tuple[tuple[str, Step], ...]] = (
@@ -205,33 +284,40 @@ STEPS: Final[tuple[tuple[str, Step], ...]] = (
     ("It changes data: held until a person approves", held),
     ("It drops a table: denied, and the connection lives on", denied),
     ("What is left of it: a sealed recording", recorded),
+    ("kill -9, in the middle of another psql's work", killed),
+    ("Somebody changes a recording and deletes another", tampered),
     ("The recording, played", replayed),
 )
 
 
-def _content(path: Path) -> bytes:
-    """All of an export jsonl, with the bytes of the wire as they passed."""
-    lines = path.read_text().splitlines()
-    wire = [base64.b64decode(entry["base64"]) for entry in map(json.loads, lines) if "base64" in entry]
-    return b"\n".join([*(line.encode() for line in lines), b"".join(wire)])
+def _payloads(path: Path) -> bytes:
+    """All that is on a tape: every record's payload, the bytes of the wire among them."""
+    return b"\n".join(record.payload for record in TapeReader(path).records())
 
 
-def _row(story: Story) -> dict[str, object]:
-    """The newest session, once its tape is sealed: psql can be gone before the gateway has closed it."""
-    deadline = time.monotonic() + 10.0
-    while True:
-        line = ["gatecast", "sessions", "list", "--limit", "1", "--json"]
-        done = subprocess.run(  # noqa: S603  # ourselves
-            [str(story.house.folder / "bin" / line[0]), *line[1:]],
-            cwd=story.house.folder,
-            env=story.house.environment,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        rows = json.loads(done.stdout or "[]")
-        if rows and rows[0].get("status") == "closed":
-            return dict(rows[0])
+def _settle(story: Story, status: str) -> None:
+    """Wait until the node's log, which is a second behind, has what the tapes have; the next command shows it."""
+    keys = load_public_keys(story.tapes.parent / "seal.key.pub")
+    _wait(lambda: verify(story.tapes, keys).status == status, f"the tapes are not {status}")
+
+
+def _wait(done: Callable[[], bool], what: str) -> None:
+    """Wait until it is done. Raises StepError that says what."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not done():
         if time.monotonic() > deadline:
-            raise StepError(f"the session's tape was not sealed in time: {done.stdout or done.stderr}")
+            raise StepError(what)
+        time.sleep(POLL_SECONDS)
+
+
+def _row(story: Story) -> dict[str, Any]:
+    """The newest session, a new one, once its tape is sealed: psql can be gone before the gateway has closed it."""
+    rows: list[dict[str, Any]] = []
+
+    def sealed() -> bool:
+        rows[:] = list_sessions(story.tapes)
+        return bool(rows) and rows[0]["sid"] not in story.known and rows[0].get("status") in ("closed", "crashed")
+
+    _wait(sealed, "the session's tape was not sealed in time")
+    story.known.add(str(rows[0]["sid"]))
+    return rows[0]
