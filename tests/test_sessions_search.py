@@ -114,6 +114,14 @@ def test_a_hit_far_in_is_shown_and_marked(tapes: Path) -> None:
         assert "[42P01]" in plain
 
 
+def test_hits_side_by_side_keep_the_space_between_them(tapes: Path) -> None:
+    Index.update(tapes)
+    with Index(tapes) as index:
+        rows = list(find_commands(index, Wanted(text="drop table")))
+    line = search_text(rows, 100, Paper(columns=200)).splitlines()[0]
+    assert "DROP TABLE" in line.upper()
+
+
 def test_search_as_json(tapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = gatecast(capsys, "search", "--verdict", "held", "--json")
     (row,) = json.loads(out)

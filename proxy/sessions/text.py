@@ -128,7 +128,7 @@ def _text_cell(row: Mapping[str, Any], columns: int, paper: Paper) -> str:
 def _spaced(text: str) -> list[str]:
     """The words of a text; an empty one at its ends where it begins or ends with space."""
     words = text.split()
-    return [*([""] if text[:1].isspace() else []), *words, *([""] if text[-1:].isspace() and words else [])]
+    return [*([""] if text[:1].isspace() else []), *words, *([""] if text[-1:].isspace() else [])]
 
 
 def _from_hit(parts: list[tuple[str, bool]], columns: int, verb: str) -> list[tuple[str, bool]]:
