@@ -23,7 +23,8 @@ Header (22 bytes and more)
 
     magic 89 47 43 54 0D 0A 1A 0A | version u16 = 1 | map_len u32 (<= 65,536) | map | crc32 u32 of all before it
 
-    The map, in the clear (it holds no command, intent or token). Keys that a reader does not know are ignored:
+    The map, in the clear (it holds no command, intent or token; like every map here it is nested 64 deep at most). Keys
+    that a reader does not know are ignored:
     sid str (ULID, 26 characters)   segment int   prev nil or bin (the chain value behind the last DATA or GAP block of
     the segment before, its h0 if it has none: the same whether or not that segment was recovered)
     first_record int (number of this segment's first record)   track str ("main" | "original")   node str   boot str
@@ -183,6 +184,7 @@ from recorder.layout import decode_trailer as decode_trailer
 from recorder.layout import encode_block_header as encode_block_header
 from recorder.layout import encode_header as encode_header
 from recorder.layout import encode_trailer as encode_trailer
+from recorder.layout import is_shallow as is_shallow
 from recorder.layout import restore as restore
 from recorder.layout import store as store
 
@@ -290,7 +292,7 @@ def fields(payload: bytes) -> dict[str, Any]:
         entry = msgpack.unpackb(payload, raw=False, strict_map_key=False, unicode_errors="replace")
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException):
         return {}
-    return entry if isinstance(entry, dict) else {}
+    return entry if isinstance(entry, dict) and is_shallow(entry) else {}
 
 
 def _entries(raw: bytes, what: str) -> Iterator[Any]:

@@ -39,6 +39,9 @@ RAW_BELOW_BYTES: Final = 512
 # Raw bytes of all COMMANDS blocks of a segment, or of all its INDEX blocks. Writers begin another segment after 4 MiB
 # of commands or 64 Ki blocks (tape.py); a reader that took more would let a small file fill its memory.
 TABLE_LIMIT: Final = 16 * 1024 * 1024
+# How deep maps and arrays may lie in each other. msgpack takes 1,024; Python's own recursion ends a little earlier, and
+# with it whatever compares, prints or exports what was read. Ours: bind values and errors take four.
+DEPTH_LIMIT: Final = 64
 SHORT_TEXT_LIMIT: Final = 120  # one line of a wide terminal
 
 ZSTD: Final = 1
@@ -156,7 +159,9 @@ class CommandEntry:
 
 
 def encode_header(fields: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a segment's header. Raises ValueError above HEADER_LIMIT, TypeError for foreign objects."""
+    """Return the bytes of a segment's header. Raises ValueError above a limit, TypeError for foreign objects."""
+    if not is_shallow(fields):
+        raise ValueError("the header is nested too deeply")
     body = msgpack.packb(fields, use_bin_type=True, default=_plain)
     if len(body) > HEADER_LIMIT:
         raise ValueError("the header is larger than 64 KiB")
@@ -183,6 +188,8 @@ def decode_header(data: bytes) -> Header:
     fields = _unpack(data[_PROLOGUE.size : end], "header")
     if not isinstance(fields, dict):
         raise FormatError("header: not a map")
+    if not is_shallow(fields):
+        raise FormatError("header: nested too deeply")
     for key, kind in (("sid", str), ("segment", int), ("first_record", int), ("wall0_ns", int)):
         if not isinstance(fields.get(key), kind):
             raise FormatError(f"header: {key} is missing")
@@ -285,6 +292,21 @@ def _unpack(data: bytes, what: str) -> Any:
         return msgpack.unpackb(data, raw=False, strict_map_key=False)
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise FormatError(f"{what}: not msgpack") from error
+
+
+def is_shallow(value: object) -> bool:
+    """Tell whether maps and arrays lie no deeper in each other than their limit."""
+    level: list[Any] = [value] if isinstance(value, list | dict) else []
+    for _ in range(DEPTH_LIMIT):
+        if not level:
+            return True
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if type(outer) is dict else outer)
+            if type(item) is list or type(item) is dict
+        ]
+    return not level
 
 
 def _plain(value: object) -> object:

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from recorder.errors import FormatError, KeyFileError
+from recorder.layout import is_shallow
 
 _CONTEXT: Final = b"gatecast tape seal v1\n"
 _ALGORITHM: Final = "ed25519"
@@ -136,7 +137,7 @@ def decode_seal(raw: bytes) -> Seal:
                 raise FormatError("seal: of another form")
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise FormatError("seal: of another form") from error
-    if not isinstance(body, dict):
+    if not isinstance(body, dict) or not is_shallow(body):
         raise FormatError("seal: of another form")
     return Seal(signed, body, signatures)
 
