@@ -23,6 +23,7 @@ from recorder.player_screen import (
     release,
     reserve,
     status_line,
+    time_of_day,
     title,
 )
 from recorder.player_terminal import Quit
@@ -120,6 +121,7 @@ class Keys:
             live=player.live,
             pause_on_markers=player.pause_on_markers,
             note=self._note or ("the end; q quits" if player.at_end else ""),
+            wall=time_of_day(player.tape.header.wall0_ns + player.now_ns),
         )
 
     # -- doing ----------------------------------------------------------------------------------------
@@ -208,15 +210,18 @@ class Keys:
 
     def _to_marker(self, forward: bool) -> None:
         player, here = self._player, self._here()
-        self._tell("looking for a marker; any key stops")
-        stopped: list[bytes] = []
+        # What came after the last thing on the screen showed nothing: on a marker, the marker before it is wanted.
+        n = here.n if forward or player.jump or player.rush else player.shown_n
+        index, stopped = player.index, list[bytes]()
 
         def stop() -> bool:
             if not stopped:
+                self._tell(f"looking for a marker at {index.looked_through:.0%}; any key stops")
                 stopped.extend(player.terminal.wait(0))
             return bool(stopped)
 
-        found = next(player.index.markers(here.n, stop), None) if forward else player.index.marker_before(here.n, stop)
+        index.looked_through = 0.0 if here.n < 0 else here.n / max(1, index.last())
+        found = next(index.markers(n, stop), None) if forward else index.marker_before(n, stop)
         player.hold_time()
         self._note = ""
         if found is not None:

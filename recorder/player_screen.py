@@ -20,6 +20,7 @@ from typing import Final
 
 from recorder.escape import clip, visible, width
 
+_DAY_NS: Final = 86_400 * 1_000_000_000
 CLEAR: Final = "\x1b[H\x1b[2J"
 _SCREEN: Final = re.compile(r"\x1b\[\?(?:\d+;)*(?:47|1047|1049)(?:;\d+)*([hl])")
 # Screens of lines that are shown of a terminal that never began afresh: its cursor may have moved up some.
@@ -51,11 +52,14 @@ class Status:
     live: bool = False
     pause_on_markers: bool = False
     note: str = ""
+    wall: str = ""  # the time of day then
 
     def text(self) -> str:
         """One line."""
         state = "PAUSED" if self.paused else "LIVE" if self.live else "PLAY"
         parts = [f"{state}  {clock_text(self.now_ns)} / {clock_text(max(self.now_ns, self.end_ns))}"]
+        if self.wall:
+            parts.append(self.wall)
         if self.command or self.commands:
             parts.append(f"Q{self.command}" + (f" of {self.commands}" if self.commands else ""))
         parts.append(f"{self.speed:g}x")
@@ -139,9 +143,14 @@ def _line_start(text: str, lines: int) -> int:
     return at + 1
 
 
-def clock_text(ns: int) -> str:
-    """12:03, 1:12:03."""
+def time_of_day(wall_ns: int) -> str:
+    """12:03:59Z, in UTC as all that we print."""
+    return f"{clock_text(wall_ns % _DAY_NS, hours=True)}Z"
+
+
+def clock_text(ns: int, hours: bool = False) -> str:
+    """12:03, 1:12:03; with hours always 00:12:03."""
     seconds = max(0, ns) // 1_000_000_000
-    hours, rest = divmod(seconds, 3600)
+    hour, rest = divmod(seconds, 3600)
     text = f"{rest // 60:02d}:{rest % 60:02d}"
-    return f"{hours}:{text}" if hours else text
+    return f"{hour:02d}:{text}" if hours else f"{hour}:{text}" if hour else text

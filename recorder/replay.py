@@ -35,6 +35,7 @@ from recorder.player_keys import Keys
 from recorder.player_options import SPEED_LIMIT, BadOption, ReplayOptions
 from recorder.player_screen import CLEAR, afresh, clock_text, last_lines
 from recorder.player_terminal import Quit, Terminal
+from recorder.progress import ProgressLine
 from recorder.reader import TapeReader
 from recorder.transcript import Transcript
 
@@ -91,6 +92,7 @@ class Player:
         self.spot = Spot(-1, 0)
         self.now_ns = 0
         self._anchor = 0.0
+        self.shown_n = -1  # the last record of which something is on the screen
         # What the keys say.
         self.speed = min(max(options.speed, 1 / SPEED_LIMIT), SPEED_LIMIT)
         self.paused = False
@@ -150,20 +152,23 @@ class Player:
 
     def _show(self, record: Record) -> None:
         """Show a record when its time has come. With a jump it may not be shown whole."""
-        shown = False
+        shown = stepped = False
         for piece in self._transcript.feed(record):
             if not self._reach(piece, record.n):
                 return
             if piece.code == "o":
+                stepped = self.step > 0  # a key that comes later is for the next record
                 self.terminal.write(piece.text)
                 shown = True
         if self.rush is not None and record.n >= self.rush.n:
             self._arrive(self.rush)
         self.spot = Spot(record.n, max(self.spot.t_ns, record.t_ns))
+        if shown:
+            self.shown_n = record.n
         self._note_shown()
         if not self.timed or not shown:
             return
-        if self.step:
+        if stepped:
             self.step -= 1
         elif self.pause_on_markers and self.rush is None and marker_of(record) is not None:
             self.paused = True
@@ -245,6 +250,7 @@ class Player:
             self._drawn = True
             self.keys.prepare()
         start = spot.n + 1
+        self.shown_n = -1
         if spot.n < 0:
             self.terminal.write(self._begin(0))
         elif not self.timed:
@@ -323,8 +329,13 @@ class Player:
             yield record
 
     def _rendered(self, records: Iterable[Record]) -> str:
-        pieces = (piece for record in records for piece in self._transcript.feed(record))
-        return "".join(piece.text for piece in pieces if piece.code == "o")
+        shown: list[str] = []
+        for record in records:
+            texts = [piece.text for piece in self._transcript.feed(record) if piece.code == "o"]
+            if texts:
+                self.shown_n = record.n
+                shown += texts
+        return "".join(shown)
 
     def _records(self, start: int) -> Iterator[Record]:
         """All records from there on; of a live tape those that are yet to come, too."""
@@ -387,14 +398,28 @@ def replay(tape: TapeReader, options: ReplayOptions) -> None:
 
 
 def print_markers(tape: TapeReader, options: ReplayOptions) -> None:
-    """Print a line for each marker: its time on the tape (what --from takes), record, label and text."""
+    """Print a line for each marker: its time on the tape (what --from takes), its command (what --command takes), label
+    and text.
+    """
     wall0_ns = tape.header.wall0_ns
     start, stop = options.start_ns(wall0_ns), options.stop_ns(wall0_ns)
     index = TapeIndex(tape)
-    for marker in index.markers(index.record_at(start - 1) if start else -1):
-        if stop is not None and marker.t_ns > stop:
-            break
-        if marker.t_ns >= start:
-            line = f"{clock_text(marker.t_ns):>8}  {marker.label:<9}  {marker.text}".rstrip()
-            sys.stdout.write(visible(line).replace("\n", " ") + "\n")
+    with ProgressLine("looking for markers", sys.stderr) as progress:
+
+        def tell() -> bool:
+            progress(int(index.looked_through * 1000), 1000)
+            return False
+
+        for marker in index.markers(index.record_at(start - 1) if start else -1, tell):
+            if stop is not None and marker.t_ns > stop:
+                break
+            if marker.t_ns >= start:
+                progress.clear()
+                command = index.at(marker.command) if marker.command >= 0 else None
+                number = f"Q{command.ordinal + 1}" if command is not None and command.n == marker.command else ""
+                at = f"{clock_text(marker.t_ns)}.{marker.t_ns // 1_000_000 % 1000:03d}"
+                line = f"{at:>12}  {number:<6}  {marker.label:<9}  {marker.text}".rstrip()
+                sys.stdout.write(visible(line).replace("\n", " ") + "\n")
+                if sys.stdout.isatty():
+                    sys.stdout.flush()
     sys.stdout.flush()

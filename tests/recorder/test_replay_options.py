@@ -117,8 +117,8 @@ def test_long_lists_are_wrapped() -> None:
     assert wrapped("  values: ", ["1"], 40) == ["  values: 1"]
 
 
-DENY = "   01:01  DENY       rule=r1: not today"
-ERROR = "   01:10  ERROR      22012 division^[[31m by zero"
+DENY = "   01:01.000  Q2      DENY       rule=r1: not today"
+ERROR = "   01:10.000  Q2      ERROR      22012 division^[[31m by zero"
 
 
 def test_the_list_of_markers(tmp_path: Path) -> None:
