@@ -24,7 +24,7 @@ from recorder.anchor import Anchor, AnchorStore, DirectoryStore, object_name
 from recorder.checkpoint import Checkpoint
 from recorder.errors import FormatError
 from recorder.nodelog import NodeLog
-from recorder.vault import Bucket, BucketError
+from recorder.vault import AlreadyThere, Bucket, BucketError
 from recorder.witness import Cosigner, Witness, WitnessClient
 
 LOOK_SECONDS: Final = 5.0  # the anchors and witnesses themselves know when it is time
@@ -46,6 +46,8 @@ class BucketStore:
         work = self._bucket.create(object_name(checkpoint, wall_ns), data, sha256(data).hexdigest())
         try:
             asyncio.run_coroutine_threadsafe(work, self._loop()).result(PUT_SECONDS)
+        except AlreadyThere:
+            pass  # by this gateway before it was restarted: the name has the root, and signatures do not vary
         except (BucketError, TimeoutError) as error:
             raise OSError(str(error) or "no answer in a minute") from error
 

@@ -313,6 +313,8 @@ class RecorderSection(Section):
     """Relative to the state directory."""
     key_file: Path = Path("seal.key")
     """The Ed25519 key that seals tapes; made on first use, beside its public half. Relative to the state directory."""
+    segment: Annotated[Size, Field(ge=1 << 20, le=128 << 20)] = 64 << 20
+    """A tape goes on in another file after this much; finished files leave for the vault while the session goes on."""
     reserve: Size = 256 << 20
     """With less room than this on the disk of the tapes, no session begins; those that run go on."""
     anchors: list[AnchorSection] = []

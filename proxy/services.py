@@ -267,6 +267,7 @@ def _recorder(state: Path, live: Live, node_log: NodeLog, first: bool) -> Sessio
         lambda: live.snapshot.rules.revision,
         node=node_log.directory.name,
         boot=boot,
+        segment_limit=config.recorder.segment,
         reserve_bytes=config.recorder.reserve,
         ledger=NodeLedger(node_log, boot, __version__),
         on_event=lambda event, words: log.warning(event, **words),
