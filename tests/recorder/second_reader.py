@@ -18,8 +18,10 @@ import msgpack
 import zstandard
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from tests.recorder.second_hpke import expand, hpke_open
 
 DATA, GAP, COMMANDS, INDEX, SEAL, CRASHSEAL = range(1, 7)
 ZSTD, ENCRYPTED, DICTIONARY = 1, 2, 4
@@ -36,7 +38,7 @@ HEADER_KEYS = {
     **dict.fromkeys(("identity", "more"), dict),
     "prev": (bytes, type(None)),
 }
-SAME = ("sid", "track", "node", "boot", "protocol", "target", "run", "mode", "wall0_ns", "mono0_ns")
+OWN = ("segment", "prev", "first_record", "enc")  # what differs from segment to segment
 ENC_KEYS = {"suite": str, "salt": bytes, "commit": bytes, "wraps": bytes}
 SEAL_KEYS = {
     **dict.fromkeys(("sid", "track", "status", "reason"), str),
@@ -200,6 +202,7 @@ def read_header(data: bytes) -> tuple[dict[str, Any], int]:
 
 def read_block_header(header: bytes) -> tuple[int, ...]:
     """(type, flags, seq, first_record, t0_ns, n_records, raw_len, stored_len)"""
+    check(len(header) == 48, "block: cut off")
     magic, *fields, crc = struct.unpack("<4sBBHQQQIIII", header)
     type_, flags, zero, _, _, _, n_records, raw_len, stored_len = fields
     check(magic == b"GCTB", "block: magic")
@@ -208,7 +211,7 @@ def read_block_header(header: bytes) -> tuple[int, ...]:
     check(not flags & ~7, "block: flags")
     check(zero == 0, "block: reserved bits")
     check(raw_len <= 1_048_576 and stored_len <= 1_048_592, "block: length")
-    check(type_ in (DATA, GAP) or n_records == 0, "block: n_records")
+    check((type_ in (DATA, GAP)) == (n_records > 0), "block: n_records")
     check(type_ in (DATA, COMMANDS) or not flags & ENCRYPTED, "block: encrypted")
     tag = 16 if flags & ENCRYPTED else 0
     check(flags & (ZSTD | DICTIONARY) or stored_len == raw_len + tag, "block: raw_len")
@@ -219,15 +222,18 @@ def read_segment(data: bytes) -> Segment:
     """Read one segment file, sealed or not: its blocks, chain, index, seal and trailer, but no signature."""
     head, at = read_header(data)
     segment = Segment(head, digest(b"\x03", data[:at]))
+    finished = data[-16:-12] == b"GCTT"
     last_type, chain, expected, t0_ns = DATA, segment.h0, head["first_record"], 0
     while last_type < SEAL:
         header = data[at : at + 48]
-        if len(header) < 48:
-            break
-        type_, flags, seq, first_record, t0, n_records, raw_len, stored_len = read_block_header(header)
-        stored = data[at + 48 : at + 48 + stored_len]
-        end = at + 80 + stored_len
-        if len(data) < end:
+        try:
+            type_, flags, seq, first_record, t0, n_records, raw_len, stored_len = read_block_header(header)
+            stored = data[at + 48 : at + 48 + stored_len]
+            end = at + 80 + stored_len
+            check(len(data) >= end, "block: cut off")
+        except Refusal:
+            if finished:
+                raise
             break
         check(last_type in BEFORE[type_], "order of blocks")
         check(type_ not in (DATA, COMMANDS) or bool(flags & ENCRYPTED) == ("enc" in head), "in the clear, or not")
@@ -288,6 +294,8 @@ def check_index(segment: Segment, trailer: bytes) -> None:
     check(magic == b"GCTT" and crc == zlib.crc32(trailer[:12]), "trailer")
     indexes = [block for block in segment.blocks if block.type == INDEX]
     check(offset == indexes[0].offset, "trailer: offset")
+    for type_ in (COMMANDS, INDEX):
+        check(sum(b.raw_len for b in segment.blocks if b.type == type_) <= 16_777_216, "COMMANDS or INDEX: length")
     found = [entry for block in indexes for entry in unpack_all(open_block(block, None))]
     before = [block for block in segment.blocks if block.type < INDEX]
     check(found == [[b.offset, b.type, b.seq, b.first_record, b.t0_ns, b.n_records, b.leaf] for b in before], "INDEX")
@@ -347,37 +355,6 @@ def check_signature(segment: Segment, keys: Mapping[str, Ed25519PublicKey]) -> s
     return signed_by
 
 
-def expand(secret: bytes, info: bytes, length: int) -> bytes:
-    """HKDF-Expand of RFC 5869 with SHA-256."""
-    out, last = b"", b""
-    for i in range(1, (length + 31) // 32 + 1):
-        last = hmac.digest(secret, last + info + bytes([i]), "sha256")
-        out += last
-    return out[:length]
-
-
-def hpke_open(private: X25519PrivateKey, enc: bytes, info: bytes, sealed: bytes) -> bytes:
-    """RFC 9180 5.1.1 and 5.2: base mode, DHKEM(X25519, HKDF-SHA256) 0x20, HKDF-SHA256 1, AES-256-GCM 2."""
-
-    def extract(suite: bytes, label: bytes, ikm: bytes, salt: bytes = b"") -> bytes:
-        return hmac.digest(salt or bytes(32), b"HPKE-v1" + suite + label + ikm, "sha256")
-
-    def labeled(suite: bytes, secret: bytes, label: bytes, context: bytes, length: int) -> bytes:
-        return expand(secret, length.to_bytes(2, "big") + b"HPKE-v1" + suite + label + context, length)
-
-    kem, suite = b"KEM\x00\x20", b"HPKE\x00\x20\x00\x01\x00\x02"
-    shared = private.exchange(X25519PublicKey.from_public_bytes(enc))
-    kem_context = enc + private.public_key().public_bytes_raw()
-    secret = labeled(kem, extract(kem, b"eae_prk", shared), b"shared_secret", kem_context, 32)
-    context = b"\x00" + extract(suite, b"psk_id_hash", b"") + extract(suite, b"info_hash", info)
-    secret = extract(suite, b"secret", b"", secret)
-    key, nonce = labeled(suite, secret, b"key", context, 32), labeled(suite, secret, b"base_nonce", context, 12)
-    try:
-        return AESGCM(key).decrypt(nonce, sealed, b"")
-    except InvalidTag as error:
-        raise Refusal("HPKE: the tag is wrong") from error
-
-
 def unlock(segment: Segment, keys_file: bytes, private: X25519PrivateKey) -> None:
     """Unwrap the data key for this recipient and set the segment's key, once the commitment is as the header says."""
     head, enc = segment.head, segment.head["enc"]
@@ -389,7 +366,10 @@ def unlock(segment: Segment, keys_file: bytes, private: X25519PrivateKey) -> Non
     for suite, name, encapsulated, wrapped in file["wraps"]:
         if (suite, name) == ("hpke-x25519-sha256-aes256gcm", mine):
             info = b"\x00".join((b"gatecast tape key v1", head["sid"].encode(), head["track"].encode()))
-            dek = hpke_open(private, encapsulated, info, wrapped)
+            try:
+                dek = hpke_open(private, encapsulated, info, wrapped)
+            except InvalidTag as error:
+                raise Refusal(".keys: the tag is wrong") from error
             break
     else:
         raise Refusal(".keys: not for this recipient")
@@ -434,48 +414,60 @@ def decode(kind: int, payload: bytes) -> Any:
     return value
 
 
-def join(segments: Sequence[Segment]) -> Iterator[tuple[int, Record]]:
-    """(number of the segment in which it begins, record), parts joined; unknown kinds are left out."""
-    held: tuple[int, int, int, int, int] | None = None  # segment, n, t_ns, channel, kind of part 0
+def join(segment: Segment) -> Iterator[Record]:
+    """The records of a segment, parts joined; unknown kinds are left out, and what lost a part with a GAP."""
+    held: Record | None = None  # part 0 of one whose parts are coming
     pieces: list[bytes] = []
-    expected = 0
-    for segment in segments:
-        for n, t_ns, channel, kind, payload, meta in records_of(segment):
-            if kind != WIRE and kind != RESIZE and kind not in KINDS:
-                continue
-            part, more = (meta["part"], meta["more"]) if "part" in meta else (0, 0)
-            if part == 0:
-                held, pieces, expected = (segment.head["segment"], n, t_ns, channel, kind), [], n + more
-            if held is None or (n + more, held[1] + part) != (expected, n):
-                check(segment.seal_type == CRASHSEAL or part > 0, "parts")
-                held = None  # a GAP took the parts before
-                continue
-            check(kind != WIRE or "part" not in meta, "WIRE in parts")
-            check(held[3:] == (channel, kind), "parts: of another channel or kind")
-            pieces.append(payload)
-            if not more:
-                yield held[0], Record(*held[1:], decode(kind, b"".join(pieces)), part + 1)
-                held = None
+    gaps = [block.first_record for block in segment.blocks if block.type == GAP]
+    for n, t_ns, channel, kind, payload, meta in records_of(segment):
+        part, more = meta.get("part", 0), meta.get("more", 0)
+        if held is not None and any(held.n < gap < n for gap in gaps):
+            held = None
+        if part == 0:
+            check(held is None, "parts: the rest is missing")
+            held, pieces = Record(n, t_ns, channel, kind, b"", more + 1), []
+        if held is None:
+            check(any(gap < n for gap in gaps), "parts: the first is missing")
+            continue
+        check((n, more) == (held.n + part, held.parts - 1 - part), "parts: not in order")
+        check((channel, kind) == (held.channel, held.kind), "parts: of another channel or kind")
+        pieces.append(payload)
+        check(sum(map(len, pieces)) <= 33_554_432, "parts: length")
+        if more == 0:
+            if kind in (WIRE, RESIZE) or kind in KINDS:
+                yield Record(held.n, held.t_ns, channel, kind, decode(kind, b"".join(pieces)), held.parts)
+            held = None
+    check(held is None or segment.seal_type != SEAL, "parts: the rest is missing")
 
 
 def short(text: str) -> str:
-    return re.sub(r"\s+", " ", text[:480])[:120]
+    return " ".join(text[:480].split())[:120]
+
+
+def entries_of(records: Sequence[Record]) -> list[list[Any]]:
+    """What COMMANDS should say of these records."""
+    entries: dict[int, list[Any]] = {}
+    for r in records:
+        if r.kind == COMMAND:
+            entries[r.n] = [r.n, r.t_ns, r.payload["verb"], r.payload["kind"], "", short(r.payload["text"])]
+        elif r.kind == VERDICT and r.payload["command"] in entries:
+            entry = entries[r.payload["command"]]
+            late = sum(n > entry[0] for n in entries) >= 4096
+            if not entry[4] and not late:
+                entry[4] = ("held-" if r.payload.get("approval") else "") + r.payload["verdict"]
+    return list(entries.values())
 
 
 def check_content(segments: Sequence[Segment]) -> list[Record]:
     """Check what only a reader with the key can; returns the records."""
-    found = list(join(segments))
+    records: list[Record] = []
     for segment in segments:
-        own = [record for number, record in found if number == segment.head["segment"]]
+        own = list(join(segment))
+        records += own
+        check(CLOSE not in [r.kind for r in records[:-1]], "a record after CLOSE")
         if segment.seal is None or segment.seal_type == CRASHSEAL:
             continue
-        verdicts = {r.payload["command"]: r.payload for r in own if r.kind == VERDICT}
-        entries = []
-        for r in own:
-            if r.kind == COMMAND:
-                v = verdicts.get(r.n, {})
-                verdict = ("held-" if v.get("approval") else "") + v.get("verdict", "")
-                entries.append([r.n, r.t_ns, r.payload["verb"], r.payload["kind"], verdict, short(r.payload["text"])])
+        entries = entries_of(own)
         blocks = [block for block in segment.blocks if block.type == COMMANDS]
         stored = [entry for block in blocks for entry in unpack_all(open_block(block, segment.key))]
         check(stored == entries, "COMMANDS")
@@ -483,15 +475,19 @@ def check_content(segments: Sequence[Segment]) -> list[Record]:
         times = [t_ns for _, t_ns, *_ in records_of(segment)]
         check(segment.seal["t_last"] == (times[-1] if times else 0), "seal: t_last")
         if segment.seal["status"] != "continued":
-            check(found and found[-1][1].kind == CLOSE, "CLOSE is not the last record")
-            check(found[-1][1].payload["status"] == segment.seal["status"], "CLOSE unlike the seal")
-    records = [record for _, record in found]
+            check(own and own[-1].kind == CLOSE, "CLOSE is not the last record")
+            check(own[-1].payload["status"] == segment.seal["status"], "CLOSE unlike the seal")
     if not any(block.type == GAP for segment in segments for block in segment.blocks):
         commands = {record.n for record in records if record.kind == COMMAND}
         for record in records:
             if record.kind in (3, 4, 5, 9):
                 check(record.payload["command"] in commands, "a number that is no COMMAND's")
     return records
+
+
+def constant(head: Mapping[str, Any]) -> dict[str, Any]:
+    enc = head.get("enc", {})
+    return {k: v for k, v in head.items() if k not in OWN} | {"enc": [enc.get("suite"), enc.get("wraps")]}
 
 
 def read_tape(
@@ -515,7 +511,7 @@ def read_tape(
         status = segment.seal["status"] if segment.seal else "open"
         check((status == "continued") == (number < len(segments) - 1), "continued, or not")
         if last is not None:
-            check(all(head[name] == last.head[name] for name in SAME), "segments of several tapes")
+            check(constant(head) == constant(last.head), "segments of several tapes")
             check(head["prev"] == (last.content[-1].chain if last.content else last.h0), "prev")
             check(head["first_record"] == last.next_record, "first_record of a segment")
             before = [b.t0_ns for s in segments[:number] for b in s.content]

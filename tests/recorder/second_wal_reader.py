@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from tests.recorder.second_reader import check, read_block_header, read_header, unpack
 
+BODY_LIMIT = 48 + 1_048_592
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -31,7 +33,7 @@ def read_log(data: bytes) -> tuple[list[Entry], int]:
     while at + 44 <= len(data):
         magic, kind, track, zero, segment, generation, sid, length, crc = struct.unpack_from("<4sBBHIQ16sII", data, at)
         body = data[at + 44 : at + 44 + length]
-        if magic != b"GCTW" or kind not in (1, 2, 3, 4) or track > 1 or zero or len(body) < length:
+        if magic != b"GCTW" or kind not in (1, 2, 3, 4) or track > 1 or zero or not len(body) == length <= BODY_LIMIT:
             break
         if crc != zlib.crc32(body, zlib.crc32(data[at : at + 40])) or (entries and entries[0].generation != generation):
             break

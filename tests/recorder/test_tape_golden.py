@@ -1,240 +1,340 @@
-"""A second reader, written from format.py's docstring alone, reads a tape of old: the format may not drift unnoticed.
+"""Golden files of format 1, read by our reader and by a second one that was written from the docstrings alone.
 
-golden.tape was written by make_golden() and is kept; ``python -m tests.recorder.test_tape_golden`` makes it anew, which
-only a new format version may ask for. The reader below imports nothing of the recorder on purpose.
+Both must find what expected.json says, byte for byte of every record; so the format cannot drift unnoticed, neither
+what is written nor what is read, and the docstring cannot drift from both. golden/make.py made the files; they are
+never made anew under the same version.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import struct
-import zlib
+import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import msgpack
-import zstandard
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
-GOLDEN = Path(__file__).parent / "golden.tape"
-PUBLIC = Path(__file__).parent / "golden.pub"
+from recorder.cipher import AuditorKey
+from recorder.disk import Disk
+from recorder.errors import FormatError
+from recorder.format import Kind
+from recorder.reader import TapeReader
+from recorder.seal import SealKey, load_public_keys
+from recorder.ulid import ulid_text
+from recorder.verify import verify
+from recorder.walformat import decode_open, read_entries
+from recorder.walread import Log
+from tests.recorder.golden.make import SCENARIOS, entry_facts, facts, in_json, make
+from tests.recorder.second_reader import Record, Refusal, Segment, read_tape
+from tests.recorder.second_wal_reader import read_log
+from tests.recorder.second_writer import HEAD, SID, Odd, pack, write_segment
+
+GOLDEN = Path(__file__).parent / "golden"
+SEAL_PUBLIC = GOLDEN / "test-key-seal.pub"
+NAMES = [scenario.__name__ for scenario in SCENARIOS]
+TAPES = [(name, "") for name in NAMES if name != "log"] + [("original", ".original")]
+ENCRYPTED = {("encrypted", ""), ("crashed_encrypted", ""), ("original", ".original")}
+STATUS = {
+    "crashed": "incomplete",
+    "crashed_encrypted": "incomplete",
+    "empty_crashed": "incomplete",
+    "live": "incomplete",
+}
 
 
-def sha(*parts: bytes) -> bytes:
-    return hashlib.sha256(b"".join(parts)).digest()
+def expected(name: str, track: str = "") -> Any:
+    """(facts of the track's segments, its records)"""
+    said = json.loads((GOLDEN / name / "expected.json").read_text())
+    segments = {file: one for file, one in said["segments"].items() if (".original." in file) == bool(track)}
+    records = json.loads((GOLDEN / name / "expected-original.json").read_text()) if track else said["records"]
+    return segments, records
 
 
-def tree_hash(leaves: list[bytes]) -> bytes:
-    """RFC 6962 2.1, as it is written there."""
-    if len(leaves) == 1:
-        return leaves[0]
-    k = 1
-    while k * 2 < len(leaves):
-        k *= 2
-    return sha(b"\x01", tree_hash(leaves[:k]), tree_hash(leaves[k:]))
+def files(name: str, track: str = "") -> list[Path]:
+    found = sorted((GOLDEN / name).glob("*.gct"))
+    return [path for path in found if (".original." in path.name) == bool(track)]
 
 
-def read_by_the_book(data: bytes, public: Ed25519PublicKey) -> tuple[dict[str, Any], list[list[Any]], list[Any], Any]:
-    """Return (header map, records, COMMANDS entries, seal body); AssertionError for whatever is not as specified."""
-    assert data[:8] == bytes([0x89, 0x47, 0x43, 0x54, 0x0D, 0x0A, 0x1A, 0x0A])
-    version, map_len = struct.unpack_from("<HI", data, 8)
-    assert version == 1
-    end = 14 + map_len
-    header = msgpack.unpackb(data[14:end])
-    assert struct.unpack_from("<I", data, end)[0] == zlib.crc32(data[:end])
-    at = end + 4
-    chain = sha(b"\x03", data[:at])
-    h0 = chain
-    leaves: list[bytes] = []
-    records: list[list[Any]] = []
-    commands: list[Any] = []
-    index: list[Any] = []
-    places: list[list[Any]] = []
-    index_at = 0
-    body: Any = None
-    next_record = header["first_record"]
-    seq = 0
-    while body is None:
-        head = data[at : at + 48]
-        magic, kind, flags, zero, number, first, t0, count, raw_len, stored_len, crc = struct.unpack(
-            "<4sBBHQQQIIII", head
+def seal_key() -> Ed25519PublicKey:
+    key = load_pem_public_key(SEAL_PUBLIC.read_bytes())
+    assert isinstance(key, Ed25519PublicKey)
+    return key
+
+
+def auditor(name: str) -> X25519PrivateKey:
+    if name == "eve":
+        return X25519PrivateKey.generate()
+    key = load_pem_private_key((GOLDEN / f"test-key-auditor-{name}.pem").read_bytes(), None)
+    assert isinstance(key, X25519PrivateKey)
+    return key
+
+
+def who_reads(name: str, track: str) -> list[str]:
+    return {"": ["ana", "mia"] if name == "encrypted" else ["ana"], ".original": ["mia"]}[track]
+
+
+def by_the_book(name: str, track: str, who: str | None) -> tuple[list[Segment], list[Record] | None]:
+    paths = files(name, track)
+    keys = paths[0].with_name(paths[0].name[: -len(".000.gct")] + ".keys")
+    there = keys.read_bytes() if who and keys.exists() else None
+    return read_tape([path.read_bytes() for path in paths], [seal_key()], there, auditor(who) if who else None)
+
+
+def unpacked(kind: int, payload: bytes) -> Any:
+    return payload if kind == Kind.WIRE else msgpack.unpackb(payload, strict_map_key=False)
+
+
+@pytest.mark.parametrize(("name", "track"), TAPES)
+def test_a_stranger_reads_it(name: str, track: str) -> None:
+    segments, records = expected(name, track)
+    for who in who_reads(name, track):
+        found, read = by_the_book(name, track, who)
+        assert read is not None
+        assert [in_json(asdict(record)) for record in read] == records
+        assert [in_json(facts(one)) for one in found] == list(segments.values())
+    if (name, track) in ENCRYPTED:
+        assert by_the_book(name, track, None)[1] is None
+        with pytest.raises(Refusal, match=r"not for this recipient"):
+            by_the_book(name, track, "eve")
+
+
+@pytest.mark.parametrize(("name", "track"), TAPES)
+def test_our_own_reader_reads_the_same(name: str, track: str) -> None:
+    segments, records = expected(name, track)
+    for who in who_reads(name, track):
+        reader = TapeReader(files(name, track)[0], [AuditorKey(auditor(who))])
+        found = [
+            in_json(
+                {"n": r.n, "t_ns": r.t_ns, "channel": r.channel, "kind": r.kind, "payload": unpacked(r.kind, r.payload)}
+            )
+            for r in reader.records()
+        ]
+        lost = (
+            [record for record in found if record["payload"].get("label") == "gap"] if segments_gaps(segments) else []
         )
-        assert (magic, zero, number, first) == (b"GCTB", 0, seq, next_record)
-        assert crc == zlib.crc32(head[:44])
-        stored = data[at + 48 : at + 48 + stored_len]
-        leaf = sha(b"\x00", head, stored)
-        before = chain
-        chain = sha(b"\x02", chain, leaf)
-        assert data[at + 48 + stored_len : at + 80 + stored_len] == chain
-        assert flags in (0, 1)
-        raw = zstandard.ZstdDecompressor().decompress(stored) if flags else stored
-        assert len(raw) == raw_len
-        items = list(stream(raw))
-        if kind == 1:
-            assert len(items) == count
-            for item in items:
-                assert item[0] == next_record
-                next_record += 1
-                records.append([item[0], t0 + 1000 * item[1], *item[2:]])
-        elif kind == 3:
-            commands += items
-        elif kind == 4:
-            index_at = index_at or at
-            index += items
-        elif kind == 5:
-            signed, [[alg, key_id, signature]] = items[0]
-            assert alg == "ed25519"
-            assert key_id == sha(public.public_bytes_raw()).hex()[:16]
-            public.verify(signature, b"gatecast tape seal v1\n" + signed)
-            body = msgpack.unpackb(signed)
-            assert (body["root"], body["head"], body["h0"]) == (tree_hash(leaves), before, h0)
-            assert body["blocks"] == seq
-        else:
-            raise AssertionError(kind)
-        if kind in (1, 3):
-            places.append([at, kind, seq, first, t0, count, leaf])
-        leaves.append(leaf)
-        at += 80 + stored_len
-        seq += 1
-    assert places == index
-    assert data[at : at + 12] == struct.pack("<4sQ", b"GCTT", index_at)
-    assert struct.unpack_from("<I", data, at + 12)[0] == zlib.crc32(data[at : at + 12])
-    assert len(data) == at + 16
-    return header, records, commands, body
+        assert [record for record in found if record not in lost] == [
+            {key: value for key, value in record.items() if key != "parts"} for record in records
+        ]
+        places = [
+            [int(place.type), place.first_record, place.t0_ns, place.n_records]
+            for i in range(len(reader.segments))
+            for place in reader.segment(i).data
+        ]
+        assert places == [[b[0], *b[3:6]] for one in segments.values() for b in one["blocks"] if b[0] in (1, 2)]
+        for i, one in enumerate(segments.values()):
+            assert in_json(reader.segment(i).header.map_) == one["header"]
+            seal = reader.segment(i).seal
+            assert (None if seal is None else in_json(seal.body)) == one["seal"]
 
 
-def stream(raw: bytes) -> msgpack.Unpacker:
-    unpacker = msgpack.Unpacker()
-    unpacker.feed(raw)
-    return unpacker
+def segments_gaps(segments: dict[str, Any]) -> int:
+    return sum(block[0] == 2 for one in segments.values() for block in one["blocks"])
 
 
-def test_a_stranger_reads_the_golden_tape() -> None:
-    public = load_pem_public_key(PUBLIC.read_bytes())
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "log"])
+def test_our_own_verification_agrees(name: str) -> None:
+    keys = [AuditorKey(auditor(who)) for who in ("ana", "mia")]
+    report = verify(GOLDEN / name, load_public_keys(SEAL_PUBLIC), keys)
+    assert {tape.status for tape in report.tapes} == {STATUS.get(name, "verified")}
+    assert {tape.content for tape in report.tapes} == {"checked"}
+    said = json.loads((GOLDEN / name / "expected.json").read_text())
+    assert sum(tape.segments for tape in report.tapes) == len(said["segments"])
+    assert sum(tape.blocks for tape in report.tapes) == sum(len(one["blocks"]) for one in said["segments"].values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_scenario_shows_what_it_is_for(name: str) -> None:
+    """The files are what their names say: else the tests above would prove less than they seem to."""
+    said = json.loads((GOLDEN / name / "expected.json").read_text())
+    if name == "log":
+        kinds = {entry["kind"] for one in said["logs"].values() for entry in one["entries"]}
+        assert kinds == {"OPEN", "FULL", "DIGEST", "DONE"}
+        return
+    segments = [one for file, one in said["segments"].items() if ".original." not in file]
+    ends = [one["seal"]["status"] if one["seal"] else None for one in segments]
+    kinds = {record["kind"] for record in said["records"]}
+    types = [[block[0] for block in one["blocks"]] for one in segments]
+    match name:
+        case "plain":
+            assert kinds == set(range(1, 11))
+            assert {record["parts"] for record in said["records"]} == {1, 3}
+            assert {record["channel"] for record in said["records"]} == {0, 1, 2, 3}
+            assert any(block[1] & 1 for block in segments[0]["blocks"])
+        case "rotated" | "encrypted":
+            assert ends == ["continued", "continued", "closed"]
+        case "crashed" | "crashed_encrypted":
+            assert ends == ["continued", "crashed"]
+            assert all(2 in one and 3 not in one and one[-1] == 6 for one in types)
+            assert all(one["seal"]["gaps"] for one in segments)
+        case "original":
+            assert ends == ["closed"]
+            assert len(said["segments"]) == 2
+        case "empty":
+            assert kinds == {Kind.CLOSE}
+        case "empty_crashed":
+            assert types == [[4, 6]]
+        case "strict" | "written":
+            assert segments[0]["header"]["mode"] == name
+            assert ends == ["failed" if name == "strict" else "closed"]
+        case _:
+            assert name == "live"
+            assert ends == [None]
+            assert segments[0]["torn"] > 0
+    assert {one["header"]["mode"] for one in segments} == {name if name in ("strict", "written") else "durable"}
+    assert all(("enc" in one["header"]) == ((name, "") in ENCRYPTED) for one in segments)
+
+
+# Block facts that every making has alike: not the hashes, for the session id is random.
+ALIKE = [name for name in NAMES if name not in ("log", "encrypted", "crashed_encrypted")]
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_what_is_written_today_reads_the_same(tmp_path: Path, name: str) -> None:
+    [(scenario, more)] = [(one, more) for one, more in SCENARIOS.items() if one.__name__ == name]
+    (tmp_path / name).mkdir()
+    asyncio.run(make(scenario, tmp_path / name, tmp_path, **more))
+
+    def alike(folder: Path) -> Any:
+        said = json.loads((folder / "expected.json").read_text())
+        segments = []
+        for one in said["segments"].values():
+            header = {key: value for key, value in one["header"].items() if key not in ("sid", "prev", "enc")}
+            seal = {
+                key: value for key, value in (one["seal"] or {}).items() if key not in ("sid", "h0", "root", "head")
+            }
+            segments.append([header, seal, [block[:6] for block in one["blocks"]], one["torn"]])
+        return segments, said["records"], said["lost"]
+
+    assert alike(tmp_path / name) == alike(GOLDEN / name)
+
+
+def test_the_first_golden_tape_still_reads() -> None:
+    """Written before there was a second reader; what follows was said by hand."""
+    path = GOLDEN.parent / "golden.tape"
+    public = load_pem_public_key(path.with_suffix(".pub").read_bytes())
     assert isinstance(public, Ed25519PublicKey)
-    header, records, commands, body = read_by_the_book(GOLDEN.read_bytes(), public)
-    assert header["sid"] == "01K0000000000000000000GCT1"
-    assert header["identity"] == {"subject": "ana@acme", "agents": ["claude-code"], "groups": ["dba", "dev"]}
-    assert (header["protocol"], header["target"], header["mode"]) == ("postgres", "shop", "durable")
-    assert header["wall0_ns"] == 1_790_000_000_000_000_000
-    # Channel and kind: the gate's words have channel 0, the answer is 2/WIRE.
-    said = "1/6 1/1 1/2 0/3 2/1 0/9 0/5 1/2 1/2 0/4 0/4 0/3 1/2 0/3 0/7 0/8 0/10"
-    assert [f"{record[2]}/{record[3]}" for record in records] == said.split()
-    assert records[1][4] == b"Q\x00\x00\x00\x0dSELECT 1\x00"
-    assert records[4][4] == bytes(range(256)) * 20
-    assert msgpack.unpackb(records[0][4]) == {"text": "why not"}
-    assert records[0][1] == 1_000_000
-    assert records[7][5] == {"part": 0, "more": 1}
-    assert records[8][5] == {"part": 1, "more": 0}
-    assert len(records[7][4]) == 262_144
-    long = msgpack.unpackb(records[7][4] + records[8][4])
-    assert long["text"] == "SELECT '" + "x" * 300_000 + "'"
-    assert commands == [
-        [2, 1_000_000, "SELECT", "read", "allow", "SELECT 1"],
-        [7, 3_000_000, "SELECT", "read", "held-allow", "SELECT '" + "x" * 112],
-        [12, 5_000_000, "DROP", "define", "deny", "DROP TABLE orders"],
-    ]
-    assert msgpack.unpackb(records[-1][4]) == {"status": "closed", "reason": "end"}
-    assert (body["status"], body["reason"], body["records"], body["commands"]) == ("closed", "end", 17, 3)
+    [segment], records = read_tape([path.read_bytes()], [public])
+    assert records is not None
+    said = "1/6 1/1 1/2 0/3 2/1 0/9 0/5 1/2 0/4 0/4 0/3 1/2 0/3 0/7 0/8 0/10"
+    assert [f"{record.channel}/{record.kind}" for record in records] == said.split()
+    assert segment.head["identity"] == {"subject": "ana@acme", "agents": ["claude-code"], "groups": ["dba", "dev"]}
+    assert records[4].payload == bytes(range(256)) * 20
+    assert records[7].payload["text"] == "SELECT '" + "x" * 300_000 + "'"
+    assert records[7].parts == 2
+    assert verify(path, load_public_keys(path.with_suffix(".pub"))).exit_code == 0
+    ours = [(r.n, r.t_ns, r.channel, r.kind, unpacked(r.kind, r.payload)) for r in TapeReader(path).records()]
+    assert ours == [(r.n, r.t_ns, r.channel, r.kind, r.payload) for r in records]
 
 
-def test_what_is_written_today_reads_the_same(tmp_path: Path) -> None:
-    """The bytes may differ (compressors change), what they say may not."""
-    key = golden_key()
-    today = read_by_the_book(make_golden(tmp_path).read_bytes(), key.public_key())
-    golden = read_by_the_book(GOLDEN.read_bytes(), key.public_key())
-    assert today[:3] == golden[:3]
+def test_a_stranger_reads_the_log() -> None:
+    said = json.loads((GOLDEN / "log" / "expected.json").read_text())["logs"]
+    for name, one in said.items():
+        entries, end = read_log((GOLDEN / "log" / name).read_bytes())
+        assert in_json([entry_facts(entry) for entry in entries]) == one["entries"]
+        assert end == one["end"]
+    # The torn one ends within what was written, and valid entries of an older use follow.
+    data = (GOLDEN / "log" / "0.wal").read_bytes()
+    tail = data[said["0.wal"]["end"] :]
+    assert any(read_log(tail[at:])[0] for at in range(1, len(tail)) if tail.startswith(b"GCTW", at))
 
 
-def test_our_own_reader_agrees() -> None:
-    from recorder.format import Joiner
-    from recorder.reader import TapeReader
-    from recorder.seal import load_public_keys
-    from recorder.verify import verify
-
-    report = verify(GOLDEN, load_public_keys(PUBLIC))
-    assert report.exit_code == 0, report
-    _, records, commands, _ = read_by_the_book(GOLDEN.read_bytes(), golden_key().public_key())
-    reader = TapeReader(GOLDEN)
-    assert [[e.n, e.t_ns, e.verb, e.kind, e.verdict, e.text] for e in reader.commands()] == commands
-    found = [[r.n, r.t_ns, r.channel, r.kind, r.payload] for r in reader.segment(0).records(0)]
-    assert found == [record[:5] for record in records]
-    assert Joiner()
-
-
-def golden_key() -> Ed25519PrivateKey:
-    return Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-
-
-def make_golden(directory: Path) -> Path:
-    """Write the golden tape with today's writer; nothing in it depends on the time or on chance."""
-    from recorder.seal import SealKey
-    from recorder.tape import GATE, OUT, USER, Kind, Recorder
-
-    clock = [10_000_000_000]
-    pack = msgpack.packb
-
-    async def scenario() -> Path:
-        of = Recorder(
-            directory,
-            SealKey(golden_key()),
-            node="node-1",
-            wall_ns=lambda: 1_790_000_000_000_000_000,
-            monotonic_ns=lambda: clock[0],
-        )
-        tape = of.open(
-            protocol="postgres",
-            identity={"subject": "ana@acme", "agents": ["claude-code"], "groups": frozenset({"dev", "dba"})},
-            target="shop",
-            mode="durable",
-            policy_revision="r7",
-        )
-        clock[0] += 1_000_000
-        tape.append(USER, Kind.INTENT, pack({"text": "why not"}))
-        tape.append(USER, Kind.WIRE, b"Q\x00\x00\x00\x0dSELECT 1\x00")
-        n = tape.append(USER, Kind.COMMAND, pack({"verb": "SELECT", "kind": "read", "text": "SELECT  1"}))
-        tape.append(GATE, Kind.VERDICT, pack({"command": n, "verdict": "allow", "rule": "reads", "masks": ["pii"]}))
-        await tape.commit()
-        clock[0] += 1_000_000
-        tape.append(OUT, Kind.WIRE, bytes(range(256)) * 20)
-        tape.append(GATE, Kind.MASKMAP, pack({"command": n, "fields": [["email", 0, "pii"]]}))
-        rows = {"columns": ["email"], "rows": [["###"], [None]], "count": 2, "bytes": 20}
-        tape.append(GATE, Kind.RESULT, pack({"command": n, "tag": "SELECT 2", **rows}))
-        await tape.written()
-        clock[0] += 1_000_000
-        text = "SELECT '" + "x" * 300_000 + "'"
-        n = tape.append(USER, Kind.COMMAND, pack({"verb": "SELECT", "kind": "read", "text": text}))
-        pending = {"state": "pending", "rule": "big", "approvers": ["group:dba"]}
-        tape.append(GATE, Kind.APPROVAL, pack({"command": n, "id": "A1", **pending}))
-        await tape.commit()
-        clock[0] += 1_000_000
-        tape.append(
-            GATE, Kind.APPROVAL, pack({"command": n, "id": "A1", "state": "approved", "by": "mia", "reason": ""})
-        )
-        tape.append(GATE, Kind.VERDICT, pack({"command": n, "verdict": "allow", "rule": "big", "approval": "A1"}))
-        await tape.commit()
-        clock[0] += 1_000_000
-        n = tape.append(USER, Kind.COMMAND, pack({"verb": "DROP", "kind": "define", "text": "DROP TABLE orders"}))
-        tape.append(GATE, Kind.VERDICT, pack({"command": n, "verdict": "deny", "rule": "no-ddl", "reason": "no"}))
-        tape.append(GATE, Kind.RESIZE, pack([120, 40]))
-        tape.append(GATE, Kind.MARK, pack({"label": "note", "text": "it"}))
-        await tape.close("closed", "end")
-        return tape.path
-
-    with mock.patch("recorder.tape.new_ulid", lambda wall_ns: "01K0000000000000000000GCT1"):
-        return asyncio.run(scenario())
+def test_our_own_log_reader_agrees(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "log", tmp_path / "log")
+    stranger = []
+    for path in sorted(folder.glob("*.wal")):
+        theirs = read_log(path.read_bytes())[0]
+        ours = list(read_entries(path.read_bytes()))
+        stranger += theirs
+        assert [
+            (e.kind.name, ulid_text(e.sid), ("main", "original")[e.track], e.segment, e.generation) for e in ours
+        ] == [(e.kind, e.sid, e.track, e.segment, e.generation) for e in theirs]
+        for own, other in zip(ours, theirs, strict=True):
+            if other.kind == "OPEN":
+                assert decode_open(own.body) == (other.header, other.keys)
+            else:
+                assert own.body == b"".join(head + rest for head, rest in other.blocks)
+    log = Log(Disk(), folder)
+    stranger.sort(key=lambda entry: entry.generation)  # stable: within a file the order stays
+    try:
+        for key, named in log.named.items():
+            blocks = [
+                (entry.kind == "FULL", head, rest)
+                for entry in stranger
+                if (entry.sid, entry.track, entry.segment) == (ulid_text(key[0]), ("main", "original")[key[1]], key[2])
+                for head, rest in entry.blocks
+            ]
+            assert list(log.entries(named)) == blocks
+            seqs = [int.from_bytes(head[8:16], "little") for _, head, _ in blocks]
+            assert seqs == list(range(seqs[0], seqs[0] + len(seqs))) if seqs else key in log.done
+        done = {(entry.sid, entry.segment) for entry in stranger if entry.kind == "DONE"}
+        assert {(ulid_text(sid), segment) for sid, _, segment in log.done} == done
+    finally:
+        log.close()
 
 
-if __name__ == "__main__":
-    import shutil
-    import tempfile
+# -- what a later version may bring --------------------------------------------------------------------
 
-    from recorder.seal import SealKey
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+COMMAND = pack({"verb": "SELECT", "kind": "read", "text": "SELECT 1", "later": [1, {2: b"3"}]})
+BLOCKS = [
+    [[0, 1, 2, COMMAND], [0, 0, 3, pack({"command": 0, "verdict": "allow", "rule": "r"})]],
+    [[0, 2, 1, b"row", {"later": {"a": 1}}], [5, 0, 200, b"\xc1 no msgpack"], [5, 0, 201, b"", {"part": 0, "more": 0}]],
+    [[0, 0, 10, pack({"status": "closed", "reason": "", "later": 1})]],
+]
 
-    with tempfile.TemporaryDirectory() as scratch:
-        shutil.copy(make_golden(Path(scratch)), GOLDEN)
-    GOLDEN.chmod(0o644)
-    PUBLIC.write_bytes(SealKey(golden_key()).public_pem())
+
+def both(directory: Path, data: bytes) -> tuple[list[tuple[int, int, bytes | Any]], list[tuple[int, int, Any]], str]:
+    """(what the stranger reads, what our reader reads, what our verification says); kinds that are known only."""
+    path = directory / f"{SID}.000.gct"
+    path.write_bytes(data)
+    report = verify(path, SealKey(KEY).public_keys())
+    try:
+        ours = [(r.n, r.kind, r.payload) for r in TapeReader(path).records() if r.kind <= Kind.CLOSE]
+    except FormatError:
+        ours = []
+    try:
+        _, read = read_tape([data], [KEY.public_key()])
+    except Refusal:
+        read = []
+    assert read is not None
+    return (
+        [(r.n, r.kind, r.payload) for r in read],
+        [(n, k, unpacked(k, p)) for n, k, p in ours],
+        report.tapes[0].status,
+    )
+
+
+def test_what_a_later_version_adds_is_skipped(tmp_path: Path) -> None:
+    head = {**HEAD, "later": {"nested": [1, b"2"]}}
+    theirs, ours, status = both(tmp_path, write_segment(KEY, BLOCKS, head, body_more={"later": 1}))
+    assert [kind for _, kind, _ in theirs] == [2, 3, 1, 10]
+    assert theirs == ours
+    assert status == "verified"
+
+
+@pytest.mark.parametrize(
+    ("odd", "status"),
+    [
+        (Odd(version=2), "unknown"),
+        (Odd(version=0), "unknown"),
+        (Odd(seq=1, type=7), "altered"),
+        (Odd(seq=1, type=0), "altered"),
+        (Odd(seq=1, flags=8), "altered"),
+        (Odd(seq=1, flags=2), "altered"),
+        (Odd(seq=1, zero=1), "altered"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else "-".join(map(str, asdict(value).values())),
+)
+def test_what_is_unknown_is_refused(tmp_path: Path, odd: Odd, status: str) -> None:
+    if odd.version != 1:
+        odd.seq = -1
+    theirs, ours, said = both(tmp_path, write_segment(KEY, BLOCKS, odd=odd))
+    assert theirs == []
+    assert [n for n, _, _ in ours if n >= 2] == []
+    assert said == status
