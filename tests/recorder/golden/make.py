@@ -178,6 +178,7 @@ async def plain(stage: Stage, scenario: Path) -> None:
     stage.command(tape, "SELECT '" + "long text, " * 55_000 + "'", {"verdict": "deny"})
     await tape.commit()
     stage.note(tape, Kind.COMMAND, {"verb": "SELECT", "kind": "read", "text": "no verdict came"}, USER)
+    stage.pass_us(250)
     await stage.close(tape)
     keep(tape.path, scenario)
 
