@@ -23,12 +23,13 @@ from importlib.resources import files
 from typing import Final
 
 from recorder.cast import CastV2
-from recorder.escape import visible
+from recorder.escape import clip, visible
 from recorder.export_cast import Narrator
 from recorder.export_options import ExportError
 from recorder.export_source import IDLE_SECONDS, IdleClock, Source, wall_time
 from recorder.export_steps import Step, Steps
 from recorder.format import Kind, fields
+from recorder.transcript import value_text
 
 # asciinema-player from npm, Apache-2.0 (player/LICENSE); the files are checked by these when they are used.
 PLAYER_VERSION: Final = "3.17.0"
@@ -42,6 +43,8 @@ COMMANDS_LIMIT: Final = 20_000  # in the list: more is no list for a person
 TEXT_LIMIT: Final = 600  # characters of a command in the list; the player shows all
 INTENTS_LIMIT: Final = 20
 SEGMENTS_LIMIT: Final = 50  # in the list of seals
+VALUES_LIMIT: Final = 300  # cells of a command's bind values in the list
+_STEPS: Final = {"prepare": "prepared", "bind": "bound"}  # of a command that is taken in steps; the third runs it
 _OUTCOMES: Final = ("allow", "held", "deny", "error")
 
 
@@ -185,14 +188,18 @@ def _item(source: Source, at_ns: int, step: Step) -> str:
     word = step.state or outcome if outcome == "held" else outcome
     when = wall_time(source.tape.header.wall0_ns + step.t_ns)
     notes = [f"rule {step.rule}"] if step.rule else []
-    if step.phase != "run":
-        notes.append("only prepared" if step.phase == "prepare" else "only bound")
+    if step.phase in _STEPS:
+        notes.append(_STEPS[step.phase])
+    if step.values and step.phase != "prepare":
+        notes.append(clip(visible(f"values {', '.join(map(value_text, step.values))}"), VALUES_LIMIT))
     if step.reason:
         notes.append(step.reason)
     if step.masks:
         notes.append(f"masks {', '.join(step.masks)}")
     if step.error:
         notes.append(f"{step.code} {step.error.get('message', '')}".strip())
+    elif step.done_ns >= 0 and step.tag.endswith("SKIPPED"):
+        notes.append("skipped")
     elif step.done_ns >= 0:
         notes.append(f"{step.tag} in {_length(step.done_ns - max(step.verdict_ns, step.t_ns))}".strip())
     return (

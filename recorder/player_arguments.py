@@ -19,7 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     start.add_argument("--from", dest="start", metavar="TIME", help=f"begin here: {place}")
     start.add_argument("--command", dest="nth", type=int, metavar="N", help="begin with command N, counted from 1")
     add("--to", dest="stop", metavar="TIME", help=f"end here: {place}")
-    add("--follow", action="store_true", help="go on while the session does")
+    add("--follow", action="store_true", help="show a live session as it goes on, from its end (--from 0: all of it)")
     add("--plain", action="store_true", help="print all at once, without timing and keys")
     add("--markers", action="store_true", help="list holds, approvals, denials and errors with their times")
     add("--pause-on-markers", action="store_true", help="pause at each of them")

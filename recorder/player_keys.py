@@ -108,8 +108,10 @@ class Keys:
 
     def _status(self) -> Status:
         player = self._player
-        if player.live:
-            self._count, self._end_ns = player.index.count(), player.spot.t_ns
+        if player.live:  # how many there are would take a walk, and more come
+            self._count, self._end_ns = None, player.spot.t_ns
+        elif player.options.follow:
+            self._count, self._end_ns = player.index.count(), player.tape.duration_ns
         second = 1_000_000_000
         return Status(
             paused=player.paused,

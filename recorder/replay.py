@@ -1,5 +1,7 @@
 """The terminal player: shows a session with its real timing, and listens to keys (player_screen.HELP lists them).
 
+A live tape is followed from its end on (--from 0: from its beginning), and what comes is shown when it comes.
+
 A session is played from a *spot*: a record and a time. Whatever comes up to it is put on the screen at once, as it
 looked then; what follows is played. So a jump is the drawing of another spot, and costs the same wherever it goes:
 of a rendered session the last screenful of commands is rendered, and of a terminal session the last quarter megabyte of
@@ -129,6 +131,8 @@ class Player:
                 count = self.index.count()
                 raise BadOption(f"there is no command {self.options.command}; the tape has {count}")
             return Spot(command.n, command.t_ns)
+        if self.timed and self.live and self.options.start is None and not self.options.from_seconds:
+            return Spot(self.index.last(), self.tape.duration_ns)  # as tail -f does it; --from 0 is the whole story
         start_ns = self.options.start_ns(self.tape.header.wall0_ns)
         return Spot(self.index.record_at(start_ns), start_ns) if start_ns else Spot(-1, 0)
 
@@ -339,9 +343,12 @@ class Player:
 
     def _records(self, start: int) -> Iterator[Record]:
         """All records from there on; of a live tape those that are yet to come, too."""
+        live_end = 0
         while True:
             for record in self.tape.records(start):
                 start = record.n + 1
+                if record.n < live_end:  # whoever has seen all waits for nothing
+                    self.now_ns, self._anchor = max(self.now_ns, record.t_ns), self._clock()
                 yield record
             if not self.options.follow or self.tape.status:
                 return
@@ -350,14 +357,18 @@ class Player:
             self.tape.refresh()
             if (self.tape.next_record, len(self.tape.segments)) != known or self.tape.status:
                 self.index.refresh()
+                live_end = self.tape.next_record
             elif not alive:
                 end = "-- the recording ends here without a seal, and nobody is writing it: the gateway died"
                 self.terminal.write(end + self._newline)
                 return
             else:
+                began = self._clock()
                 self.wait(FOLLOW_SECONDS)
                 if self.jump is not None:
                     return
+                if not self.paused:
+                    self.now_ns += int((self._clock() - began) * 1e9)
 
     @property
     def live(self) -> bool:

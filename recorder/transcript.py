@@ -183,7 +183,7 @@ class Transcript:
         verb = str(said.get("verb", ""))
         text = visible(str(said.get("text") or verb))
         items = said.get("values")
-        values = [_value(value) for value in items] if isinstance(items, list) else []
+        values = [value_text(value) for value in items] if isinstance(items, list) else []
         phase, _ = self._phases.command()
         if phase in ("bind", "execute") and text == self._text:
             self._step(record.t_ns, opened, phase, values)
@@ -385,7 +385,7 @@ def _lexer(language: str) -> Lexer:
     return (PostgresLexer if language == "postgresql" else SqlLexer)(stripnl=False, ensurenl=False)
 
 
-def _value(value: object) -> str:
+def value_text(value: object) -> str:
     """A bind value as SQL has it; a long one as its beginning, and how long it is."""
     if value is None:
         return "NULL"

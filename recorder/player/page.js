@@ -10,6 +10,7 @@
   const buttons = items.map((item) => item.firstElementChild);
   const times = items.map((item) => Number(item.dataset.at));
   const dark = matchMedia("(prefers-color-scheme: dark)");
+  const narrow = matchMedia("(max-width: 860px)");
   const poster = lastScreen();
   let player;
   let current = -1;
@@ -32,7 +33,7 @@
     if (player) player.dispose();
     root.dataset.look = look();
     player = AsciinemaPlayer.create({ data: cast }, stage, {
-      fit: "both",
+      fit: narrow.matches ? "width" : "both", // where the page scrolls, the player is as high as it has to be
       preload: true,
       theme: `gatecast-${look()}`,
       poster,
@@ -112,6 +113,7 @@
     mount();
   });
   dark.addEventListener("change", () => root.dataset.chosen || mount());
+  narrow.addEventListener("change", mount);
   document.addEventListener("keydown", (event) => {
     if (event.key !== "/" || event.ctrlKey || event.metaKey || event.target.tagName === "INPUT") return;
     event.preventDefault();
