@@ -26,13 +26,13 @@ class Disk:
 
     def make_directories(self, path: Path) -> list[Path]:
         """Create the directory and its parents (0700); return the directories whose entries changed."""
-        changed: list[Path] = []
-        missing = path
-        while not missing.exists():
-            changed.append(missing.parent)
-            missing = missing.parent
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return changed
+        missing: list[Path] = []
+        while not path.exists():
+            missing.append(path)
+            path = path.parent
+        for directory in reversed(missing):  # mkdir gives a mode to the last one only, to the others what umask leaves
+            directory.mkdir(mode=0o700, exist_ok=True)
+        return [directory.parent for directory in missing]
 
     def create(self, path: Path) -> int:
         """Create a file that did not exist, mode 0600, locked so that others can tell a live tape from a dead one."""
@@ -71,7 +71,7 @@ class Disk:
 
     def create_log(self, path: Path) -> int:
         """Create a file of the write-ahead log, mode 0600; one of that name is emptied."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def write_through(self, descriptor: int, offset: int, data: bytes) -> None:
         """Write at the offset; the data is durable when this returns. One system call: a thread pays the GIL once."""
@@ -132,8 +132,11 @@ class Disk:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def open_existing(self, path: Path) -> int:
-        """Open a dead writer's file to be finished, and lock it. Raises BlockingIOError if the writer lives."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        """Open a dead writer's file to be finished, and lock it. Raises BlockingIOError if the writer lives.
+
+        A link is refused (OSError): what is written to follows no name that somebody else may have put there.
+        """
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         for attempt in range(_LOCK_ATTEMPTS):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -29,6 +29,7 @@ Source: recorder note, section 5.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -42,7 +43,7 @@ from recorder.reader import name_of, stem_of
 from recorder.repair import Entries, Recovered, Refused, Repair
 from recorder.salvage import scan
 from recorder.seal import SealKey
-from recorder.ulid import ulid_bytes, ulid_text
+from recorder.ulid import is_ulid, ulid_bytes, ulid_text
 from recorder.walformat import KEYS_LIMIT, TRACKS, decode_open
 from recorder.walread import Log, Named
 
@@ -68,10 +69,19 @@ class Recovery:
     generation: int
 
 
-def recover(directory: Path, wal: Path, key: SealKey, *, disk: Disk, reason: str = KILLED) -> Recovery:
+def recover(
+    directory: Path,
+    wal: Path,
+    key: SealKey,
+    *,
+    disk: Disk,
+    reason: str = KILLED,
+    tell: Callable[[list[Recovered]], None] = lambda found: None,
+) -> Recovery:
     """Recover every tape below directory that the log in the folder wal names; then delete the log's files.
 
-    reason goes into the seals. Raises OSError (BlockingIOError: a writer still has a segment open) with the log intact.
+    reason goes into the seals. tell is called before that: a tape that was ended and of which nobody knows would look
+    like one that was planted. Raises OSError (BlockingIOError: a writer still has a segment open) with the log intact.
     """
     log = Log(disk, wal)
     try:
@@ -79,6 +89,7 @@ def recover(directory: Path, wal: Path, key: SealKey, *, disk: Disk, reason: str
         work.run(log)
     finally:
         log.close()
+    tell(work.results)
     refused = next((item.sid for item in work.results if item.status == "refused"), "")
     for path in log.paths:
         if refused:
@@ -157,7 +168,8 @@ def sweep(directory: Path, key: SealKey, before_ns: int, *, disk: Disk, reason: 
     """
     days = sorted(directory.glob("[0-9]*/[0-9]*/[0-9]*"))[-2:]
     begun = sorted((name[0], path) for day in days for path in disk.files(day, SUFFIX) if (name := name_of(path)))
-    begun = [(sid, path) for sid, path in begun if _began_ns(sid) < before_ns]
+    # A stray file of such a name must not keep the gateway from starting.
+    begun = [(sid, path) for sid, path in begun if is_ulid(sid[:26]) and _began_ns(sid) < before_ns]
     work = _Work(directory, key, disk, reason)
     for sid, path in begun:
         age_ns = _began_ns(begun[-1][0]) - _began_ns(sid)

@@ -49,7 +49,7 @@ from recorder.repair import Recovered
 from recorder.seal import SealKey, header_hash
 from recorder.segment import SegmentWriter
 from recorder.ulid import new_ulid
-from recorder.upkeep import TICK_SECONDS, Ledger, OnEvent, Upkeep, tell_ledger
+from recorder.upkeep import TICK_SECONDS, Ledger, OnEvent, Upkeep
 from recorder.wal import FILE_BYTES, Wal
 
 __all__ = ["ERR", "GATE", "OUT", "USER", "Kind", "Mode", "Recorder", "Tape", "TapeError"]
@@ -346,7 +346,7 @@ class Recorder:
             folder = take_folder(self.directory, self.disk)
             try:
                 if folder.left_over(self.disk):
-                    self._tell(recover(self.directory, folder.path, self.key, disk=self.disk).segments)
+                    recover(self.directory, folder.path, self.key, disk=self.disk, tell=self._tell)
                 self._wal = Wal(folder.path, self.disk, self._log_bytes())
             except BaseException:
                 folder.release()
@@ -379,23 +379,38 @@ class Recorder:
         try:
             for folder in dead_folders(self.directory, self.disk):
                 try:
-                    found += recover(self.directory, folder.path, self.key, disk=self.disk).segments
+                    found += recover(
+                        self.directory, folder.path, self.key, disk=self.disk, tell=self._tell
+                    ).segments
                 finally:
                     folder.release()
-            found += sweep(self.directory, self.key, self.wall_ns(), disk=self.disk)
-            self._tell(found)
+            swept = sweep(self.directory, self.key, self.wall_ns(), disk=self.disk)
+            self._tell(swept)
+            found += swept
         except (OSError, FormatError) as error:
             raise tape_error(error) from error
         return found
 
     def _tell(self, found: list[Recovered]) -> None:
+        """Tell the operator and the node's log of what recovery ended. Raises OSError, FormatError."""
+        ended: list[tuple[Recovered, bytes]] = []
         for one in found:
             words = {"session": one.sid, "status": one.status, "gaps": one.gaps, "restored": one.restored}
             self._on_event("tape-recovered", {**words, "cut_bytes": one.cut_bytes, "reason": one.reason})
             if self._ledger is not None and one.status != "refused":
                 with one.path.open("rb") as file:
                     h0 = header_hash(decode_header(file.read(HEADER_LIMIT + 32)).raw)
-                tell_ledger(self._ledger, one, h0)
+                ended.append((one, h0))
+        if self._ledger is None or not ended:
+            return
+        try:
+            for one, reason in self._ledger.recovered(ended):
+                self._on_event("tape-contradicts-log", {"session": one.sid, "segment": one.segment, "reason": reason})
+            self._ledger.publish()
+        except OSError:
+            raise
+        except Exception as error:  # the log is damaged: that is told, here and ever after, and stops no session
+            self._on_event("recorder-upkeep-failed", {"what": "tell", "reason": str(error)})
 
     def open(
         self,

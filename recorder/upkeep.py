@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -54,6 +54,9 @@ class Ledger(Protocol):
     def opened(self, sid: str, track: str, h0: bytes) -> None: ...
     def head(self, sid: str, track: str, segment: int, blocks: int, chain: bytes) -> None: ...
     def sealed(self, sid: str, track: str, segment: int, root: bytes, status: str) -> None: ...
+    def recovered(self, found: Sequence[tuple[Recovered, bytes]]) -> list[tuple[Recovered, str]]:
+        """Note segments that recovery ended, with their h0; return those that the log contradicts, and how."""
+
     def heartbeat(self) -> None: ...
     def publish(self) -> None:
         """Write what was noted; what a failure leaves is kept for the next time."""
