@@ -105,6 +105,10 @@ class Disk:
         found = os.statvfs(path)
         return found.f_bavail * found.f_frsize
 
+    def removed(self, descriptor: int) -> bool:
+        """Whether the file has no name any more: what is written to it is gone when it is closed."""
+        return not os.fstat(descriptor).st_nlink
+
     def sync(self, descriptor: int) -> None:
         """Make the file's data durable."""
         os.fdatasync(descriptor)

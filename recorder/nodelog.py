@@ -25,9 +25,11 @@ Sources: C2SP tlog-tiles, tlog-checkpoint; recorder note, section 7.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -85,6 +87,9 @@ __all__ = [
 CHECKPOINT: Final = "checkpoint"
 COSIGNED: Final = "checkpoint.cosigned"
 LOGS: Final = "log"  # the directory of the logs, beside the tapes' years
+# An append takes 170 ms at most (ledger.py), and there may be some workers; what waits longer is tried again. Ours.
+LOCK_SECONDS: Final = 5.0
+_LOCK_PAUSE_SECONDS: Final = 0.005
 _BUNDLE_LIMIT: Final = TILE_WIDTH * (2 + ENTRY_LIMIT)
 
 
@@ -226,7 +231,7 @@ class NodeLog:
             self._disk.sync_directory(changed)
         descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _take_lock(descriptor)
             yield
         finally:
             os.close(descriptor)
@@ -339,6 +344,18 @@ class NodeLog:
         for name in files:
             if ".p/" not in name:
                 shutil.rmtree(self.directory / f"{name}.p", ignore_errors=True)
+
+
+def _take_lock(descriptor: int) -> None:
+    """Lock the log, in bounded time: a process that was stopped with it must not stop the others. Raises OSError."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise OSError(errno.EAGAIN, "another process holds the node's log") from error
+            time.sleep(_LOCK_PAUSE_SECONDS)
 
 
 def write_file(disk: Disk, path: Path, data: bytes) -> None:

@@ -1,5 +1,6 @@
 """What a recorder does beside its tapes' way, in one thread, about once a second.
 
+    deleted files       their tapes end
     finished segments   synced; then DONE is logged; once that is durable the file is closed, which unlocks it
     failed segments     what is on the disk of them is sealed as crashed, as soon as the disk allows
     full log files      used again once all that they hold is safe in the segments themselves
@@ -154,7 +155,16 @@ class Upkeep:
 
     def tick(self, last: bool = False) -> None:
         """One round. Nothing that goes wrong in it ends the thread."""
-        for work in (self._take, self._sync, self._seal, self._reuse, self._close, self._tell, self._make_room):
+        for work in (
+            self._take,
+            self._look,
+            self._sync,
+            self._seal,
+            self._reuse,
+            self._close,
+            self._tell,
+            self._make_room,
+        ):
             try:
                 work()
             except Exception as error:  # each will be tried again; none may keep the others from their turn
@@ -193,6 +203,13 @@ class Upkeep:
             self._open.pop(segment, None)
             self._let_go(segment)
             self._to_seal.append((segment, reason))
+
+    def _look(self) -> None:
+        """End tapes whose files somebody deleted: their sessions would go on unrecorded."""
+        for segment in self._open:
+            if segment.error is None and self._disk.removed(segment.descriptor):
+                segment.fail(TapeError("the session cannot be recorded: its tape was removed"))
+                self._on_event("tape-removed", {"session": segment.header["sid"]})
 
     def _sync(self) -> None:
         """Sync what is sealed, and log that it is."""
@@ -275,7 +292,8 @@ class Upkeep:
         while self._wal.full:
             file = self._wal.full[0]
             needed = [one for one in file.segments if isinstance(one, SegmentWriter) and not one.synced]
-            running = [segment for segment in needed if segment in self._open and segment.error is None]
+            # One that failed and does not know it yet, being idle, must not keep the log for ever.
+            running = [segment for segment in needed if segment in self._open]
             if len(running) < len(needed):
                 return  # something is still to be sealed
             self._sync_directories({segment.path.parent: None for segment in running})

@@ -16,6 +16,7 @@ of some hundred nanoseconds is all they share with the thread.
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -250,6 +251,8 @@ class Wal:
             self._file = file = self._next_file()
             self._file_generation = batch.generation
         file.segments.update(batch.segments)
+        if self._disk.removed(file.descriptor):  # somebody deleted the log: a crash now would lose what it holds
+            raise OSError(errno.ENOENT, "the write-ahead log was removed")
         end = file.offset + batch.size_bytes
         if end > file.zeroed:
             step = max(end, min(file.zeroed + ZERO_STEP_BYTES, self._file_bytes)) - file.zeroed
