@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # the last net: one line in place of a stack
-        return _failed(error)
+        # verify's 1 is a verdict; that nothing could be judged is its 3.
+        return 3 if _failed(error) and options.function == "proxy.commands:verify" else 1
     return code
 
 
@@ -179,7 +180,11 @@ def _config(commands: _Commands) -> None:
     _file(check)
     _json(check)
     _command(
-        group, "schema", "config_schema", "print the JSON schema of gatecast.yaml", "gatecast config schema > s.json"
+        group,
+        "schema",
+        "config_schema",
+        "print the JSON schema of gatecast.yaml",
+        "gatecast config schema > gatecast.schema.json",
     )
     _command(
         group, "example", "config_example", "print a commented configuration", "gatecast config example > gatecast.yaml"
@@ -380,7 +385,7 @@ def _tapes(commands: _Commands) -> None:
         commands,
         "verify",
         "verify",
-        "tell whether tapes are genuine and complete (exit code 0), altered (1), incomplete (2)",
+        "tell whether tapes are genuine and complete (exit code 0), altered (1), incomplete (2), or cannot tell (3)",
         "gatecast verify tapes/ --key seal.key.pub --anchor /mnt/other-host/anchors --witness witnesses.vkey",
     )
     verify.add_argument("tape", nargs="?", help="a file, a directory, a session's id (default: all tapes)")

@@ -305,6 +305,10 @@ def verify(options: Namespace) -> int:
             lines.append(harmless(f"          {log['fault']['reason']} ({log['fault']['file']})") + "\n")
         lines += [harmless(f"          missing: session {sid}") + "\n" for sid in log["missing"]]
         lines += [harmless(f"          note: {note}") + "\n" for note in log["notes"]]
+    if where.is_file() and not result["logs"]:
+        result["notes"].append(
+            "one tape is judged by itself; a directory of tapes is compared with its node's log, too"
+        )
     lines += [harmless(f"note: {note}") + "\n" for note in result["notes"]]
     lines.append(harmless(f"{result['status']}: {result['statement']}") + "\n")
     return _print(options, result, "".join(lines), code=int(result["exit_code"]))

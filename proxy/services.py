@@ -304,7 +304,9 @@ def lock_state(state: Path) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             owner = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
-            raise ConfigError(f"{state}: another gatecast (process {owner}) serves this state directory") from error
+            raise ConfigError(
+                f"{state}: another gatecast (process {owner}) serves this state directory; stop it first"
+            ) from error
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         yield descriptor
