@@ -334,15 +334,11 @@ def test_sessions_end_and_with_room_it_serves_again(
             assert effects(shop) >= {word for writer in writers for word in writer.answered}
 
             disk.free()
-            began = time.monotonic()
             until("a new session works", gatecast.works)
             until("what broke is sealed", lambda: all_sealed(disk.path))
-            print(kind, recording, workers, "back after", time.monotonic() - began)
             for writer in writers:
                 writer.end()
         after = gatecast.verified()
-        print(json.dumps(after)[:3000])
-        print("\n".join(str(event) for event in events(tmp_path)))
         assert {tape["status"] for tape in after["tapes"]} <= {"verified", "incomplete"}
         assert not list(disk.path.rglob("*.wal"))
 
@@ -456,10 +452,56 @@ def test_many_failed_sessions_leave_nothing_behind(tmp_path: Path, shop: Postgre
             until("it works", gatecast.works)
             until("all is sealed", lambda: all_sealed(disk.path))
             until("descriptors are let go of", lambda: descriptors() <= before + 1)
-            print("descriptors", before, descriptors(), "kB", kb, resident_kb())
             assert resident_kb() < kb + 20_000
             assert not list(disk.path.rglob("*.orphan"))
             report = gatecast.verified()
             assert len(report["tapes"]) >= 40
         told = [event["event"] for event in events(tmp_path)]
         assert told.count("recorder-upkeep-failed") < 30
+
+
+def test_a_device_that_fails_ends_the_sessions_and_takes_nothing_that_was_answered(
+    tmp_path: Path, shop: PostgresServer
+) -> None:
+    """The image's blocks are on a tmpfs that has none left: ext4 gets I/O errors for what it wrote long ago."""
+    (tmp_path / "below").mkdir()
+    with small_disk("tmpfs", tmp_path / "below", 10 * MIB) as below:
+        image, disk = below.path / "image", SmallDisk(tmp_path / "disk")
+        disk.path.mkdir()
+        with image.open("wb") as file:
+            file.truncate(64 * MIB)
+        run("mkfs.ext4", "-q", "-m", "0", "-J", "size=4", "-b", "4096", "-E", "nodiscard", image)
+        run("mount", "-o", "loop", image, disk.path)
+        try:
+            token = configure(tmp_path, shop, disk)
+            with serving(tmp_path) as (child, port):
+                gatecast = Gatecast(tmp_path, port, token)
+                writers = [Writer(gatecast, f"w{i}") for i in range(3)]
+                for writer in writers:
+                    writer.start()
+                until("every writer was answered", lambda: all(len(writer.answered) > 5 for writer in writers))
+                below.fill()
+                for writer in writers:
+                    writer.join(90)
+                    assert not writer.is_alive()
+                    assert LOST in writer.said, writer.said
+                    writer.end()
+                assert child.poll() is None
+            failed = [event for event in events(tmp_path) if event["event"] == "recording failed, the session ends"]
+            assert len(failed) == 3
+        finally:
+            run("umount", "-l", disk.path)
+            below.free()
+        until("the loop device is gone", lambda: str(image) not in run("losetup", "-a"))
+        subprocess.run(["e2fsck", "-fy", str(image)], capture_output=True, timeout=60, check=False)
+        run("mount", "-o", "loop", image, disk.path)
+        try:
+            with serving(tmp_path, "log-2") as (_, port):
+                gatecast = Gatecast(tmp_path, port, token)
+                assert gatecast.works()
+            gatecast.verified()
+            texts = {text.rstrip(";") for text in allowed(disk.path)}
+            assert {f"INSERT INTO effects VALUES ('{word}') RETURNING word" for word in effects(shop)} <= texts
+            assert effects(shop) >= {word for writer in writers for word in writer.answered}
+        finally:
+            run("umount", "-l", disk.path)
