@@ -41,7 +41,8 @@ targets:
     # What the gateway logs in with; its users never see it.
     credential: {user: postgres, password_env: GATECAST_LOCAL_PASSWORD}
     labels: {env: dev}
-    recording: durable        # a command leaves when the disk has it; written: when the operating system has it
+    recording: durable        # a command leaves when the disk has it; written: when the operating system has it;
+                              # strict: answers, too, are on the disk before the user sees them
     # encrypt_to: [ana.key.pub]       # tapes that only the owners of these keys can read: gatecast keys generate
     # original_to: [auditor.key.pub]  # what masks change is kept as it was, too, for the owners of these keys alone
 
@@ -54,6 +55,12 @@ targets:
 #   users:                    # for listeners with login: scram
 #     - {name: ana, groups: [dba], scram_verifier_file: ana.scram}
 #   operators: {root: [oncall]}   # groups of this machine's users, as approvers
+
+# recorder:                   # where tapes go: docs/tape.md
+#   reserve: 256 MiB          # with less room than this on the disk, no session begins
+#   anchors: [{url: "file:///mnt/other-host/anchors"}]    # the log's heads, where this gateway cannot take them back
+#   witnesses: [{url: "https://witness.example.com", key: "witness.example.com+..."}]
+# vault: {url: "s3://acme-tapes/gw1", keep_local_days: 90, retention_days: 400}    # docs/vault.md
 
 # limits: {max_connections: 1000, login_seconds: 60, drain_seconds: 10}
 # approvals: {url: "https://gatecast.example.com/approvals/{id}"}
