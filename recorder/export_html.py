@@ -15,7 +15,7 @@ Left out: casts beyond CAST_LIMIT, which a browser would take long for (then --f
 from __future__ import annotations
 
 from base64 import b64encode
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from hashlib import sha256
 from html import escape
@@ -28,8 +28,8 @@ from recorder.export_cast import Narrator
 from recorder.export_options import ExportError
 from recorder.export_source import IDLE_SECONDS, IdleClock, Source, wall_time
 from recorder.export_steps import Step, Steps
-from recorder.format import Kind, fields
-from recorder.transcript import value_text
+from recorder.format import Kind, Record, fields
+from recorder.transcript import OPEN_COMMANDS_LIMIT, value_text
 
 # asciinema-player from npm, Apache-2.0 (player/LICENSE); the files are checked by these when they are used.
 PLAYER_VERSION: Final = "3.17.0"
@@ -40,11 +40,13 @@ PLAYER_SHA256: Final = {
 CAST_LIMIT: Final = 50 * 1000 * 1000  # bytes; recorder note, section 9: above it the player gets slow
 LAST_NS: Final = 1_000_000_000  # the last screen stands so long
 COMMANDS_LIMIT: Final = 20_000  # in the list: more is no list for a person
+NOTABLE_LIMIT: Final = 20_000  # of the commands behind those that were held, denied or failed
 TEXT_LIMIT: Final = 600  # characters of a command in the list; the player shows all
 INTENTS_LIMIT: Final = 20
 SEGMENTS_LIMIT: Final = 50  # in the list of seals
 VALUES_LIMIT: Final = 300  # cells of a command's bind values in the list
 _STEPS: Final = {"prepare": "prepared", "bind": "bound"}  # of a command that is taken in steps; the third runs it
+_NOTABLE: Final = ("held", "deny", "error")
 _OUTCOMES: Final = ("allow", "held", "deny", "error")
 
 
@@ -56,6 +58,22 @@ class _Panel:
         self.total = 0
         self.intents: list[str] = []
         self.end_ns = 0
+        self._passed: OrderedDict[int, tuple[int, Step]] = OrderedDict()  # over the limit, and perhaps notable yet
+
+    def note(self, record: Record, at_ns: int, step: Step | None) -> None:
+        """Take note of a command, or of what became of one; at_ns is the time of the record in the cast."""
+        if step is None:
+            return
+        if record.kind == Kind.COMMAND:
+            self.total += 1
+            if len(self.steps) < COMMANDS_LIMIT:
+                self.steps.append((at_ns, step))
+            else:
+                self._passed[step.n] = at_ns, step
+                if len(self._passed) > OPEN_COMMANDS_LIMIT:
+                    self._passed.popitem(last=False)
+        elif step.n in self._passed and step.outcome in _NOTABLE and len(self.steps) < COMMANDS_LIMIT + NOTABLE_LIMIT:
+            self.steps.append(self._passed.pop(step.n))
 
 
 def page(source: Source) -> Iterator[str]:
@@ -84,11 +102,16 @@ def page(source: Source) -> Iterator[str]:
     yield "<aside>\n"
     yield _tools(panel)
     yield '<div class="scroll" id="list">\n<ol id="commands">\n'
+    panel.steps.sort(key=lambda item: item[1].n)
     for at_ns, step in panel.steps:
         yield _item(source, at_ns, step)
     yield "</ol>\n"
     if panel.total > len(panel.steps):
-        yield f'<p class="empty">{panel.total - len(panel.steps)} more commands are in the recording.</p>\n'
+        left = panel.total - len(panel.steps)
+        yield (
+            f'<p class="empty">{left} more commands are in the recording: this list has the first '
+            f"{COMMANDS_LIMIT:,}, and of the others those that were held, denied or failed.</p>\n"
+        )
     yield f'<p class="empty" id="nothing"{" hidden" if panel.steps else ""}>No command.</p>\n</div>\n'
     yield f'<div class="more">{_approvals(source, panel)}{_integrity(source)}</div>\n'
     yield '</aside>\n</main>\n<script type="text/plain" id="cast">\n'
@@ -126,13 +149,9 @@ def _cast(source: Source, panel: _Panel) -> Iterator[str]:
         yield line(encoder.event(piece))
     for record in source.records():
         at_ns = panel.end_ns = clock(record.t_ns)
-        if record.kind == Kind.COMMAND:
-            panel.total += 1
-        elif record.kind == Kind.INTENT and len(panel.intents) < INTENTS_LIMIT:
+        if record.kind == Kind.INTENT and len(panel.intents) < INTENTS_LIMIT:
             panel.intents.append(str(fields(record.payload).get("text", ""))[:TEXT_LIMIT])
-        step = steps.feed(record)
-        if record.kind == Kind.COMMAND and step is not None and len(panel.steps) < COMMANDS_LIMIT:
-            panel.steps.append((at_ns, step))
+        panel.note(record, at_ns, steps.feed(record))
         for piece in narrator.feed(record):
             text = encoder.event(piece)
             if text:
@@ -170,7 +189,8 @@ def _header(source: Source, panel: _Panel) -> str:
 
 def _tools(panel: _Panel) -> str:
     counts = Counter(step.outcome for _, step in panel.steps)
-    chips = [("", f"all {len(panel.steps)}", True)]
+    listed = f"{len(panel.steps)} of {panel.total}" if panel.total > len(panel.steps) else f"all {panel.total}"
+    chips = [("", listed, True)]
     chips += [(name, f"{_word(name)} {counts[name]}", False) for name in _OUTCOMES if counts[name]]
     shown = "".join(
         f'<button type="button" data-outcome="{name}" aria-pressed="{str(pressed).lower()}">{text}</button>'

@@ -68,6 +68,7 @@ def content_blocks(
             if len(data) - at < size:
                 if stored_len > STORED_LIMIT:
                     raise FormatError("block: a length above its limit")
+                yield place
                 data, at = os.pread(descriptor, max(_CHUNK_BYTES, size), place), 0
                 if len(data) < size:
                     raise Truncated("the file ends in a block")

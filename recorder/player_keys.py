@@ -10,6 +10,7 @@ Left out: keys of one's own choice.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,7 @@ from recorder.player_terminal import Quit
 if TYPE_CHECKING:
     from recorder.replay import Player, Spot
 
+_TELL_AFTER_SECONDS: Final = 0.2  # most searches are over by then
 _ARROW_NS: Final = 5_000_000_000  # as asciinema's player
 _TICK_SECONDS: Final = 0.25  # how often the clock in the status line is looked at
 # Played without waiting rather than drawn, so that the way stays on the screen.
@@ -214,11 +216,12 @@ class Keys:
         player, here = self._player, self._here()
         # What came after the last thing on the screen showed nothing: on a marker, the marker before it is wanted.
         n = here.n if forward or player.jump or player.rush else player.shown_n
-        index, stopped = player.index, list[bytes]()
+        index, stopped, began = player.index, list[bytes](), time.monotonic()
 
         def stop() -> bool:
             if not stopped:
-                self._tell(f"looking for a marker at {index.looked_through:.0%}; any key stops")
+                if time.monotonic() > began + _TELL_AFTER_SECONDS:
+                    self._tell(f"searching at {index.looked_through:.0%}, any key stops")
                 stopped.extend(player.terminal.wait(0))
             return bool(stopped)
 

@@ -164,19 +164,21 @@ class Player:
                 stepped = self.step > 0  # a key that comes later is for the next record
                 self.terminal.write(piece.text)
                 shown = True
-        if self.rush is not None and record.n >= self.rush.n:
+        arrived = self.rush is not None and record.n >= self.rush.n
+        if self.rush is not None and arrived:
             self._arrive(self.rush)
         self.spot = Spot(record.n, max(self.spot.t_ns, record.t_ns))
         if shown:
             self.shown_n = record.n
         self._note_shown()
-        if not self.timed or not shown:
+        if not self.timed:
             return
         if stepped:
             self.step -= 1
-        elif self.pause_on_markers and self.rush is None and marker_of(record) is not None:
+        elif shown and self.pause_on_markers and self.rush is None and marker_of(record) is not None:
             self.paused = True
-        self.keys.draw_status()
+        if shown or arrived:
+            self.keys.draw_status()
 
     def _note_shown(self) -> None:
         self._reset = self._transcript.reset()
@@ -199,6 +201,7 @@ class Player:
                     self.now_ns = max(self.now_ns, piece.t_ns)
                     return self.jump is None
                 self._arrive(self.rush)
+                self.keys.draw_status()
             idle = self.options.idle_limit_seconds
             if fresh and idle is not None and not self.paused:  # what is cut off is the beginning of a pause
                 self.now_ns, fresh = max(self.now_ns, piece.t_ns - int(idle * 1e9)), False

@@ -17,11 +17,12 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from recorder.cipher import AuditorKey
 from recorder.reader import TapeReader
 from recorder.replay import BadOption, Player, ReplayOptions
 from recorder.tape import GATE, OUT, Kind
@@ -58,9 +59,9 @@ class Viewer:
         self.errors: list[BaseException] = []
         self.thread: threading.Thread | None = None
 
-    def watch(self, path: Path, **options: object) -> None:
+    def watch(self, path: Path, keys: Sequence[AuditorKey] = (), **options: object) -> None:
         player = Player(
-            TapeReader(path),
+            TapeReader(path, keys),
             ReplayOptions(**options),  # type: ignore[arg-type]
             self.slave,
             self.slave,
