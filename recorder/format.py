@@ -233,10 +233,17 @@ class Joiner:
                 raise FormatError(f"record {record.n}: the rest of record {first.n} is missing")
             return record
         if not record.part:
+            if first is not None:
+                raise FormatError(f"record {record.n}: the rest of record {first.n} is missing")
             first, self._first, self._parts, self._size = record, record, [], 0
         elif first is None:
             return None
-        elif (record.part, record.more, record.kind) != (last.part + 1, last.more - 1, first.kind):
+        elif (record.part, record.more, record.kind, record.channel) != (
+            last.part + 1,
+            last.more - 1,
+            first.kind,
+            first.channel,
+        ):
             raise FormatError(f"record {record.n}: not the continuation of record {first.n}")
         self._last = record
         self._parts.append(record.payload)

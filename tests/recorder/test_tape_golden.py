@@ -325,6 +325,30 @@ def test_what_a_later_version_adds_is_skipped(tmp_path: Path) -> None:
     assert status == "verified"
 
 
+LONG = pack({"text": "x" * 90})
+CLOSED = pack({"status": "closed", "reason": ""})
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [[1, 6, LONG[:50], {"part": 0, "more": 1}], [2, 6, LONG[50:], {"part": 1, "more": 0}]],
+        [[1, 6, LONG[:50], {"part": 0, "more": 1}], [1, 8, LONG[50:], {"part": 1, "more": 0}]],
+        [[1, 6, LONG[:50], {"part": 0, "more": 1}], [1, 6, LONG[50:], {"part": 2, "more": 0}]],
+        [[1, 6, LONG[:50], {"part": 0, "more": 2}], [1, 6, LONG[50:], {"part": 1, "more": 0}]],
+        [[1, 6, LONG[:50], {"part": 0, "more": 1}], [1, 6, LONG[:50], {"part": 0, "more": 1}]],
+        [[1, 6, LONG[:50], {"part": 0, "more": 1}], [1, 1, b"between"], [1, 6, LONG[50:], {"part": 1, "more": 0}]],
+    ],
+    ids=["channel", "kind", "part", "more", "again", "between"],
+)
+def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, parts: list[list[Any]]) -> None:
+    good = [[0, 1, 6, LONG[:50], {"part": 0, "more": 1}], [0, 1, 6, LONG[50:], {"part": 1, "more": 0}]]
+    close = [[0, 0, 10, CLOSED]]
+    assert [len(read) for read in both(tmp_path, write_segment(KEY, [good, close]))[:2]] == [2, 2]
+    theirs, ours, status = both(tmp_path, write_segment(KEY, [[[0, *part] for part in parts], close]))
+    assert (theirs, ours, status) == ([], [], "altered")
+
+
 @pytest.mark.parametrize(
     ("odd", "status"),
     [
