@@ -50,7 +50,7 @@ from recorder.seal import SealKey, header_hash
 from recorder.segment import SegmentWriter
 from recorder.ulid import new_ulid
 from recorder.upkeep import TICK_SECONDS, Ledger, OnEvent, Upkeep
-from recorder.wal import FILE_BYTES, Wal
+from recorder.wal import FILE_BYTES, Wal, log_bytes
 
 __all__ = ["ERR", "GATE", "OUT", "USER", "Kind", "Mode", "Recorder", "Tape", "TapeError"]
 
@@ -63,9 +63,6 @@ PENDING_LIMIT: Final = 4 * BLOCK_TARGET_BYTES
 SEGMENT_LIMIT: Final = 64 * 1024 * 1024
 SEGMENT_BLOCKS_LIMIT: Final = 64 * 1024
 SEGMENT_COMMANDS_LIMIT: Final = 4 * 1024 * 1024
-# A file of the log takes at most this share of what is free at the start, but that many bytes at least. Ours.
-LOG_SHARE: Final = 16
-LOG_LEAST_BYTES: Final = 1024 * 1024
 REASON_LIMIT: Final = 1024  # characters of CLOSE's reason: it is in the seal, too
 
 GATING: Final = frozenset({Kind.COMMAND, Kind.VERDICT, Kind.APPROVAL, Kind.INTENT, Kind.CLOSE})
@@ -347,7 +344,7 @@ class Recorder:
             try:
                 if folder.left_over(self.disk):
                     recover(self.directory, folder.path, self.key, disk=self.disk, tell=self._tell)
-                self._wal = Wal(folder.path, self.disk, self._log_bytes())
+                self._wal = Wal(folder.path, self.disk, log_bytes(self.disk, self.directory, self._wal_bytes))
             except BaseException:
                 folder.release()
                 raise
@@ -364,12 +361,6 @@ class Recorder:
             tick_seconds=self._tick_seconds,
         )
 
-    def _log_bytes(self) -> int:
-        """How large a file of the log may become: on a small disk less, as three of them are in use at a time."""
-        if self._wal_bytes <= LOG_LEAST_BYTES:
-            return self._wal_bytes
-        return max(LOG_LEAST_BYTES, min(self._wal_bytes, self.disk.free_bytes(self.directory) // LOG_SHARE))
-
     def recover(self) -> list[Recovered]:
         """Recover what dead processes left, in whichever folder; what living ones have open is let be.
 
@@ -379,9 +370,7 @@ class Recorder:
         try:
             for folder in dead_folders(self.directory, self.disk):
                 try:
-                    found += recover(
-                        self.directory, folder.path, self.key, disk=self.disk, tell=self._tell
-                    ).segments
+                    found += recover(self.directory, folder.path, self.key, disk=self.disk, tell=self._tell).segments
                 finally:
                     folder.release()
             swept = sweep(self.directory, self.key, self.wall_ns(), disk=self.disk)

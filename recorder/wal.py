@@ -28,6 +28,9 @@ from recorder.walformat import ENTRY_HEADER_BYTES, WAL_SUFFIX, EntryKind, encode
 
 # Recorder note, section 4. A file may end a batch beyond it; recovery reads at most a few of them.
 FILE_BYTES: Final = 64 * 1024 * 1024
+# A file takes at most this share of what is free at the start, but that many bytes at least. Ours.
+FREE_SHARE: Final = 16
+FILE_LEAST_BYTES: Final = 1024 * 1024
 # How far ahead of the end a new file is filled with zeros: a sync that need not make the file longer takes two thirds
 # of the time (recorder note, section 2), and a gateway's start need not wait for 64 MiB.
 ZERO_STEP_BYTES: Final = 1024 * 1024
@@ -362,6 +365,13 @@ class Wal:
         with suppress(OSError):
             self._disk.remove(file.path)
             self._disk.sync_directory(self.directory)
+
+
+def log_bytes(disk: Disk, directory: Path, most: int) -> int:
+    """How large a file of the log may become: on a small disk less, as three are in use at a time. Raises OSError."""
+    if most <= FILE_LEAST_BYTES:
+        return most
+    return max(FILE_LEAST_BYTES, min(most, disk.free_bytes(directory) // FREE_SHARE))
 
 
 def _put(batch: Batch, segment: Logged, kind: int, body: tuple[bytes, ...]) -> None:

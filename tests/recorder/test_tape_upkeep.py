@@ -21,6 +21,7 @@ from recorder.nodelog import NodeLog
 from recorder.tape import GATE, OUT, Kind, Recorder
 from recorder.upkeep import ROOM_BYTES
 from recorder.verify import verify
+from recorder.wal import FILE_BYTES, log_bytes
 from tests.recorder.tapes import KEY, FaultyDisk, command, open_tape, recorder
 
 
@@ -95,7 +96,7 @@ def test_a_disk_that_is_nearly_full_is_not_filled_to_be_ready_for_a_full_one(tmp
 def test_the_logs_files_fit_the_disk(tmp_path: Path, free: int, size: int) -> None:
     disk = FullDisk()
     disk.free = free
-    assert recorder(tmp_path, disk=disk)._log_bytes() == size
+    assert log_bytes(disk, tmp_path, FILE_BYTES) == size
 
 
 def test_an_idle_tape_whose_entries_were_lost_does_not_keep_the_log(tmp_path: Path) -> None:
