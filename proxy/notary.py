@@ -42,14 +42,23 @@ class BucketStore:
 
     def put(self, checkpoint: Checkpoint, wall_ns: int) -> None:
         """Called in a thread; the bucket lives on the loop. Raises OSError."""
-        data = checkpoint.encode()
-        work = self._bucket.create(object_name(checkpoint, wall_ns), data, sha256(data).hexdigest())
+        work = self._put(object_name(checkpoint, wall_ns), checkpoint.encode())
         try:
             asyncio.run_coroutine_threadsafe(work, self._loop()).result(PUT_SECONDS)
-        except AlreadyThere:
-            pass  # by this gateway before it was restarted: the name has the root, and signatures do not vary
         except (BucketError, TimeoutError) as error:
             raise OSError(str(error) or "no answer in a minute") from error
+
+    async def _put(self, name: str, data: bytes) -> None:
+        try:
+            await self._bucket.create(name, data, sha256(data).hexdigest())
+        except AlreadyThere:  # our own, from before a restart, as signatures do not vary; or what somebody put there
+            found = bytearray()
+            async for piece in self._bucket.get(name):
+                found += piece
+                if len(found) > len(data):
+                    break
+            if found != data:
+                raise BucketError(f"{name}: the bucket has another object of this name") from None
 
 
 class Notary:

@@ -211,7 +211,8 @@ class Vault:
         if info is None:
             await self.do(self.state.record, now, "vault", "lost", item.path, {"why": "the bucket has it no more"})
             return await self.do(self.state.move, item.path, "lose", uploaded_at=None, etag="")
-        if (info.size, info.etag) != (item.size, item.etag):  # an ETag may change with the storage class
+        # An ETag may change with the storage class; a store without any, a directory, only has the content itself.
+        if not info.etag or (info.size, info.etag) != (item.size, item.etag):
             problem = await self._compare(bucket, name, info, item.size, item.sha256, "")
             if problem:
                 return await self._conflict(
