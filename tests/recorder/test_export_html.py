@@ -179,11 +179,28 @@ def test_a_cast_too_long_for_a_browser_is_refused(tmp_path: Path, monkeypatch: p
 
 def test_a_long_list_is_cut_with_a_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = one_of_everything(tmp_path)
+    monkeypatch.setattr(export_html, "NOTABLE_LIMIT", 0)
     for limit, listed in ((5, 4), (4, 4), (3, 3)):
         monkeypatch.setattr(export_html, "COMMANDS_LIMIT", limit)
         text = page_of(path)
         assert text.count("<li ") == listed
         assert ("1 more commands are in the recording" in text) is (listed == 3)
+
+
+def test_what_was_denied_or_failed_is_in_the_list_however_long_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = one_of_everything(tmp_path)
+    for limit, more, listed in ((1, 9, 4), (1, 2, 3), (1, 0, 1)):
+        monkeypatch.setattr(export_html, "COMMANDS_LIMIT", limit)
+        monkeypatch.setattr(export_html, "NOTABLE_LIMIT", more)
+        text = page_of(path)
+        labels = re.findall(r'class="label">(Q\d)', text)
+        assert labels == ["Q1", "Q2", "Q3", "Q4"][:listed]
+        assert (f">{listed} of 4<" in text) is (listed < 4)
+    assert "values &#x27;101&#x27;, NULL" not in text
+    monkeypatch.setattr(export_html, "NOTABLE_LIMIT", 9)
+    assert "values &#x27;101&#x27;, NULL" in page_of(path)
 
 
 def test_real_time_on_request(tmp_path: Path) -> None:
