@@ -15,11 +15,12 @@ A segment is written once, front to back, and never changed:
 
     segment = header | (DATA | GAP)* | COMMANDS* | INDEX+ | SEAL | trailer            and nothing after it
 
-A session that is live, or that died, lacks the tail of this; every complete block is readable all the same.
+A session that is live, or that died, lacks the tail of this; every complete block is readable all the same, up to the
+first that is cut off or damaged: a power cut may leave anything there. The file's name says what its header says.
 After a crash, recovery (recover.py) cuts a torn end off, restores from the log what the log has, puts a GAP for each
 block that only its hash is left of, and ends the segment with INDEX+ | CRASHSEAL | trailer, without COMMANDS.
 
-Header (22 bytes and more)
+Header (18 bytes and the map)
 
     magic 89 47 43 54 0D 0A 1A 0A | version u16 = 1 | map_len u32 (<= 65,536) | map | crc32 u32 of all before it
 
@@ -35,6 +36,7 @@ Header (22 bytes and more)
     log str (the origin of the node's log that tells of this tape; absent where none is kept. Whoever has the tape
     without that log cannot see what else is missing)
     enc map (only of an encrypted tape, see Encryption): suite str, salt bin (24), commit bin (32), wraps bin (32)
+    All but segment, prev, first_record and enc's salt and commit are the same in all segments of a tape.
 
 Block = block header (48 bytes) | stored payload (stored_len bytes) | chain value (32 bytes)
 
@@ -52,19 +54,20 @@ Block = block header (48 bytes) | stored payload (stored_len bytes) | chain valu
     without key or dictionary can check such a block, but not look into it. In an encrypted tape every DATA and COMMANDS
     block is encrypted; GAP, INDEX, SEAL and CRASHSEAL never are.
     seq counts all blocks of the segment from 0. first_record: the number of the first record in this block, or that the
-    next record will have; n_records is 0 except in DATA and GAP, so first_record + n_records is always the next
-    block's first_record. Records are numbered from 0 over the whole tape. t0_ns never goes back in a segment (0 in one
-    without DATA or GAP), and that of DATA and GAP not over the whole tape.
+    next record will have; n_records is 1 or more in DATA and GAP, else 0, so first_record + n_records is always the
+    next block's first_record. Records are numbered from 0 over the whole tape. t0_ns never goes back in a segment (0 in
+    one without DATA or GAP), and that of DATA and GAP not over the whole tape.
 
 DATA payload: n_records records, one after the other, each an array
 
     [n, dt_us, channel, kind, payload bin (<= 262,144 bytes), meta map (may be absent)]
 
-    n = first_record, first_record + 1, ...; dt_us = microseconds since t0_ns, never going back; channel: 0 the gate,
-    1 from the user, 2 to the user (out), 3 to the user (err). meta {"part": i, "more": k}: part i (from 0) of a long
-    payload, of which k parts follow in the next records, of the same channel and kind; the joined record bears the
-    number and time of part 0. (Only kinds other than WIRE; longer WIRE is simply several records.) Unknown kinds and
-    meta keys are skipped.
+    n = first_record, first_record + 1, ...; dt_us = microseconds since t0_ns, from 0, never going back; channel: 0 the
+    gate, 1 from the user, 2 to the user (out), 3 to the user (err). meta {"part": i, "more": k}: part i (from 0) of a
+    long payload, of which k parts follow in the next records, of the same segment, channel and kind; the joined record
+    (<= 33,554,432 bytes) bears the number and time of part 0; what lacks a part because of a GAP or a torn end is
+    skipped. (Only kinds other than WIRE; longer WIRE is simply several records.) Unknown kinds and meta keys are
+    skipped.
 
     kind  payload (maps; keys in brackets may be absent; unknown keys are ignored)
      1 WIRE      raw bytes as they passed, after masking; channel 0: made by the gate for the target
@@ -88,14 +91,15 @@ DATA payload: n_records records, one after the other, each an array
     COMMAND, VERDICT, APPROVAL, INTENT and CLOSE are durable (or with the kernel, by mode) before what they gate goes
     on.
 
-GAP payload (a block that a crash lost, pinned by the log): the lost block's header (48 bytes) || its leaf (32). A GAP
-    has the seq, first_record, t0_ns and n_records of the lost block and no flags; its leaf is the pinned one. It is
+GAP payload (a DATA block that a crash lost, pinned by the log): the lost block's header (48 bytes) || its leaf (32). A
+    GAP has the seq, first_record, t0_ns and n_records of the lost block and no flags; its leaf is the pinned one. It is
     valid only if the CRASHSEAL lists its seq.
 
 COMMANDS payload: entries [n, t_ns, verb, kind, verdict, short text], one after the other: every COMMAND record of this
-    segment, in the order of n; t_ns is the record's t0_ns + 1000 * dt_us; verdict is "allow", "deny", the same
-    with "held-" before it if an approval was waited for, or "" if this segment has no VERDICT of it. The short text is
-    the first 120 characters after runs of white space in the first 480 became one space each.
+    segment, in the order of n; t_ns is the record's t0_ns + 1000 * dt_us; verdict is that of its first VERDICT in this
+    segment: "allow", "deny", the same with "held-" before it if an approval was waited for; or "" if there is none, or
+    4,096 further COMMANDs come before it. The short text is the first 120 characters (code points) of the words in the
+    text's first 480, one space between them; words are parted by Unicode's White_Space and U+001C to U+001F.
 
 INDEX payload: entries [offset, type, seq, first_record, t0_ns, n_records, leaf bin], one for each block before the
     first INDEX, in order; offset is that of the block header in the file. COMMANDS and INDEX are cut at entries into as
@@ -108,11 +112,12 @@ Hashes and seal
     The chain value behind block i is h_i+1 (for GAP: with the pinned leaf). root = the Merkle tree hash of RFC 6962 2.1
     over the leaves of all blocks before the seal (nodes H(01 || left || right), split at the largest power of two
     below n). SEAL payload: [body bin, [[alg str, key id str, signature bin], ...]]. The signature, alg "ed25519", is
-    over "gatecast tape seal v1\\n" || body. The key id is the first 16 hex digits of H(public key, 32 bytes).
+    over "gatecast tape seal v1\\n" || body. The key id is the first 16 hex digits of H(public key, 32 bytes). A seal
+    holds if a key that the reader knows signed it and no signature of such a key is wrong; the others are skipped.
     body: a map sid, segment, track, h0 bin, root bin, head bin (the last chain value before the seal), blocks int (all
     before the seal), first_record int, records int, commands int, t_first int, t_last int (t0_ns of the first block,
     and time of the last record; 0 in an empty segment), status "continued" (another segment follows) | "closed" |
-    "failed", reason str, gaps array (empty), log nil.
+    "failed" (as in CLOSE), reason str, gaps array (empty), log nil. Unknown keys are ignored.
     CRASHSEAL has the same payload, but status is "crashed", or "continued" if the next segment was begun before the
     crash; gaps lists the seq of the GAP blocks; t_last is the t0_ns of the last DATA or GAP block; commands is nil, for
     whoever recovers may not be able to read; and reason says what ended it. A tape with a CRASHSEAL is incomplete.
@@ -123,11 +128,11 @@ characters) || 00 || track || 00 || segment u32 || salt (24), 64 bytes). suite i
 salt and commit; a reader compares commit before it decrypts anything, for GCM does not commit to its key. The nonce of
 a block is 00 00 00 00 || seq u64; the associated data are its 48 bytes of block header, in which stored_len counts the
 tag. A block once encrypted is written or the tape ends: no seq is ever encrypted twice.
-    The .keys file, a map: v int = 1, sid str, track str, wraps array of [suite str, key id str, enc bin (32), wrapped
-    bin (48)]. The header's wraps is H(that file), so it can be destroyed (which erases the content for good) and not
-    replaced. suite "hpke-x25519-sha256-aes256gcm": HPKE base mode, DHKEM(X25519, HKDF-SHA256), HKDF-SHA256,
-    AES-256-GCM, one seal; info "gatecast tape key v1" || 00 || sid || 00 || track, no associated data, plain text DEK.
-    key id: the first 16 hex digits of H(recipient's public key, 32 bytes).
+    The .keys file (<= 65,536 bytes), a map: v int = 1, sid str, track str, wraps array of [suite str, key id str, enc
+    bin (32), wrapped bin (48)]. The header's wraps is H(that file), so it can be destroyed (which erases the content
+    for good) and not replaced. suite "hpke-x25519-sha256-aes256gcm": HPKE base mode, DHKEM(X25519, HKDF-SHA256),
+    HKDF-SHA256, AES-256-GCM, one seal; info "gatecast tape key v1" || 00 || sid || 00 || track, no associated data,
+    plain text DEK. key id: the first 16 hex digits of H(recipient's public key, 32 bytes).
 
 Original track. What a mask changed, as it came from the target; always encrypted, to recipients of its own. Its header
 has the sid, clock and times of the main tape, so that equal times are equal instants. Records: for each such event a

@@ -7,7 +7,7 @@ A log is the files ``<any name>.wal`` of one directory; each is entries, one aft
 are little-endian; "block header", "leaf", "stored payload" are those of format.py.
 
     entry = "GCTW" | kind u8 | track u8 | 0 u16 | segment u32 | generation u64 | sid (16) | body_len u32 | crc u32
-            | body
+            | body (<= 1,048,640 bytes)
 
     sid is the ULID as a big-endian number; track is 0 main, 1 original; crc is the CRC32 of the 40 bytes before it and
     of the body. kind:
@@ -19,10 +19,10 @@ are little-endian; "block header", "leaf", "stored payload" are those of format.
     4 DONE    body empty: the segment file is complete, sealed and on the disk; whatever the log says of it is history
 
     Every block of a segment is in the log, in the order of seq, as FULL or DIGEST; INDEX, COMMANDS and SEAL blocks too.
-    A file has one generation, that of its first entry; the log's files, by generation, are one sequence. A file ends
-    at the first entry with a wrong magic, kind, reserved byte, length, CRC or generation: files are zeroed before they
-    are used and used again under a higher generation, so valid entries of an earlier use may follow. No generation is
-    ever used twice. A file is used again only when every segment that has entries in it is synced.
+    A file has one generation, that of its first entry; the log's files, by generation, are one sequence. A file ends at
+    the first entry with a wrong magic, kind, track, reserved byte, length, CRC or generation: files are zeroed before
+    they are used and used again under a higher generation, so valid entries of an earlier use may follow. No generation
+    is ever used twice. A file is used again only when every segment that has entries in it is synced.
 
 Pure: no files, no clock.
 """
