@@ -23,15 +23,16 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from recorder.cipher import AuditorKey
 from recorder.disk import Disk
 from recorder.errors import FormatError
-from recorder.format import Kind
+from recorder.format import Kind, decode_commands
 from recorder.reader import TapeReader
 from recorder.seal import SealKey, load_public_keys
+from recorder.segment import CommandIndex
 from recorder.ulid import ulid_text
 from recorder.verify import verify
 from recorder.walformat import decode_open, read_entries
 from recorder.walread import Log
 from tests.recorder.golden.make import SCENARIOS, entry_facts, facts, in_json, make
-from tests.recorder.second_reader import Record, Refusal, Segment, read_tape
+from tests.recorder.second_reader import Record, Refusal, Segment, entries_of, read_tape
 from tests.recorder.second_wal_reader import read_log
 from tests.recorder.second_writer import HEAD, SID, Odd, pack, write_segment
 
@@ -283,6 +284,35 @@ def test_our_own_log_reader_agrees(tmp_path: Path) -> None:
         assert {(ulid_text(sid), segment) for sid, _, segment in log.done} == done
     finally:
         log.close()
+
+
+@pytest.mark.parametrize(
+    "tail", [b"", bytes(500), b"GCTB" + bytes(range(256)), b"GCTT"], ids=["cut", "zeros", "block", "end"]
+)
+def test_whatever_is_behind_the_last_whole_block_both_stop_there(tmp_path: Path, tail: bytes) -> None:
+    [path] = files("live")
+    end = expected("live")[0][path.name]["torn"]
+    torn = tmp_path / path.name
+    torn.write_bytes(path.read_bytes()[:-end] + tail)
+    _, records = read_tape([torn.read_bytes()])
+    ours = [(r.n, r.t_ns, r.channel, r.kind, unpacked(r.kind, r.payload)) for r in TapeReader(torn).records()]
+    assert records is not None
+    assert [in_json(asdict(record)) for record in records] == expected("live")[1]
+    assert ours == [(r.n, r.t_ns, r.channel, r.kind, r.payload) for r in records]
+
+
+@pytest.mark.parametrize(("between", "word"), [(4095, "held-deny"), (4096, "")])
+def test_a_verdict_that_comes_too_late_is_not_in_the_index(between: int, word: str) -> None:
+    command = {"verb": "SELECT", "kind": "read", "text": " a \u2003\x1f b "}
+    verdicts = [{"command": 0, "verdict": "deny", "approval": "A"}, {"command": 0, "verdict": "allow"}]
+    said = [(Kind.COMMAND, command)] * (between + 1) + [(Kind.VERDICT, verdict) for verdict in verdicts]
+    index = CommandIndex()
+    for n, (kind, fields) in enumerate(said):
+        index.note(n, n, kind, pack(fields))
+    ours = [[e.n, e.t_ns, e.verb, e.kind, e.verdict, e.text] for raw in index.finish() for e in decode_commands(raw)]
+    theirs = entries_of([Record(n, n, 1, int(kind), fields) for n, (kind, fields) in enumerate(said)])
+    assert ours == theirs
+    assert ours[0] == [0, 0, "SELECT", "read", word, "a b"]
 
 
 # -- what a later version may bring --------------------------------------------------------------------
