@@ -111,6 +111,9 @@ def self_signed(directory: Path, names: Sequence[str]) -> tuple[Path, Path]:
 def _check_pair(cert: Path, key: Path) -> ServerCertificate:
     try:
         certificates = x509.load_pem_x509_certificates(cert.read_bytes())
+    except FileNotFoundError as error:
+        hint = "gatecast serve without a configuration makes one to try, in .gatecast/"
+        raise ConfigError(f"{cert}: is not there; {hint}") from error
     except OSError as error:
         raise ConfigError(f"{cert}: cannot be read: {error.strerror}") from error
     except ValueError as error:

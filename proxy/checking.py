@@ -11,12 +11,14 @@ from typing import Any
 import protocols
 from proxy.admin.text import fields, harmless
 from proxy.certificates import server_context
-from proxy.config import ConfigErrors
+from proxy.config import ConfigErrors, Loaded
 from proxy.core.errors import ConfigError
 from proxy.core.parties import Target
 from proxy.services import WEAK_FILE_SYSTEMS, credentials_of, file_system
 from proxy.snapshot import Snapshot, read_snapshot
+from recorder.errors import FormatError
 from recorder.vault import VaultError
+from recorder.witness import Witness
 
 
 def check_config(path: Path, *, connect: bool = False) -> dict[str, Any]:
@@ -51,6 +53,9 @@ def check_config(path: Path, *, connect: bool = False) -> dict[str, Any]:
     weak = WEAK_FILE_SYSTEMS.get(file_system(loaded.state / config.recorder.directory))
     if weak is not None:
         warnings.append(loaded.document.error(("state",), f"tapes are not durable here: {weak}"))
+    wrong, doubtful = _places_of_the_log(loaded)
+    problems += wrong
+    warnings += doubtful
     vault: dict[str, Any] = {}
     if config.vault is not None:
         from proxy.vault.commands import check_vault
@@ -70,9 +75,35 @@ def check_config(path: Path, *, connect: bool = False) -> dict[str, Any]:
         "rules": {"count": len(snapshot.rules.rules), "revision": snapshot.rules.revision},
         "issuers": [issuer.issuer for issuer in snapshot.issuers],
         "users": [user.name for user in snapshot.users],
+        "anchors": [anchor.url for anchor in config.recorder.anchors],
+        "witnesses": [{"url": witness.url, "key": witness.key} for witness in config.recorder.witnesses],
         "vault": vault,
         "warnings": warnings,
     }
+
+
+def _places_of_the_log(loaded: Loaded) -> tuple[list[str], list[str]]:
+    """What is wrong, and what is doubtful, with the anchors and witnesses of the node's log."""
+    wrong: list[str] = []
+    doubtful: list[str] = []
+    tapes = loaded.state / loaded.config.recorder.directory
+    for index, anchor in enumerate(loaded.config.recorder.anchors):
+        if anchor.url.startswith("file:///") and _device(Path(anchor.url.removeprefix("file://"))) == _device(tapes):
+            why = "this anchor is on the disk of the tapes: whoever rewrites the one can rewrite the other"
+            doubtful.append(loaded.document.error(("recorder", "anchors", index), why))
+    for index, witness in enumerate(loaded.config.recorder.witnesses):
+        try:
+            Witness.of(witness.key, witness.url)
+        except (ValueError, FormatError) as error:
+            where = ("recorder", "witnesses", index)
+            wrong.append(loaded.document.error(where, getattr(error, "reason", str(error))))
+    return wrong, doubtful
+
+
+def _device(path: Path) -> int:
+    """The file system that a path is on, or will be on once it is made."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    return there.stat().st_dev
 
 
 def _target(target: Target) -> dict[str, Any]:
@@ -99,6 +130,8 @@ def render_check(found: dict[str, Any]) -> str:
     pairs.append(("rules", f"{found['rules']['count']}, revision {found['rules']['revision']}"))
     pairs += [("issuer", issuer) for issuer in found["issuers"]]
     pairs += [("user", user) for user in found["users"]]
+    pairs += [("anchor", url) for url in found["anchors"]]
+    pairs += [("witness", f"{one['key'].partition('+')[0]} at {one['url']}") for one in found["witnesses"]]
     if found["vault"]:
         vault = found["vault"]
         place = vault["url"] or "no url: nothing leaves the disk"

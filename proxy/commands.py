@@ -309,9 +309,28 @@ def verify(options: Namespace) -> int:
         result["notes"].append(
             "one tape is judged by itself; a directory of tapes is compared with its node's log, too"
         )
+    result["notes"] += _in_the_vault(where, result["logs"])
     lines += [harmless(f"note: {note}") + "\n" for note in result["notes"]]
     lines.append(harmless(f"{result['status']}: {result['statement']}") + "\n")
     return _print(options, result, "".join(lines), code=int(result["exit_code"]))
+
+
+def _in_the_vault(where: Path, logs: list[dict[str, Any]]) -> list[str]:
+    """Say it where sessions are missing that have left for the vault; it is for the user to believe vault.db."""
+    from recorder.vault_state import STATE_NAME, VaultError, elsewhere
+
+    missing = [str(sid).partition(".")[0] for log in logs for sid in log["missing"]]
+    if not missing or not where.is_dir():
+        return []
+    try:
+        known = elsewhere(where)
+        left = sum(map(known, missing))
+    except VaultError:
+        return []
+    how = f"--elsewhere {where / STATE_NAME} takes that for granted"
+    return (
+        [f"{left} of {len(missing)} that are missing here are in the vault, by its own account; {how}"] if left else []
+    )
 
 
 _CONTENT_NOTES: Final = {
