@@ -88,8 +88,10 @@ def _failed(error: Exception) -> int:
         lines = [f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)]
     elif not expected:
         lines = [f"internal error: {type(error).__name__}; run it again with GATECAST_DEBUG=1 to see where"]
-    for line in lines:
-        print(f"gatecast: {line}", file=sys.stderr)
+    from proxy.core.text import harmless
+
+    for line in lines:  # which may quote what a tape, a file's name or a peer says
+        print(f"gatecast: {harmless(line)}", file=sys.stderr)
     return 1
 
 

@@ -194,6 +194,7 @@ def _row(tape: TapeReader) -> dict[str, Any]:
     said: Mapping[str, Any] = tape.header.map_
     identity = said.get("identity")
     identity = identity if isinstance(identity, dict) else {}
+    agents = identity.get("agents")
     seals = [tape.segment(i).seal for i in range(len(tape.segments))]
     status = tape.status or ("live" if is_live(tape.segments[-1]) else "unsealed")
     counts = [seal.body.get("commands") if seal is not None else None for seal in seals]
@@ -206,7 +207,7 @@ def _row(tape: TapeReader) -> dict[str, Any]:
         "protocol": str(said.get("protocol", "")),
         "target": str(said.get("target", "")),
         "subject": str(identity.get("subject", "")),
-        "agents": [str(agent) for agent in identity.get("agents") or ()],
+        "agents": [str(agent) for agent in agents] if isinstance(agents, list) else [],
         "run": str(said.get("run", "")),
         "node": str(said.get("node", "")),
         "records": tape.next_record,

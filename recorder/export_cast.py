@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from recorder.cast import CastV2, CastV3, Encoder, Piece
 from recorder.escape import visible
-from recorder.export_source import TTY_LIMIT, Source, wall_time
+from recorder.export_source import Source, is_sensible, wall_time
 from recorder.format import ERR, OUT, USER, Kind, Record, fields
 from recorder.transcript import Transcript
 
@@ -109,4 +109,4 @@ def cast_lines(source: Source, version: int) -> Iterator[str]:
 
 def _sensible(size: str) -> bool:
     match = _SIZE.fullmatch(size)
-    return match is not None and int(match[1]) < TTY_LIMIT and int(match[2]) < TTY_LIMIT
+    return match is not None and is_sensible(int(match[1]), int(match[2]))

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
+from recorder.escape import visible
 from recorder.export_options import ExportError
 from recorder.export_source import Source, wall_time
 from recorder.format import OUT, USER, VERSION, Kind
@@ -170,7 +171,8 @@ class Messages:
 def har(source: Source) -> Iterator[str]:
     """Yield the HAR, entry by entry. Raises ExportError for a session that did not speak HTTP."""
     if source.protocol not in PROTOCOLS:
-        raise ExportError(f"a {source.protocol or 'nameless'} session is no HTTP session; export it as jsonl or txt")
+        named = visible(source.protocol) or "nameless"
+        raise ExportError(f"a {named} session is no HTTP session; export it as jsonl or txt")
     return _har(source)
 
 

@@ -20,6 +20,8 @@ from recorder.reader import TapeReader
 
 IDLE_SECONDS: Final = 3.0  # pauses in what is made for watching, unless told otherwise
 TTY_LIMIT: Final = 10_000  # columns or rows of a terminal: no terminal has more, a damaged tape may say so
+# Cells of a terminal: the user says how large it is, and a player makes room for all of them. Ours: 2,000 x 500.
+CELLS_LIMIT: Final = 1_000_000
 
 Progress = Callable[[int, int], None]  # (records that are done, all records)
 
@@ -95,7 +97,7 @@ class Source:
         if not isinstance(more, dict) or "tty" not in more:
             return None
         match more["tty"]:
-            case [int(columns), int(rows)] if 0 < columns < TTY_LIMIT and 0 < rows < TTY_LIMIT:
+            case [int(columns), int(rows)] if is_sensible(columns, rows):
                 return columns, rows
             case _:
                 return 80, 24
@@ -185,6 +187,11 @@ class Source:
             yield record
         if self._progress is not None:
             self._progress(total, total)
+
+
+def is_sensible(columns: int, rows: int) -> bool:
+    """Tell whether a terminal can have this size."""
+    return 0 < columns < TTY_LIMIT and 0 < rows < TTY_LIMIT and columns * rows <= CELLS_LIMIT
 
 
 def wall_time(ns: int) -> str:

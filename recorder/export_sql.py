@@ -60,9 +60,8 @@ _COPY_IN: Final = re.compile(r"\bcopy\b.*\bstdin\b", re.DOTALL | re.IGNORECASE)
 def script(source: Source) -> Iterator[str]:
     """Yield the script, piece by piece. Raises ExportError for a session that spoke no SQL."""
     if source.protocol not in PROTOCOLS:
-        raise ExportError(
-            f"a {source.protocol or 'nameless'} session is no SQL session; export it as txt, jsonl or asciicast-v3"
-        )
+        named = visible(source.protocol) or "nameless"
+        raise ExportError(f"a {named} session is no SQL session; export it as txt, jsonl or asciicast-v3")
     return _script(source)
 
 

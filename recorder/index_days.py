@@ -7,6 +7,7 @@ within the same tick of the file system's clock would not change it.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -20,6 +21,9 @@ from recorder.format import SUFFIX
 
 # Coarse clocks: 4 ms for ext4 and XFS, 1 s for some network file systems, 2 s for FAT.
 SETTLED_NS: Final = 3_000_000_000
+# What says of one file that it is none that can be read, and nothing of the disk: moved, a pipe, a link to itself, a
+# folder. It must not keep the other tapes from being found.
+NO_FILE: Final = frozenset({errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.EISDIR})
 # Main tracks only: "<sid>.original.<n>.gct" holds what the masks hid.
 _FILE: Final = re.compile(r"([0-9A-Z]{26})\.([0-9]{3,9})" + re.escape(SUFFIX))
 
@@ -116,7 +120,9 @@ def _sized(sid: str, day: str, files: Mapping[int, Path], key: str) -> Work | No
     for path in files.values():
         try:
             state = path.stat()
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
             return None
         size, mtime_ns = size + state.st_size, state.st_mtime_ns
     return Work(sid, day, files, key, size, mtime_ns)

@@ -7,6 +7,7 @@ says which records of it are in the index already.
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from typing import Final, Protocol
 
 from recorder.errors import FormatError
 from recorder.index_collect import clean, forget_commands
-from recorder.index_days import Day, Known, Work, day_directories, find_work
+from recorder.index_days import NO_FILE, Day, Known, Work, day_directories, find_work
 from recorder.index_scan import Changed, Cursor, Scan
 from recorder.index_schema import meta, set_meta
 from recorder.index_tape import State, TapeWriter, insert_session, update_files
@@ -203,7 +204,11 @@ class Updater:
             except FormatError as error:
                 self._unreadable(work, error.reason)
                 return True
-            except FileNotFoundError:  # moved while we looked: the directory's mtime tells the next time
+            except OSError as error:
+                if error.errno not in NO_FILE:
+                    raise
+                if error.errno != errno.ENOENT:  # moved while we looked: the directory's mtime tells the next time
+                    self._unreadable(work, str(error.strerror))
                 return True
         return True
 
