@@ -54,12 +54,16 @@ class Status:
     note: str = ""
     wall: str = ""  # the time of day then
 
-    def text(self) -> str:
-        """One line."""
+    def text(self, columns: int | None = None) -> str:
+        """One line; without the time of day if it were wider than that."""
+        line = self._text(self.wall)
+        return self._text("") if columns is not None and width(line) > columns else line
+
+    def _text(self, wall: str) -> str:
         state = "PAUSED" if self.paused else "LIVE" if self.live else "PLAY"
         parts = [f"{state}  {clock_text(self.now_ns)} / {clock_text(max(self.now_ns, self.end_ns))}"]
-        if self.wall:
-            parts.append(self.wall)
+        if wall:
+            parts.append(wall)
         if self.command or self.commands:
             parts.append(f"Q{self.command}" + (f" of {self.commands}" if self.commands else ""))
         parts.append(f"{self.speed:g}x")
@@ -71,7 +75,7 @@ class Status:
 
 def status_line(status: Status, columns: int, rows: int, color: bool) -> str:
     """Draw it in the last row; the cursor stays where it was."""
-    text = clip(f" {status.text()}", columns - 1)
+    text = clip(f" {status.text(columns - 2)}", columns - 1)
     text += " " * (columns - 1 - width(text))
     return f"\x1b7\x1b[{rows};1H\x1b[0{';7' if color else ''}m\x1b(B{text}\x1b[0m\x1b[K\x1b8"
 

@@ -362,7 +362,7 @@ class Player:
                 self.index.refresh()
                 live_end = self.tape.next_record
             elif not alive:
-                end = "-- the recording ends here without a seal, and nobody is writing it: the gateway died"
+                end = "-- no seal, and nobody writes it: the gateway died"
                 self.terminal.write(end + self._newline)
                 return
             else:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import io
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from recorder.escape import width
 from recorder.player_arguments import add_arguments
 from recorder.player_options import BadOption, ReplayOptions, from_arguments, place_ns
-from recorder.player_screen import Status, afresh, clock_text, help_screen, last_lines, status_line
+from recorder.player_screen import Status, afresh, clock_text, help_screen, last_lines, status_line, time_of_day
 from recorder.reader import TapeReader
 from recorder.replay import print_markers
 from recorder.table import wrapped
@@ -84,7 +85,12 @@ def test_the_status_line_fits() -> None:
         line = status_line(status, columns, 24, color=True)
         shown = line.removeprefix("\x1b7\x1b[24;1H\x1b[0;7m\x1b(B").removesuffix("\x1b[0m\x1b[K\x1b8")
         assert width(shown) == columns - 1
+    timed = replace(status, wall="08:58:54Z", note="")
+    assert timed.text() == "PAUSED  01:05 / 1:01:40   08:58:54Z   Q3 of 12   0.5x   ? help"
+    assert timed.text(62) == timed.text()
+    assert timed.text(61) == "PAUSED  01:05 / 1:01:40   Q3 of 12   0.5x   ? help"
     assert clock_text(59_999_999_999) == "00:59"
+    assert time_of_day(1_790_000_000_999_999_999) == "14:13:20Z"
     assert all(width(line) <= 40 for line in help_screen(40).split("\r\n")[1:])
 
 

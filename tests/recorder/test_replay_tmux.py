@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from recorder.escape import width
 from recorder.tape import GATE, OUT, Kind
 from tests.peers.postgres import PeerMissing, need
+from tests.recorder.stories import one_of_everything
 from tests.recorder.tapes import Clock, command, open_tape, pack, recorder
 
 DEADLINE_SECONDS = 20.0
@@ -31,6 +33,9 @@ class Tmux:
     def __init__(self, folder: Path) -> None:
         self._call = ["tmux", "-S", str(folder / "socket"), "-f", "/dev/null"]
         self.run("new-session", "-d", "-x", "70", "-y", "12", "env", "PS1=$ ", "sh")
+
+    def size(self, columns: int, rows: int) -> None:
+        self.run("resize-window", "-x", str(columns), "-y", str(rows))
 
     def run(self, *arguments: str) -> str:
         return subprocess.run([*self._call, *arguments], check=True, capture_output=True, text=True).stdout
@@ -157,3 +162,107 @@ def test_a_full_screen_program(tmux: Tmux, tmp_path: Path) -> None:
     tmux.until("$", gone="PAUSED")
     assert tmux.said("alternate_on") == "0"
     assert "evil" not in tmux.said("pane_title")
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40), (200, 60), (60, 14)])
+def test_every_key_at_every_size(tmux: Tmux, tmp_path: Path, columns: int, rows: int) -> None:
+    tmux.size(columns, rows)
+    play(tmux, one_of_everything(tmp_path / "tapes"))
+    tmux.until("Q1 of 4")
+    tmux.press("Space")
+    tmux.until("PAUSED")
+    # What the status line has to say after each key, and what has to be on the screen.
+    for key, status, shown in (
+        ("}", "Q2 of 4", "[hold] rule=writes"),
+        ("}", "Q2 of 4", '"ok #812"'),
+        ("}", "Q3 of 4", "22012: division by zero"),
+        ("}", "Q4 of 4", "[DENIED] rule=r1: not today"),
+        ("{", "Q3 of 4", "22012: division by zero"),
+        ("[", "Q2 of 4", "UPDATE orders"),
+        ("[", "Q1 of 4", "SELECT id, name, email"),
+        ("]", "Q2 of 4", "UPDATE orders"),
+        ("G", "Q4 of 4", "session closed: user left"),
+        ("5", "Q2 of 4", "[hold] rule=writes"),
+        ("g", "Q0 of 4", "REC "),
+        ("Right", "Q2 of 4", "[hold] rule=writes"),
+    ):
+        tmux.press(key)
+        lines = tmux.until(status).splitlines()
+        assert len(lines) == rows
+        assert status in lines[-1]
+        assert sum("PAUSED" in line for line in lines) == 1, "no status line was left behind"
+        assert shown in "".join(lines)
+        tables = [line for line in lines if line.startswith("|")]
+        assert len({width(line.rpartition("|")[0]) for line in tables}) <= 1, tables
+        assert all(width(line) <= columns for line in lines)
+    tmux.size(columns - 5, rows - 1)
+    screen = tmux.until("PAUSED")
+    while len(screen.splitlines()) != rows - 1 or "PAUSED" not in screen.splitlines()[-1]:
+        screen = tmux.until("PAUSED")
+    tmux.press("s")
+    tmux.until("UPDATE", gone="PAUSED")
+    tmux.press("s")
+    tmux.until("PAUSED")
+    tmux.press("q")
+    tmux.until("$", gone="PAUSED")
+    assert tmux.said("cursor_flag") == "1"
+    assert tmux.said("wrap_flag") == "1"
+    assert (tmux.said("scroll_region_upper"), tmux.said("scroll_region_lower")) == ("0", str(rows - 2))
+    tmux.press("echo typed $((20 + 22))", "Enter")
+    tmux.until("typed 42")
+
+
+GATEWAY = """
+import asyncio, sys
+from pathlib import Path
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from recorder.cipher import AuditorKey
+from tests.recorder.stories import one_of_everything
+from tests.recorder.tapes import command, open_tape, recorder
+
+async def main():
+    key = AuditorKey(X25519PrivateKey.from_private_bytes(b"k" * 32))
+    tape = open_tape(recorder(Path(sys.argv[1])), recipients=[key.recipient])
+    print(tape.path, flush=True)
+    i = 0
+    while True:
+        i += 1
+        command(tape, f"SELECT {i}")
+        await tape.written()
+        await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main())
+"""
+FOLLOW = (
+    "import sys; from pathlib import Path; from recorder.cli import replay_main; from recorder.replay import "
+    "ReplayOptions; from recorder.cipher import AuditorKey; from cryptography.hazmat.primitives.asymmetric.x25519 "
+    "import X25519PrivateKey; sys.exit(replay_main(Path(sys.argv[1]), ReplayOptions(follow=True), "
+    "[AuditorKey(X25519PrivateKey.from_private_bytes(b'k' * 32))]))"
+)
+
+
+def test_a_gateway_that_is_killed_while_it_is_watched(tmux: Tmux, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", GATEWAY, str(tmp_path / "tapes")],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as gateway:
+        try:
+            assert gateway.stdin is not None
+            assert gateway.stdout is not None
+            path = gateway.stdout.readline().strip()
+            tmux.press(f"cd {ROOT} && {shlex.join([sys.executable, '-c', FOLLOW, path])}", "Enter")
+            tmux.until("SELECT 1")
+            assert "LIVE" in tmux.until("LIVE").splitlines()[-1]
+            gateway.stdin.write("\n")
+            gateway.stdin.flush()
+            tmux.until("SELECT 2")
+            gateway.kill()
+            screen = tmux.until("the gateway died", gone="LIVE")
+        finally:
+            gateway.kill()
+    assert "SELECT 2" in screen
+    tmux.press("echo typed $((20 + 22))", "Enter")
+    tmux.until("typed 42")
