@@ -45,6 +45,8 @@ class View:
                 self._approval(record, fields(record.payload))
             case Kind.RESULT:
                 self._result(fields(record.payload))
+            case Kind.MASKMAP:
+                self._maskmap(fields(record.payload))
             case Kind.INTENT:
                 text = fields(record.payload).get("text")
                 if isinstance(text, str) and len(self._intents) < INTENTS_LIMIT:
@@ -65,6 +67,7 @@ class View:
         self._commands[n] = {
             "n": n, "t_ns": t_ns, "verb": verb, "kind": kind, "verdict": "", "text": short,
             "time": wall_time(self._wall0_ns + t_ns), "number": self.count, "rule": "", "reason": "", "masks": [],
+            "masked": [],
             "objects": _strings(said.get("objects")), "exact": said.get("exact") is not False, "approval": None,
             "tag": "", "rows": None, "size_bytes": None, "error": None,
         }  # fmt: skip
@@ -79,6 +82,19 @@ class View:
             command["verdict"] = verdict_word(said)
             command["rule"], command["reason"] = str(said.get("rule", "")), str(said.get("reason", ""))
             command["masks"] = list(dict.fromkeys(_strings(said.get("masks"))))
+
+    def _maskmap(self, said: Mapping[str, Any]) -> None:
+        """Note which columns were masked, by which rules; not those that detectors looked through."""
+        command = self._of(said)
+        items, scanned = said.get("fields"), said.get("scanned")
+        if command is None or not isinstance(items, list):
+            return
+        for item in items[:LIST_LIMIT]:
+            match item:
+                case [name, int(column), rule] if not (isinstance(scanned, list) and column in scanned):
+                    command["masked"].append({"column": str(name), "rule": str(rule)})
+                case _:
+                    pass
 
     def _approval(self, record: Record, said: Mapping[str, Any]) -> None:
         command = self._of(said)

@@ -47,6 +47,8 @@ def tapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         tape.append(GATE, Kind.APPROVAL, pack({"command": n, **approved}))
         verdict = {"verdict": "allow", "rule": "writes", "approval": "ap_1", "masks": ["no-pii"]}
         tape.append(GATE, Kind.VERDICT, pack({"command": n, **verdict}))
+        masked = [["email", 1, "no-pii"], ["e\x1b[2J", 2, "no-pii"], ["note", 3, "cards"]]
+        tape.append(GATE, Kind.MASKMAP, pack({"command": n, "fields": masked, "scanned": [3]}))
         tape.append(GATE, Kind.RESULT, pack({"command": n, "tag": "UPDATE 1", "count": 1, "bytes": 9}))
         command(tape, EVIL, verb="DROP", verdict="deny", objects=["public.orders"])
         n = command(tape, "SELECT " + "x " * 300 + "needle " + "y " * 300)
@@ -174,7 +176,7 @@ def test_show_tells_the_whole_story(tapes: Path, capsys: pytest.CaptureFixture[s
     for part in (
         "by agents  bot", "proved by  tokens, a proof with the SHA-256 abab", "status     closed; sealed, the seal not",
         "intent     refund", "   1  ", "held-allow by writes  UPDATE orders", "needs one of group:oncall: approved by",
-        "mia@acme after", "masked by no-pii", "UPDATE 1, rows: 1", "deny by r1", "refused: not today",
+        "mia@acme after", "masked by no-pii: email, e^[[2J\n", "UPDATE 1\n", "deny by r1", "refused: not today",
         "error 42P01: no such", f"gatecast verify {sid}",
     ):  # fmt: skip
         assert part in out, part

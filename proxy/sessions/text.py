@@ -218,16 +218,24 @@ def _command_lines(command: Mapping[str, Any], paper: Paper) -> list[str]:
         lines.append(paper.paint(indent + visible(_approval(approval)).replace("\n", " "), _YELLOW))
     if command["verdict"].endswith("deny") and command["reason"]:
         lines.append(paper.paint(indent + visible(f"refused: {command['reason']}").replace("\n", " "), _RED))
-    if command["masks"]:
-        lines.append(indent + visible(f"masked by {', '.join(command['masks'])}").replace("\n", " "))
+    lines += [indent + visible(text).replace("\n", " ") for text in _masked(command["masked"])]
     error = command["error"]
     if error is not None:
         said = f"error {error['code']}: {error['message']}"
         lines.append(paper.paint(indent + visible(said).replace("\n", " "), _RED))
     elif command["tag"]:
-        count = f", rows: {command['rows']}" if command["rows"] else ""
+        rows = command["rows"]
+        count = f", rows: {rows}" if rows and not command["tag"].endswith(f" {rows}") else ""  # as SELECT 5 says it
         lines.append(paper.paint(indent + visible(f"{command['tag']}{count}").replace("\n", " "), _DIM))
     return lines
+
+
+def _masked(masked: Sequence[Mapping[str, str]]) -> list[str]:
+    """A line for each rule that masked something: which columns of the result."""
+    by: dict[str, list[str]] = {}
+    for item in masked:
+        by.setdefault(item["rule"], []).append(item["column"])
+    return [f"masked by {rule}: {', '.join(columns)}" for rule, columns in by.items()]
 
 
 def _approval(approval: Mapping[str, Any]) -> str:
