@@ -60,7 +60,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = parser().parse_args(arguments)
+    options, strange = parser().parse_known_args(arguments)
+    if strange:  # argparse itself would point to the help of all commands
+        print(f"gatecast: unrecognized arguments: {' '.join(strange)}; see {options.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
     module, _, name = options.function.rpartition(":")
     try:
         code: int = getattr(importlib.import_module(module), name)(options)
@@ -111,7 +114,7 @@ def _command(
         epilog=f"Example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.set_defaults(function=f"{module}:{function}")
+    made.set_defaults(function=f"{module}:{function}", prog=made.prog)
     return made
 
 
@@ -430,7 +433,7 @@ def _keys(commands: _Commands) -> None:
         "keys_rotate_seal",
         "retire the key that seals tapes and the node's log, and take a new one; the gateway must not run",
         "gatecast keys rotate-seal -c /etc/gatecast/gatecast.yaml",
-        module="proxy.keys",
+        module="proxy.rotation",
     )
     _file(rotate)
     for command in (generate, show, rotate):

@@ -1,4 +1,4 @@
-"""gatecast keys: the auditors' keys that tapes are encrypted to, --identity, which takes them, and the seal's rotation.
+"""gatecast keys: the auditors' keys that tapes are encrypted to, and --identity, by which the other commands take them.
 
 An auditor makes a pair where the tapes are to be read, and gives the public half to whoever runs the gateway. The
 gateway has no command that takes a private half, and refuses a file that holds one.
@@ -56,24 +56,6 @@ def keys_show(options: Namespace) -> int:
     elif not found["encrypted"]:
         lines.append("It is not encrypted: everybody who has the file can read it.\n")
     return _print(options, found, "".join(lines))
-
-
-def keys_rotate_seal(options: Namespace) -> int:
-    """gatecast keys rotate-seal."""
-    from proxy.commands import config_path
-    from proxy.rotation import rotate_seal
-
-    done = rotate_seal(config_path(options))
-    made = {"old": done.old, "new": done.new, "public": str(done.public), "recovered": done.recovered}
-    sessions = "1 session was" if done.recovered == 1 else f"{done.recovered} sessions were"
-    text = (
-        f"Key {done.old} is retired, key {done.new} seals from now on; the node's log says so.\n"
-        + (f"{sessions} recovered and sealed first.\n" if done.recovered else "")
-        + f"\n  {done.public}\n"
-        "      holds the public halves of both. Give it to whoever verifies, in place of the one that they have,\n"
-        "      and to the owners of your witnesses. The old private key is gone.\n"
-    )
-    return _print(options, made, harmless(text, lines=True))
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -18,14 +18,17 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import protocols
 from proxy import __version__
+from proxy.commands import _print, config_path
 from proxy.config import Loaded, load_config
 from proxy.core.errors import ConfigError, TapeError
+from proxy.core.text import harmless
 from proxy.services import lock_state, next_key_path, node_log_of, prepare_state
 from recorder.checkpoint import decode_checkpoint
 from recorder.disk import Disk
@@ -46,6 +49,21 @@ class Rotated:
     new: str
     public: Path
     recovered: int
+
+
+def keys_rotate_seal(options: Namespace) -> int:
+    """gatecast keys rotate-seal."""
+    done = rotate_seal(config_path(options))
+    made = {"old": done.old, "new": done.new, "public": str(done.public), "recovered": done.recovered}
+    sessions = "1 session was" if done.recovered == 1 else f"{done.recovered} sessions were"
+    text = (
+        f"Key {done.old} is retired, key {done.new} seals from now on; the node's log says so.\n"
+        + (f"{sessions} recovered and sealed first.\n" if done.recovered else "")
+        + f"\n  {done.public}\n"
+        "      holds the public halves of both. Give it to whoever verifies, in place of the one that they have,\n"
+        "      and to the owners of your witnesses. The old private key is gone.\n"
+    )
+    return _print(options, made, harmless(text, lines=True))
 
 
 def rotate_seal(path: Path, disk: Disk | None = None) -> Rotated:

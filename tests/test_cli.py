@@ -126,6 +126,14 @@ def test_wrong_arguments_are_one_line(arguments: list[str], said: str, capsys: p
     assert "--help" in line
 
 
+def test_arguments_too_many_point_to_the_help_of_their_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["keys", "show", "a.gct", "b.gct", "--jsno"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said == "gatecast: unrecognized arguments: b.gct --jsno; see gatecast keys show --help\n"
+
+
 def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert cli.main(arguments) == 1
     err = capsys.readouterr().err
