@@ -91,14 +91,18 @@ class Disk:
         finally:
             os.close(descriptor)
 
-    def sync_file_system(self, path: Path) -> None:
-        """Make everything durable that is on the path's file system: one call for many files."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if _LIBC.syncfs(descriptor) != 0:  # Linux 5.8 and later tell of write errors here
-                raise OSError(ctypes.get_errno(), "syncfs failed")
-        finally:
-            os.close(descriptor)
+    def open_directory(self, path: Path) -> int:
+        """Open a directory, to sync its file system by."""
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def sync_file_system(self, descriptor: int) -> None:
+        """Make everything durable that is on the file system of an open directory: one call for many files.
+
+        Linux 5.8 and later tell of write errors since the directory was opened, each once for each descriptor: it has
+        to be open before what is to be synced is written, and not be shared.
+        """
+        if _LIBC.syncfs(descriptor) != 0:
+            raise OSError(ctypes.get_errno(), "syncfs failed")
 
     def free_bytes(self, path: Path) -> int:
         """What an ordinary user may still write on the path's file system."""

@@ -105,7 +105,9 @@ class Upkeep:
         self._to_close: list[tuple[SegmentWriter, int]] = []  # with the batch of their DONE
         self._to_seal: list[tuple[SegmentWriter, str]] = []
         self._unsynced: set[SegmentWriter] = set()  # of these: what could not be synced, so that the pages may lie
+        self._unresolved: list[SegmentWriter] = []  # sealed without all that was acknowledged: the next start's work
         self._room = wal.directory / "room"
+        self._file_system = disk.open_directory(directory)
         self._retry_at = self._heads_at = self._heartbeat_at = 0.0
         self._failing: set[str] = set()
         self._stop = threading.Event()
@@ -134,7 +136,9 @@ class Upkeep:
         """Do what can be done now and end the thread; True if nothing depends on the log any more."""
         self._stop.set()
         self._thread.join()
-        return not (self._open or self._to_sync or self._to_seal or self._broken or self._finished)
+        self._disk.close(self._file_system)
+        left = (self._open, self._to_sync, self._to_seal, self._broken, self._finished, self._unresolved)
+        return not any(left)
 
     # -- the thread -------------------------------------------------------------------------------------
 
@@ -245,7 +249,7 @@ class Upkeep:
         good: set[SegmentWriter] = set()
         if len(segments) > SYNC_EACH_LIMIT:
             with suppress(OSError):  # it does not say which file failed: then each is asked
-                self._disk.sync_file_system(self._directory)
+                self._disk.sync_file_system(self._file_system)
                 return set(segments)
         for segment in segments:
             try:
@@ -281,6 +285,11 @@ class Upkeep:
                 self._on_event("tape-sealed-as-crashed", {"session": segment.header["sid"], "reason": reason})
                 if self._ledger is not None:
                     tell_ledger(self._ledger, found, segment.h0)
+                if found.blocks < segment.data_blocks:  # the log still has what is lost: it is not let go of
+                    words = {"session": segment.header["sid"], "blocks": segment.data_blocks - found.blocks}
+                    self._on_event("tape-needs-recovery", {**words, "hint": "restart, once the disk is well"})
+                    self._unresolved.append(segment)
+                    continue
             segment.synced = True
             self._unsynced.discard(segment)
             self._wal.done(segment)

@@ -135,7 +135,7 @@ class CrashDisk(Disk):
         with self._lock:
             self.ops.append(("sync", self._names[path]))
 
-    def sync_file_system(self, path: Path) -> None:
+    def sync_file_system(self, descriptor: int) -> None:
         with self._lock:
             self.ops.append(("syncfs",))
 

@@ -64,6 +64,11 @@ class FaultyDisk(Disk):
         self.open_descriptors.add(descriptor)
         return descriptor
 
+    def open_directory(self, path: Path) -> int:
+        descriptor = super().open_directory(path)
+        self.open_descriptors.add(descriptor)
+        return descriptor
+
     def create_log(self, path: Path) -> int:
         if self._count("create_log"):
             self._fail()
