@@ -182,3 +182,27 @@ def test_asciinema_player_plays_the_casts(tmp_path: Path, version: int) -> None:
     assert "typed DROP TABLE orders;" in seen
     # The header's idle limit was heeded, and the intervals add up.
     assert duration == pytest.approx(0.0127 + 0.2 + 0.2 + 0.0031, abs=0.002)
+
+
+@pytest.mark.parametrize("width", [360, 860, 861, 1400])
+def test_the_page_leaves_no_gap_and_nothing_runs_over(tmp_path: Path, width: int) -> None:
+    page = page_of(one_of_everything(tmp_path / "tapes"), tmp_path / "session.html")
+    found = visit(
+        page,
+        [
+            ("click", "#commands li:nth-child(2) button"),
+            ("shows", "UPDATE orders SET status"),
+            ("evaluate", "document.documentElement.scrollWidth - document.documentElement.clientWidth"),
+            # Below the player, where the page is one column: its own margin and no more.
+            ("evaluate", "document.getElementById('stage').getBoundingClientRect().bottom"
+                         " - document.querySelector('.ap-player').getBoundingClientRect().bottom"),
+            ("evaluate", "document.querySelector('.ap-player').getBoundingClientRect().height"),
+            ("items", None),
+        ],
+        width=width,
+    )  # fmt: skip
+    alone(found, page)
+    assert found.seen[2] == 0
+    assert width > 860 or found.seen[3] < 30
+    assert found.seen[4] > 120
+    assert "values '101', NULL" in found.seen[5][1]
