@@ -8,6 +8,8 @@ A checkpoint is a note of three lines, signed:
     <empty line>
     \u2014 <key name> <base64 of key id (4 bytes) || signature>          one line for each signature
 
+Base64 is the standard one with padding, in its one canonical form; the size has no leading zero.
+
 The log's key name is the origin, its algorithm Ed25519 (type 01) over the three lines, by the key that seals the
 tapes. That is safe: a seal's message begins "gatecast tape seal v1\\n", and no origin may be that line. A witness adds
 a cosignature (type 04): time u64 big-endian || Ed25519 over "cosignature/v1\\ntime <seconds>\\n" || the three lines.

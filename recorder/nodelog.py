@@ -5,7 +5,8 @@ It is a C2SP tiled transparency log in static files, so any tool for such logs c
     <tapes>/log/<node>/checkpoint                     the signed head (checkpoint.py)
     <tapes>/log/<node>/tile/<L>/<N>[.p/<W>]           hashes (merkle.py)
     <tapes>/log/<node>/tile/entries/<N>[.p/<W>]       bundles of entries: u16 big-endian length, entry (logentry.py)
-    <tapes>/log/<node>/checkpoint.cosigned            the last head that a witness cosigned, cosigned/ the ones before
+    <tapes>/log/<node>/checkpoint.cosigned            the last head that a witness cosigned
+    <tapes>/log/<node>/cosigned/<YYYY-MM-DD>.jsonl    all that were cosigned, a line each as in anchor.py
     <tapes>/log/<node>/lock                           locked by whoever appends
 
 The origin's last path element is the node's name, which is the directory's name; tapes name their node, too.
