@@ -161,7 +161,7 @@ def held(story: Story) -> None:
         f"GATECAST_TOKEN=<the agent's> gatecast approvals approve {approval[0]}",
     )
     story.expect(own.code != 0, "the agent cannot approve its own command")
-    line = f"gatecast approvals approve {approval[0]} --reason 'order 3 came back'"
+    line = f"gatecast approvals approve {approval[0]} --reason 'it came back'"
     token = shlex.quote(story.house.approver_token)
     done = story.run(f"GATECAST_TOKEN={token} {line}", f"GATECAST_TOKEN=<{APPROVER}'s> {line}")
     story.expect(done.code == 0 and APPROVER in done.output, f"{APPROVER} approved it")
