@@ -7,7 +7,7 @@ coroutines are driven by hand: a million messages take minutes. What it raises i
 from __future__ import annotations
 
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from protocols.postgres import wire
@@ -59,7 +59,7 @@ class Sink:
 class CountingTape(FakeTape):
     """A tape that keeps the last records alone, so that a long run costs no memory."""
 
-    def append(self, channel: int, kind: Kind, payload: bytes) -> int:
+    def append(self, channel: int, kind: Kind, payload: bytes, entry: Mapping[str, Any] | None = None) -> int:
         number = super().append(channel, kind, payload)
         if len(self.records) > RECORDS_KEPT:
             self.records.clear()

@@ -17,6 +17,7 @@ from recorder.tape import GATE, OUT, USER, Kind, Recorder, Tape
 
 KEY = SealKey.generate()
 pack = msgpack.packb
+made: list[Recorder] = []  # in the test that runs
 
 
 class Clock:
@@ -105,8 +106,10 @@ class FaultyDisk(Disk):
 
 
 def recorder(directory: Path, **more: Any) -> Recorder:
-    """A Recorder with the tests' key."""
-    return Recorder(directory, KEY, node="node-1", **more)
+    """A Recorder with the tests' key; it is closed when the test ends (conftest.py)."""
+    of = Recorder(directory, KEY, node="node-1", **more)
+    made.append(of)
+    return of
 
 
 def open_tape(of: Recorder, mode: Any = "written", **more: Any) -> Tape:
