@@ -28,7 +28,7 @@ import msgpack
 from benchmarks.tape import transactions
 from recorder.player_options import ReplayOptions
 from recorder.reader import TapeReader
-from recorder.replay import Player, Spot
+from recorder.replay import Player, Spot, few_collections
 from recorder.seal import SealKey
 from recorder.tape import GATE, OUT, USER, Kind, Recorder, Tape
 
@@ -121,6 +121,7 @@ def measure(path: Path) -> None:
     with contextlib.ExitStack() as stack:
         sink = os.open(os.devnull, os.O_WRONLY)
         stack.callback(os.close, sink)
+        stack.enter_context(few_collections())  # as Player.play() has it
         began = time.perf_counter()
         player = Player(TapeReader(path), ReplayOptions(columns=110), sink, None, timed=True)
         player._draw(Spot(-1, 0))
@@ -148,6 +149,7 @@ def measure(path: Path) -> None:
             if command is not None:
                 player._draw(Spot(command.n, command.t_ns))
 
+        print(f"  load               {os.getloadavg()[0]:7.1f} of {os.cpu_count()} processors")
         jumps = [("to any time", to_time)]
         if commands:
             jumps += [("to any command", to_command), ("to the next command", on)]
