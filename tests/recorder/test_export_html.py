@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
@@ -17,7 +18,9 @@ import recorder.export_html as export_html
 from recorder.export import export_tape
 from recorder.export_options import ExportError, ExportOptions
 from recorder.reader import TapeReader
+from recorder.tape import GATE, USER, Kind
 from tests.recorder.stories import bad_intentions, one_of_everything, unsealed
+from tests.recorder.tapes import command, open_tape, pack, recorder
 
 
 def page_of(path: Path, options: ExportOptions | None = None) -> str:
@@ -201,6 +204,23 @@ def test_what_was_denied_or_failed_is_in_the_list_however_long_that_is(
     assert "values &#x27;101&#x27;, NULL" not in text
     monkeypatch.setattr(export_html, "NOTABLE_LIMIT", 9)
     assert "values &#x27;101&#x27;, NULL" in page_of(path)
+
+
+def test_the_steps_of_a_prepared_command_are_called_what_they_are(tmp_path: Path) -> None:
+    async def scenario() -> Path:
+        tape = open_tape(recorder(tmp_path))
+        for message in (b"P", b"B", b"E"):
+            tape.append(USER, Kind.WIRE, message + b"...")
+            n = command(tape, "SELECT $1", values=["it's"] if message != b"P" else [])
+            if message == b"E":
+                tape.append(GATE, Kind.RESULT, pack({"command": n, "tag": "SKIPPED", "count": 0, "bytes": 0}))
+        await tape.close("closed")
+        return tape.path
+
+    text = page_of(asyncio.run(scenario()))
+    notes = re.findall("<small>(rule [^<]*)</small>", text)
+    value = "values &#x27;it&#x27;&#x27;s&#x27;"
+    assert notes == ["rule r1 · prepared", f"rule r1 · bound · {value}", f"rule r1 · {value} · skipped"]
 
 
 def test_real_time_on_request(tmp_path: Path) -> None:

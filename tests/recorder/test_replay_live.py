@@ -183,6 +183,9 @@ def test_no_list_is_read_of_a_terminal_session(tmp_path: Path, monkeypatch: pyte
     assert len(TapeReader(path).segments) > 5
     monkeypatch.setattr(TapeIndex, "_entries", lambda *_: pytest.fail("a list of no commands was read"))
     assert "line 30" in drawn(path, tmp_path, 10.0, Spot(30, 30 * 10**9))
+    index = TapeIndex(TapeReader(path))
+    assert index.at(index.last()) is None
+    assert index.after(-1) is None
 
 
 def test_markers_name_their_commands(tmp_path: Path) -> None:
