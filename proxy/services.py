@@ -15,7 +15,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -38,6 +38,7 @@ from recorder.ledger import NodeLedger
 from recorder.nodelog import NodeLog, NodeLogError, log_directory
 from recorder.seal import SealKey
 
+EVIDENCE_AT_RISK: Final = frozenset({"tape-sync-failed", "tape-needs-recovery", "tape-removed", "tape-contradicts-log"})
 ORIGIN: Final = "gatecast"  # of the nodes' logs: gatecast/<node>
 DAY_SECONDS: Final = 86_400
 DATABASE_NAME: Final = "gatecast.db"
@@ -270,7 +271,7 @@ def _recorder(state: Path, live: Live, node_log: NodeLog, first: bool) -> Sessio
         segment_limit=config.recorder.segment,
         reserve_bytes=config.recorder.reserve,
         ledger=NodeLedger(node_log, boot, __version__),
-        on_event=lambda event, words: log.warning(event, **words),
+        on_event=_tell,
     )
     try:
         if first:
@@ -283,6 +284,11 @@ def _recorder(state: Path, live: Live, node_log: NodeLog, first: bool) -> Sessio
     except OSError as error:
         raise ConfigError(f"{node_log.directory}: the node's log cannot be begun: {error.strerror}") from error
     return recorder
+
+
+def _tell(event: str, words: Mapping[str, Any]) -> None:
+    """What the recorder has to say to an operator."""
+    (log.error if event in EVIDENCE_AT_RISK else log.warning)(event, **words)
 
 
 def _vault(recorder: SessionRecorder, live: Live, node_log: NodeLog) -> VaultService | None:
