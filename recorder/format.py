@@ -93,7 +93,7 @@ DATA payload: n_records records, one after the other, each an array
 
 GAP payload (a DATA block that a crash lost, pinned by the log): the lost block's header (48 bytes) || its leaf (32). A
     GAP has the seq, first_record, t0_ns and n_records of the lost block and no flags; its leaf is the pinned one. It is
-    valid only if the CRASHSEAL lists its seq.
+    valid only if the CRASHSEAL lists its seq. What else the lost header says (flags, lengths) no hash can confirm.
 
 COMMANDS payload: entries [n, t_ns, verb, kind, verdict, short text], one after the other: every COMMAND record of this
     segment, in the order of n; t_ns is the record's t0_ns + 1000 * dt_us; verdict is that of its first VERDICT in this
@@ -148,7 +148,7 @@ Left out here: hashing and signing (seal.py), keys (cipher.py), files (segment.p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
@@ -156,6 +156,7 @@ from recorder.errors import FormatError
 from recorder.layout import BLOCK_HEADER_BYTES as BLOCK_HEADER_BYTES
 from recorder.layout import BLOCK_TARGET_BYTES as BLOCK_TARGET_BYTES
 from recorder.layout import CHAIN_BYTES as CHAIN_BYTES
+from recorder.layout import DEPTH_LIMIT as DEPTH_LIMIT
 from recorder.layout import DICTIONARY as DICTIONARY
 from recorder.layout import ENCRYPTED as ENCRYPTED
 from recorder.layout import ERR as ERR
@@ -192,6 +193,9 @@ from recorder.layout import encode_trailer as encode_trailer
 from recorder.layout import is_shallow as is_shallow
 from recorder.layout import restore as restore
 from recorder.layout import store as store
+
+# All bytes but fixmap and fixarray (80 to 9f) and array and map (dc to df).
+_NO_OPENERS: Final = bytes(byte for byte in range(256) if not (0x80 <= byte <= 0x9F or 0xDC <= byte <= 0xDF))
 
 
 def decode_records(block: Block, raw: bytes) -> list[Record]:
@@ -304,7 +308,11 @@ def fields(payload: bytes) -> dict[str, Any]:
         entry = msgpack.unpackb(payload, raw=False, strict_map_key=False, unicode_errors="replace")
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException):
         return {}
-    return entry if isinstance(entry, dict) and is_shallow(entry) else {}
+    if not isinstance(entry, dict):
+        return {}
+    # Nesting takes a byte that opens an array or a map each time: most payloads have no 64 of them, and need no look.
+    deep = len(payload.translate(None, _NO_OPENERS)) > DEPTH_LIMIT and not is_shallow(entry)
+    return {} if deep else entry
 
 
 def _entries(raw: bytes, what: str) -> Iterator[Any]:
