@@ -251,6 +251,17 @@ def test_a_stranger_reads_the_log() -> None:
     assert any(read_log(tail[at:])[0] for at in range(1, len(tail)) if tail.startswith(b"GCTW", at))
 
 
+def test_entries_of_another_generation_end_a_file() -> None:
+    """Also where they follow at once, without a torn one or a zero between."""
+    said = json.loads((GOLDEN / "log" / "expected.json").read_text())["logs"]
+    first, second = ((GOLDEN / "log" / name).read_bytes()[: said[name]["end"]] for name in ("0.wal", "1.wal"))
+    for data, own, end in ((first + second, 3, len(first)), (second + first, 2, len(second))):
+        assert read_log(data)[1] == end
+        assert {entry.generation for entry in read_log(data)[0]} == {own}
+        assert {entry.generation for entry in read_entries(data)} == {own}
+    assert len(list(read_entries(second + second))) == 2 * len(said["1.wal"]["entries"])
+
+
 def test_our_own_log_reader_agrees(tmp_path: Path) -> None:
     folder = shutil.copytree(GOLDEN / "log", tmp_path / "log")
     stranger = []
