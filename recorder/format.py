@@ -93,7 +93,7 @@ DATA payload: n_records records, one after the other, each an array
 
 GAP payload (a DATA block that a crash lost, pinned by the log): the lost block's header (48 bytes) || its leaf (32). A
     GAP has the seq, first_record, t0_ns and n_records of the lost block and no flags; its leaf is the pinned one. It is
-    valid only if the CRASHSEAL lists its seq. What else the lost header says (flags, lengths) no hash can confirm.
+    valid only if the CRASHSEAL lists its seq with the hash of this payload.
 
 COMMANDS payload: entries [n, t_ns, verb, kind, verdict, short text], one after the other: every COMMAND record of this
     segment, in the order of n; t_ns is the record's t0_ns + 1000 * dt_us; verdict is that of its first VERDICT in this
@@ -119,7 +119,7 @@ Hashes and seal
     and time of the last record; 0 in an empty segment), status "continued" (another segment follows) | "closed" |
     "failed" (as in CLOSE), reason str, gaps array (empty), log nil. Unknown keys are ignored.
     CRASHSEAL has the same payload, but status is "crashed", or "continued" if the next segment was begun before the
-    crash; gaps lists the seq of the GAP blocks; t_last is the t0_ns of the last DATA or GAP block; commands is nil, for
+    crash; gaps lists [seq, H(payload)] of the GAP blocks; t_last is the t0_ns of the last DATA or GAP block; commands is nil, for
     whoever recovers may not be able to read; and reason says what ended it. A tape with a CRASHSEAL is incomplete.
 
 Encryption (AES-256-GCM; RFC 5869, RFC 9180). Each tape has a random data key, DEK, of 32 bytes, and each segment a

@@ -118,7 +118,7 @@ class Repair:
         if full:
             self._out += head
             self._out += rest
-            self._out += self.body.add(block, leaf)
+            self._out += self.body.add(block, leaf, rest)
             self.restored += 1
         else:
             self._out += make_gap(self.body, block, head, leaf)

@@ -13,6 +13,7 @@ Source: format.py, "Files", "GAP payload", "Hashes and seal"; recorder note, sec
 from __future__ import annotations
 
 import copy
+from hashlib import sha256
 from typing import Final
 
 import msgpack
@@ -62,7 +63,7 @@ class Body:
         self.tree = Tree()
         self.leaves: list[bytes] = []
         self.index: list[bytearray] = [bytearray()]  # the payloads of the INDEX blocks
-        self.gaps: list[int] = []
+        self.gaps: list[list[int | bytes]] = []  # as a seal has them: [seq, hash of the payload]
         self.next_record = header.first_record
         self.t_first_ns = self.t0_ns = 0
         self.end = len(header.raw)
@@ -81,8 +82,8 @@ class Body:
             and block.n_records > 0
         )
 
-    def add(self, block: Block, leaf: bytes) -> bytes:
-        """Take the next block, which fits; returns the chain value behind it."""
+    def add(self, block: Block, leaf: bytes, stored: bytes) -> bytes:
+        """Take the next block, which fits; stored is looked at in a GAP. Returns the chain value behind it."""
         if not self.leaves:
             self.t_first_ns = block.t0_ns
         kind = int(block.type)
@@ -91,7 +92,7 @@ class Body:
             self.index.append(bytearray())
         self.index[-1] += entry
         if block.type is BlockType.GAP:
-            self.gaps.append(block.seq)
+            self.gaps.append([block.seq, sha256(stored).digest()])
         self.leaves.append(leaf)
         self.tree.add(leaf)
         self.chain = chain_hash(self.chain, leaf)
@@ -197,7 +198,7 @@ def scan(disk: Disk, descriptor: int, header: Header) -> tuple[Body, Tail | None
         leaf = leaf_hash(head, stored) if block.type is BlockType.DATA else gap_leaf(block, stored)
         if leaf is None or not body.fits(block) or chain_hash(body.chain, leaf) != chain:
             return body, None
-        body.add(block, leaf)
+        body.add(block, leaf, stored)
         found = window.block(body.end)
     tail = Tail(body)
     while found is not None and not tail.sealed:
@@ -226,7 +227,7 @@ def make_gap(body: Body, lost: Block, head: bytes, leaf: bytes) -> bytes:
     """Add a GAP to the body in the place of the lost DATA block, which fits; returns the whole GAP block."""
     first, t0, count = lost.first_record, lost.t0_ns, lost.n_records
     own = encode_block_header(int(BlockType.GAP), 0, lost.seq, first, t0, count, _GAP_BYTES, _GAP_BYTES)
-    chain = body.add(decode_block_header(own, body.end), leaf)
+    chain = body.add(decode_block_header(own, body.end), leaf, head + leaf)
     return own + head + leaf + chain
 
 

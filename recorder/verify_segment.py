@@ -132,7 +132,7 @@ class SegmentCheck:
         self._joiner = Joiner()
         self._last: Record | None = None
         self._readable = True
-        self._gaps: list[int] = []
+        self._gaps: list[list[int | bytes]] = []
         self._index_offset = 0
         # Not the entries but a hash of them: constant memory, whatever the file says.
         self._start = 0
@@ -338,7 +338,7 @@ class SegmentCheck:
         same = (lost.seq, lost.first_record, lost.t0_ns, lost.n_records)
         if lost.type is not BlockType.DATA or same != (block.seq, block.first_record, block.t0_ns, block.n_records):
             raise FormatError("a GAP unlike the block that it stands for")
-        self._gaps.append(block.seq)
+        self._gaps.append([block.seq, sha256(stored).digest()])
         self._joiner = Joiner()  # parts of a long record may be among what was lost
         self._readable = False  # commands may be among what was lost
 

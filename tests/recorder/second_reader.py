@@ -318,7 +318,7 @@ def read_seal(segment: Segment) -> None:
     body = segment.seal = unpack(segment.signed)
     shaped(body, SEAL_KEYS, {}, "seal")
     content, crashed = segment.content, block.type == CRASHSEAL
-    gaps = [b.seq for b in content if b.type == GAP]
+    gaps = [[b.seq, hashlib.sha256(b.stored).digest()] for b in content if b.type == GAP]
     wanted = {
         **{name: segment.head[name] for name in ("sid", "segment", "track", "first_record")},
         "h0": segment.h0,

@@ -6,7 +6,9 @@ import asyncio
 import io
 import os
 import shutil
+import zlib
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -333,12 +335,14 @@ def gap(
     listed: bool, lie: bool = False
 ) -> tuple[Callable[[list[dict[str, Any]]], None], Callable[[dict[str, Any]], None]]:
     """Turn block 1 into a GAP, as recovery does; the chain stays what it was."""
+    payload: list[bytes] = []
 
     def change(blocks: list[dict[str, Any]]) -> None:
         block = blocks[1]
         head = head_of(block)
         leaf = leaf_hash(head, block["stored"])
         stored = head + leaf
+        payload[:] = [sha256(stored).digest()]
         block.update(type=BlockType.GAP, flags=0, stored=stored, raw_len=len(stored), leaf=leaf)
         if lie:
             block["n_records"] += 1
@@ -346,7 +350,7 @@ def gap(
                 later["first_record"] += 1
 
     def body(seal: dict[str, Any]) -> None:
-        seal["gaps"] = [1] if listed else []
+        seal["gaps"] = [[1, payload[0]]] if listed else []
         seal["status"] = "crashed"
         seal["commands"] = None
         seal["t_last"] = last
@@ -375,11 +379,34 @@ def test_a_gap_is_what_a_crash_leaves_and_never_verified(sealed: Path) -> None:
     sealed.write_bytes(remake(good, change, body))  # a plain seal over a crash
     assert "does not fit" in reason_of(sealed, "altered")
     change, body = gap(listed=True)
-    sealed.write_bytes(remake(good, change, lambda seal: seal.update(gaps=[1])))  # as if it had been closed cleanly
+
+    def as_if_closed(seal: dict[str, Any]) -> None:
+        before = dict(seal)
+        body(seal)
+        seal.update({**before, "gaps": seal["gaps"]})
+
+    sealed.write_bytes(remake(good, change, as_if_closed))
     assert "gaps without a crash" in reason_of(sealed, "altered")
     change, body = gap(listed=True, lie=True)
     sealed.write_bytes(remake(good, change, body, seal_type=BlockType.CRASHSEAL))
     assert "GAP unlike" in reason_of(sealed, "altered")
+
+
+def test_what_a_gap_says_of_the_lost_block_is_sealed(sealed: Path) -> None:
+    """Its flags and lengths are in no leaf: the pinned one is the lost block's, whose content is gone."""
+    good = sealed.read_bytes()
+    change, body = gap(listed=True)
+
+    def another_length(blocks: list[dict[str, Any]]) -> None:
+        change(blocks)
+        head = bytearray(blocks[1]["stored"][:48])
+        head[36:40] = (1234).to_bytes(4, "little")  # raw_len
+        head[5] = 1
+        head[44:48] = zlib.crc32(head[:44]).to_bytes(4, "little")
+        blocks[1]["stored"] = bytes(head) + blocks[1]["stored"][48:]
+
+    sealed.write_bytes(remake(good, another_length, body, seal_type=BlockType.CRASHSEAL))
+    assert "gaps is not" in reason_of(sealed, "altered")
 
 
 def test_bytes_behind_the_end(sealed: Path) -> None:
