@@ -1,4 +1,4 @@
-"""For the recorder's tests: a terminal's environment wherever the suite runs, and recorders that end with their test.
+"""For the recorder's tests: the environment of a terminal, and recorders that end with their test.
 
 A recorder that is not closed has threads that go on writing and opening files while the next test counts them.
 """
