@@ -119,8 +119,8 @@ Hashes and seal
     and time of the last record; 0 in an empty segment), status "continued" (another segment follows) | "closed" |
     "failed" (as in CLOSE), reason str, gaps array (empty), log nil. Unknown keys are ignored.
     CRASHSEAL has the same payload, but status is "crashed", or "continued" if the next segment was begun before the
-    crash; gaps lists [seq, H(payload)] of the GAP blocks; t_last is the t0_ns of the last DATA or GAP block; commands is
-    nil, for whoever recovers may not be able to read; and reason says what ended it. A tape with a CRASHSEAL is
+    crash; gaps lists [seq, H(payload)] of the GAP blocks; t_last is the t0_ns of the last DATA or GAP block; commands
+    is nil, for whoever recovers may not be able to read; and reason says what ended it. A tape with a CRASHSEAL is
     incomplete.
 
 Encryption (AES-256-GCM; RFC 5869, RFC 9180). Each tape has a random data key, DEK, of 32 bytes, and each segment a
