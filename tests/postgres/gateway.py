@@ -36,6 +36,7 @@ from recorder.verify import verify
 from tests.fakes import TOKEN, FakeApprovals, FakeCredentials, FakeTargets, Rule, allow_all, fake_gate
 
 STOP_SECONDS = 20.0
+TAPES = "gatecast-tapes-"
 
 
 @dataclass
@@ -111,7 +112,7 @@ def gateway(
     **services: Any,
 ) -> Iterator[Gateway]:
     """Run a gateway in front of the PostgreSQL server on a port of 127.0.0.1."""
-    with tempfile.TemporaryDirectory(prefix="gatecast-tapes-") as folder:
+    with tempfile.TemporaryDirectory(prefix=TAPES) as folder:
         key = SealKey.generate()
         recorder = Recorder(Path(folder), key, node="test", boot="test")
         target = Target(
@@ -165,18 +166,19 @@ def gateway(
             assert not server.connections, "connections were left behind"
             recorder.close()
             gc.collect()
-            assert not (left := _left_since(before)), f"descriptors leaked: {left}"
+            assert not (left := _left_since(before, str(folder))), f"descriptors leaked: {left}"
             if verify_tapes:
                 for tape in server.tape_files():
                     report = verify(tape, key.public_keys())
                     assert report.exit_code == 0, report
 
 
-def _left_since(before: dict[str, str]) -> dict[str, str]:
-    """What is open and was not; other gateways of this process have their recorders' threads, so it is asked again."""
+def _left_since(before: dict[str, str], folder: str) -> dict[str, str]:
+    """What is open and was not, but for the recordings of other gateways of this process."""
     deadline = time.monotonic() + STOP_SECONDS
     while True:
         left = {name: place for name, place in _descriptors().items() if before.get(name) != place}
+        left = {name: place for name, place in left.items() if TAPES not in place or place.startswith(folder)}
         # libuv keeps one pair of pipe ends for signals, once a process.
         left = {name: place for name, place in left.items() if list(left.values()).count(place) != 2}
         if not left or time.monotonic() > deadline:
