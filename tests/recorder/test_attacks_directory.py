@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
