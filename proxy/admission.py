@@ -8,7 +8,7 @@ its address when the connection ends, whichever way of logging in it was.
 from __future__ import annotations
 
 from proxy.connections import Connection, current_connection
-from proxy.core.parties import Identity
+from proxy.core.parties import Identity, KeyLogin
 from proxy.identity.service import Service
 
 
@@ -38,6 +38,18 @@ class Admission:
     async def local(self, user: str) -> Identity:
         """The identity of a local user whose SCRAM proof was verified. Raises LoginRefused."""
         return self._proved(current_connection(), await self._service.local(user))
+
+    async def ssh_key(self, login: str, key: bytes) -> KeyLogin:
+        """Whom a key stands for. Raises LoginRefused, also where this address has failed too often."""
+        connection = current_connection()
+        if connection is not None:
+            self._service.admit(connection.peer)
+            connection.unproved = True
+        return await self._service.ssh_key(login, key)
+
+    def ssh_proved(self, login: KeyLogin) -> None:
+        """The holder of the key has signed with it."""
+        self._proved(current_connection(), login.identity)
 
     def ended(self, connection: Connection) -> None:
         """A connection is over; if it proved nothing, its address is a little slower to be heard."""

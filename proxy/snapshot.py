@@ -17,7 +17,7 @@ import protocols
 from proxy.config import ConfigErrors, Loaded, load_config
 from proxy.core.errors import ConfigError
 from proxy.core.events import Column, Command, RemarkFields
-from proxy.core.gate import Plan
+from proxy.core.gate import Plan, StreamMask
 from proxy.core.parties import Identity, Target
 from proxy.core.verdict import Deny, Mask, Verdict
 from proxy.identity.local import LocalUser
@@ -128,6 +128,10 @@ class Live:
     def guard(self, masks: tuple[Mask, ...], command: Command) -> Deny | None:
         """See proxy.core.gate.Masker."""
         return self.snapshot.masking.guard(masks, command)
+
+    def stream(self, masks: tuple[Mask, ...]) -> StreamMask | None:
+        """See proxy.core.gate.Masker."""
+        return self.snapshot.masking.stream(masks)
 
 
 def _try(loaded: Loaded, where: Place, problems: list[str], build: Callable[[], T]) -> T | None:

@@ -108,17 +108,20 @@ class Tape:
         """What the header says."""
         return self._segment.header
 
-    def append(self, channel: int, kind: Kind, payload: bytes, entry: Mapping[str, Any] | None = None) -> int:
-        """Queue one record; returns its number. entry: the map that payload packs, if at hand. Raises TapeError."""
+    def append(
+        self, channel: int, kind: Kind, payload: bytes, entry: Mapping[str, Any] | None = None, flow: int | None = None
+    ) -> int:
+        """Queue one record; returns its number. entry: the map that payload packs. flow: its stream. Raises TapeError."""
         if self._error is not None or self._closed:
             self._refuse()
         size = len(payload)
         if _GATES[kind]:
             self._gating = True
         if size > PAYLOAD_LIMIT:
-            return self._append_long(channel, kind, payload)
+            return self._append_long(channel, kind, payload, flow)
         n = self._next
-        self._pending.append((n, self._now() - self._mono0_ns, channel, kind, bytes(payload), None, entry))
+        meta = {"flow": flow} if flow is not None else None
+        self._pending.append((n, self._now() - self._mono0_ns, channel, kind, bytes(payload), meta, entry))
         self._next = n + 1
         self._pending_bytes += size + OVERHEAD_BYTES
         if self._pending_bytes > PENDING_LIMIT:
@@ -175,7 +178,7 @@ class Tape:
 
     # -- queue to kernel ------------------------------------------------------------------------------
 
-    def _append_long(self, channel: int, kind: Kind, payload: bytes) -> int:
+    def _append_long(self, channel: int, kind: Kind, payload: bytes, flow: int | None) -> int:
         """Queue a payload longer than a record may be: WIRE as several records, others as parts of one."""
         if kind is not Kind.WIRE and len(payload) > JOINED_LIMIT:
             self._fail(ValueError("a record above its limit"))
@@ -186,8 +189,10 @@ class Tape:
         if kind is not Kind.WIRE:
             self._long[first] = bytes(payload)
         for i, piece in enumerate(pieces):
-            meta = None if kind is Kind.WIRE else {"part": i, "more": len(pieces) - 1 - i}
-            self._pending.append((self._next, now, channel, kind, bytes(piece), meta, None))
+            meta = {} if flow is None else {"flow": flow}
+            if kind is not Kind.WIRE:
+                meta |= {"part": i, "more": len(pieces) - 1 - i}
+            self._pending.append((self._next, now, channel, kind, bytes(piece), meta or None, None))
             self._next += 1
             self._pending_bytes += len(piece) + OVERHEAD_BYTES
         if self._pending_bytes > PENDING_LIMIT:

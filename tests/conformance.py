@@ -153,7 +153,14 @@ class WatchedTape(FakeTape):
             self.failed = True
             raise TapeError("the disk is full")
 
-    def append(self, channel: int, kind: Kind, payload: bytes, entry: Mapping[str, Any] | None = None) -> int:
+    def append(
+        self,
+        channel: int,
+        kind: Kind,
+        payload: bytes,
+        entry: Mapping[str, Any] | None = None,
+        flow: int | None = None,
+    ) -> int:
         self._called("append")
         return super().append(channel, kind, payload)
 

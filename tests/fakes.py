@@ -11,8 +11,8 @@ import msgpack
 
 from proxy.core.errors import LoginRefused, TapeError
 from proxy.core.events import CellMask, Column, Command, RemarkFields
-from proxy.core.gate import Decision, Gate, Outcome, Plan
-from proxy.core.parties import Credential, Identity, Secret, Target
+from proxy.core.gate import Decision, Gate, Outcome, Plan, StreamMask
+from proxy.core.parties import Credential, Identity, KeyLogin, Secret, Target
 from proxy.core.statement import Statement
 from proxy.core.verdict import Allow, Deny, Hold, Mask, Verdict
 from recorder.tape import Kind, Recorder, Tape
@@ -31,7 +31,14 @@ class FakeTape(Tape):
     fail: bool = False
     closed: tuple[str, str] | None = None
 
-    def append(self, channel: int, kind: Kind, payload: bytes, entry: Mapping[str, Any] | None = None) -> int:
+    def append(
+        self,
+        channel: int,
+        kind: Kind,
+        payload: bytes,
+        entry: Mapping[str, Any] | None = None,
+        flow: int | None = None,
+    ) -> int:
         if self.fail or self.closed:
             raise TapeError("the fake tape fails")
         self.records.append((channel, kind, payload))
@@ -112,6 +119,11 @@ class FakeApprovals:
         return pending
 
 
+SSH_PERMITS = frozenset(
+    {"permit-pty", "permit-port-forwarding", "permit-agent-forwarding", "permit-X11-forwarding", "permit-user-rc"}
+)
+
+
 class FakeIdentities:
     """One user, whose token is TOKEN."""
 
@@ -119,6 +131,8 @@ class FakeIdentities:
         self.identity = Identity("ana@acme.com", frozenset({"agents"}), ("claude",), proof="0" * 64)
         self.revoked = False
         self.verifiers: dict[str, str] = {}
+        self.keys: set[bytes] = set()  # blobs of SSH keys that are this user's
+        self.proved: KeyLogin | None = None
 
     async def password(self, user: str, secret: str) -> Identity:
         if secret != TOKEN:
@@ -130,6 +144,14 @@ class FakeIdentities:
 
     async def local(self, user: str) -> Identity:
         return replace(self.identity, subject=user)
+
+    async def ssh_key(self, login: str, key: bytes) -> KeyLogin:
+        if key not in self.keys:
+            raise LoginRefused("the key is not known")
+        return KeyLogin(self.identity, "key", permits=SSH_PERMITS)
+
+    def ssh_proved(self, login: KeyLogin) -> None:
+        self.proved = login
 
     def valid(self, identity: Identity) -> bool:
         return not self.revoked
@@ -168,6 +190,7 @@ class FakeMasker:
     def __init__(self, *names: str) -> None:
         self.names = names
         self.denies: Deny | None = None
+        self.word = b""  # what is replaced in streams
 
     def plan(self, masks: tuple[Mask, ...], command: Command, columns: tuple[Column, ...]) -> Plan | None:
         cells = [b"MASKED" if column.name in self.names else None for column in columns]
@@ -181,6 +204,31 @@ class FakeMasker:
 
     def guard(self, masks: tuple[Mask, ...], command: Command) -> Deny | None:
         return self.denies
+
+    def stream(self, masks: tuple[Mask, ...]) -> StreamMask | None:
+        return FakeStreamMask(self.word) if masks and self.word else None
+
+
+class FakeStreamMask:
+    """Replaces one word by as many stars, also where it comes in pieces."""
+
+    def __init__(self, word: bytes) -> None:
+        self._word = word
+        self._held = b""
+
+    @property
+    def held_bytes(self) -> int:
+        return len(self._held)
+
+    def feed(self, data: bytes) -> bytes:
+        text = (self._held + data).replace(self._word, b"*" * len(self._word))
+        keep = next((n for n in range(len(self._word) - 1, 0, -1) if text.endswith(self._word[:n])), 0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> bytes:
+        held, self._held = self._held, b""
+        return held
 
 
 Rule = Callable[[Command], Verdict]

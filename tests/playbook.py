@@ -18,8 +18,9 @@ from proxy.core.errors import Refused
 from proxy.core.events import Column, Frame, Result
 from proxy.core.gate import Gate, Pending
 from proxy.core.parties import Target
-from proxy.core.session import Session, TargetWriter, UserWriter
+from proxy.core.session import Session
 from proxy.core.stream import MemoryStream, memory_pair
+from proxy.core.writers import TargetWriter, UserWriter
 from recorder.tape import Tape
 from tests.fakes import FakeIdentities, FakeTape, fake_gate
 

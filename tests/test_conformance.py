@@ -12,9 +12,10 @@ import pytest
 import protocols
 from proxy.core.events import Command, Frame
 from proxy.core.parties import Identity
-from proxy.core.session import Permit, Session, TargetWriter, UserWriter
+from proxy.core.session import Permit, Session
 from proxy.core.stream import HIGH_WATER_BYTES, MemoryStream
 from proxy.core.verdict import Allow, Deny, Hold, Mask, Verdict, combine
+from proxy.core.writers import TargetWriter, UserWriter
 from recorder.reader import TapeReader
 from recorder.seal import SealKey
 from recorder.tape import Kind, Recorder

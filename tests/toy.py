@@ -12,8 +12,9 @@ from protocols import Protocol
 from proxy.core.errors import LoginRefused, PeerError, Refused
 from proxy.core.events import Command, Frame
 from proxy.core.gate import Gate, Pending
-from proxy.core.session import Session, UserWriter
+from proxy.core.session import Session
 from proxy.core.stream import Stream
+from proxy.core.writers import UserWriter
 
 LINE_LIMIT = 1024
 

@@ -22,8 +22,9 @@ from protocols.postgres.world import World
 from proxy.core.errors import Refused, TargetPeerError, UserPeerError
 from proxy.core.events import Frame, Output, Result
 from proxy.core.gate import Gate, Pending
-from proxy.core.session import Session, TargetWriter, UserWriter
+from proxy.core.session import Session
 from proxy.core.stream import Stream
+from proxy.core.writers import TargetWriter, UserWriter
 
 READ_BYTES: Final = 64 * 1024
 GOODBYE_SECONDS: Final = 15.0  # for a target to end what a user left behind; longer than a cancel may take (dial.py)

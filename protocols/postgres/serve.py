@@ -30,8 +30,9 @@ from proxy.core.events import Command, Frame
 from proxy.core.gate import Gate, Pending
 from proxy.core.parties import Credential, Identity, Target
 from proxy.core.peers import peers_of
-from proxy.core.session import OnHold, Session, UserWriter
+from proxy.core.session import OnHold, Session
 from proxy.core.stream import Stream
+from proxy.core.writers import UserWriter
 from recorder.tape import OUT, Kind
 
 LOGIN_SECONDS: Final = 60.0  # PostgreSQL's authentication_timeout

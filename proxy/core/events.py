@@ -40,7 +40,8 @@ class Command:
     that the protocol documents. exact is False where the text is a reconstruction. parts are the single
     statements of a text that holds several: each is decided, the strictest verdict stands. prepares marks a
     command that runs nothing yet (PostgreSQL Parse): a Hold of it is put off to the command that runs it.
-    rest_bytes is how much of this message's body follows wire later, in Parts of the permit.
+    rest_bytes is how much of this message's body follows wire later, in Parts of the permit. flow is the stream of
+    the session (an SSH channel) that the command opens or belongs to, None where a session is one stream.
     """
 
     protocol: str
@@ -54,6 +55,7 @@ class Command:
     parts: tuple[Command, ...] = ()
     prepares: bool = False
     rest_bytes: int = 0
+    flow: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,13 @@ class Frame:
     """Plumbing that nobody decides on. Each protocol lists its frames; whatever is not listed is a Command.
 
     by_gate: the gate made it (the replacement of a refused message, say), so it is not taped as the user's.
+    taped False: it says nothing (flow control), or its content is on the tape in another form (the SHA-256 of a
+    decoded transfer); each protocol lists these too.
     """
 
     wire: bytes
     by_gate: bool = False
+    taped: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +126,29 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of one of a session's streams for the user: data of an SSH channel, output of an exec.
+
+    flow is the stream's number on the tape, data the bytes themselves, wire the same in the protocol's framing.
+    rewrap frames other bytes in their place, after a mask. flush: let go of what a mask holds back, as this stream has
+    ended or been silent for long. taped False: see Frame; such a chunk meets no mask either.
+    """
+
+    flow: int
+    stream: Literal["out", "err"]
+    data: bytes
+    wire: bytes
+    rewrap: Callable[[bytes], bytes]
+    flush: bool = False
+    taped: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """How a command ended, decoded for the people who replay the tape; taped, never sent.
 
-    rows are the first rows as the user saw them (after the masks), in display text; None is NULL.
+    rows are the first rows as the user saw them (after the masks), in display text; None is NULL. details are
+    further keys of the RESULT record, as recorder/format.py lists them (flow, exit, signal, sent, sha256, ...).
     """
 
     tag: str
@@ -133,14 +157,16 @@ class Result:
     row_count: int = 0
     size_bytes: int = 0
     error: Mapping[str, str] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """The user's terminal has a new size, in character cells."""
+    """The user's terminal has a new size, in character cells; flow: the stream that is shown on it."""
 
     columns: int
     rows: int
+    flow: int | None = None
 
 
-Event = Rows | Remark | Output | Frame | Resize
+Event = Rows | Remark | Output | Chunk | Frame | Resize

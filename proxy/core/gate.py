@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from proxy.core.events import CellMask, Column, Command, RemarkFields
-from proxy.core.parties import Credential, Identity, Target
+from proxy.core.parties import Credential, Identity, KeyLogin, Target
+from proxy.core.script import Script
 from proxy.core.statement import Statement
 from proxy.core.verdict import Deny, Hold, Mask, Verdict
 from recorder.tape import Recorder
@@ -64,6 +65,15 @@ class Identities(Protocol):
     async def local(self, user: str) -> Identity:
         """The identity of a locally defined user whose SCRAM proof was verified."""
 
+    async def ssh_key(self, login: str, key: bytes) -> KeyLogin:
+        """Tell whom an SSH public key or user certificate (its blob, RFC 4253 6.6) stands for, at a login name.
+
+        It proves nothing yet: the caller checks a signature by that key, then calls ssh_proved. Raises LoginRefused.
+        """
+
+    def ssh_proved(self, login: KeyLogin) -> None:
+        """A signature by the key was checked: the connection is this identity's."""
+
     def valid(self, identity: Identity) -> bool:
         """Tell whether the identity still holds: neither expired nor revoked. Called before every command."""
 
@@ -106,9 +116,33 @@ class Masker(Protocol):
     def guard(self, masks: tuple[Mask, ...], command: Command) -> Deny | None:
         """Refuse what would carry masked values past the masks (CREATE TABLE AS, INSERT .. SELECT, ...)."""
 
+    def stream(self, masks: tuple[Mask, ...]) -> StreamMask | None:
+        """Return a mask for a stream of text (a terminal, a program's output), None if no detector asks for it."""
+
+
+class StreamMask(Protocol):
+    """The detectors of some masks over one stream; see proxy/masking/streams.py."""
+
+    @property
+    def held_bytes(self) -> int: ...
+
+    def feed(self, data: bytes) -> bytes:
+        """Take a piece; return what can be let go by now, masked."""
+
+    def flush(self) -> bytes:
+        """Return all that is held back, masked as if the text ended here."""
+
 
 # Reads SQL into statements, () for an empty text; never raises: what it cannot read is one 'UNPARSABLE' statement.
 Reader = Callable[[str], Sequence[Statement]]
+
+# Reads a command line of a POSIX shell; never raises: what it cannot read is opaque.
+ShellReader = Callable[[str], Script]
+
+
+def unread(text: str) -> Script:
+    """The ShellReader of a gate that has none: nothing is known of any line."""
+    return Script(opaque=bool(text.strip()), why="nothing reads command lines here")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,4 +163,5 @@ class Gate:
     recorder: Recorder
     settings: Mapping[str, Any]
     clock: Callable[[], float]
+    shell: ShellReader = unread
     shared: dict[str, Any] = field(default_factory=dict)

@@ -64,6 +64,21 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyLogin:
+    """Who an SSH public key or user certificate stands for, once a signature by it has been checked.
+
+    force_command: the only command that it may run. permits: what its holder may ask for, by the names of OpenSSH's
+    certificate extensions (permit-pty, permit-port-forwarding, permit-agent-forwarding, permit-X11-forwarding). how:
+    one line for the tape: a key's fingerprint, a certificate's key id, serial and end.
+    """
+
+    identity: Identity
+    how: str
+    force_command: str | None = None
+    permits: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """A place that commands go to. settings are the protocol's own keys, checked by its configuration model.
 
@@ -93,3 +108,4 @@ class Credential:
     certificate_file: str | None = None
     key_file: str | None = None
     expires_at: float | None = None
+    passphrase: Secret | None = None  # of key_file

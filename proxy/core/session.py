@@ -22,13 +22,12 @@ from typing import Final, Literal, assert_never
 import msgpack
 
 from proxy.core.errors import Refused, TapeError
-from proxy.core.events import Command, Event, Frame, Output, Remark, Resize, Result, Rows
-from proxy.core.gate import Gate, Pending, Plan
+from proxy.core.events import Chunk, Command, Event, Frame, Output, Remark, Resize, Result, Rows
+from proxy.core.gate import Gate, Pending, Plan, StreamMask
 from proxy.core.parties import Identity, Target
-from proxy.core.stream import Stream
 from proxy.core.verdict import Allow, Deny, Hold, Mask, Verdict
 from recorder.format import PAYLOAD_LIMIT
-from recorder.tape import GATE, OUT, USER, Kind, Tape
+from recorder.tape import ERR, GATE, OUT, USER, Kind, Tape
 
 OnHold = Callable[[Pending], Awaitable[None]]
 CloseStatus = Literal["closed", "failed"]
@@ -77,6 +76,18 @@ class Part:
         self.wire = wire
 
 
+class Input:
+    """What a user sends into a stream (flow) that a permit has opened: data as taped, wire as sent."""
+
+    __slots__ = ("data", "flow", "permit", "wire")
+
+    def __init__(self, permit: Permit, flow: int, data: bytes, wire: bytes) -> None:
+        self.permit = permit
+        self.flow = flow
+        self.data = data
+        self.wire = wire
+
+
 class Session:
     """One user on one target: its tape, its decisions, its masks."""
 
@@ -88,7 +99,8 @@ class Session:
         if target.encrypt_to and not tape.header.get("enc"):
             raise TapeError("the target's tapes are to be encrypted, and this one is not")  # a protocol's bug
         self._original: Tape | None = None
-        self._pending: Pending | None = None
+        self._pending: dict[str, Pending] = {}  # by the approval's id: streams of one session wait apart
+        self._streams: dict[tuple[int, str], tuple[tuple[Mask, ...], StreamMask | None]] = {}
         self._seen_masks: dict[Mask, None] = {}
         self._closed = False
 
@@ -127,16 +139,15 @@ class Session:
         return permit
 
     def withdraw(self) -> bool:
-        """Take back the command that is held now, if any; its decide() raises Refused(withdrawn)."""
-        if self._pending is None:
-            return False
-        self._pending.withdraw()
-        return True
+        """Take back what is held now, if anything; each decide() raises Refused(withdrawn)."""
+        for pending in tuple(self._pending.values()):
+            pending.withdraw()
+        return bool(self._pending)
 
     @property
     def held(self) -> bool:
         """Whether a command waits for a human at this moment."""
-        return self._pending is not None
+        return bool(self._pending)
 
     def _tape_command(self, command: Command) -> int:
         if command.wire:
@@ -146,6 +157,8 @@ class Session:
             entry["objects"] = command.objects  # type: ignore[assignment]  # msgpack takes tuples
         if not command.exact:
             entry["exact"] = False  # type: ignore[assignment]
+        if command.flow is not None:
+            entry["flow"] = command.flow  # type: ignore[assignment]
         if "values" in command.facts:
             entry["values"] = command.facts["values"]
         return self.tape.append(USER, Kind.COMMAND, _pack(entry), entry)
@@ -172,7 +185,7 @@ class Session:
         except Exception as error:  # fails closed: what nobody can be asked about is not allowed
             self._mark("approval-error", type(error).__name__)
             return Deny(hold.rule, "the approval could not be opened; ask the operator to look at the log"), None, False
-        self._pending = pending
+        self._pending[pending.id] = pending
         self._tape_approval(number, pending.id, "pending", rule=hold.rule, approvers=list(hold.approvers))
         try:
             await self.tape.commit()
@@ -183,7 +196,7 @@ class Session:
             self._tape_approval(number, pending.id, "withdrawn")
             raise
         finally:
-            self._pending = None
+            self._pending.pop(pending.id, None)
         self._tape_approval(number, pending.id, decision.outcome, by=decision.by, reason=decision.reason)
         if decision.outcome != "approved":
             return (
@@ -233,15 +246,64 @@ class Session:
                 data, unmasked = self._mask_rows(permit, event), event.wire
             case Remark():
                 data, unmasked = self._mask_remark(permit, event), event.wire
+            case Chunk():
+                return self._reveal_chunk(permit, event)
             case Resize():
-                self.tape.append(GATE, Kind.RESIZE, _pack([event.columns, event.rows]))
+                self.tape.append(GATE, Kind.RESIZE, _pack([event.columns, event.rows]), flow=event.flow)
                 return b""
             case _:
                 assert_never(event)
+        if isinstance(event, Frame) and not event.taped:
+            return data
         number = self.tape.append(OUT, Kind.WIRE, data) if data else None
         if self.target.original_to and unmasked is not None and unmasked != data:
             self._keep_original(permit, unmasked, number, len(data))
         return data
+
+    def _reveal_chunk(self, permit: Permit | None, chunk: Chunk) -> bytes:
+        """The same for a piece of a stream: what is taped is its data, under its flow."""
+        if not chunk.taped:
+            return chunk.wire
+        mask = self._stream_mask(permit, chunk)
+        if mask is None:
+            if chunk.data:
+                self.tape.append(_CHANNELS[chunk.stream], Kind.WIRE, chunk.data, flow=chunk.flow)
+            return chunk.wire
+        data = mask.feed(chunk.data)
+        if chunk.flush:
+            data += mask.flush()
+        number = self.tape.append(_CHANNELS[chunk.stream], Kind.WIRE, data, flow=chunk.flow) if data else None
+        if self.target.original_to and chunk.data and chunk.data != data:
+            self._keep_original(permit, chunk.data, number, len(data))
+        if data == chunk.data:
+            return chunk.wire
+        return chunk.rewrap(data) if data else b""
+
+    def _stream_mask(self, permit: Permit | None, chunk: Chunk) -> StreamMask | None:
+        """The mask of a stream. Masks add up: what a later command of the same stream brings stays to its end."""
+        place = (chunk.flow, chunk.stream)
+        masks, mask = self._streams.get(place, ((), None))
+        wanted = tuple(self._seen_masks) if permit is None else permit.masks
+        if not set(wanted) <= set(masks):
+            masks = tuple(dict.fromkeys(masks + wanted))
+            new = self.gate.masker.stream(masks)
+            if mask is not None and new is not None and mask.held_bytes:
+                held = mask.flush()  # masked by the old ones; under the new ones it is looked at again
+                self._mark("masks-changed", f"{len(held)} bytes of a stream met the masks of two commands")
+                new.feed(held)
+            mask = new
+            self._streams[place] = (masks, mask)
+        return mask
+
+    def held_back(self, flow: int) -> int:
+        """How many bytes of a stream a mask keeps until more comes; Chunk(flush=True) lets go of them."""
+        found = (self._streams.get((flow, stream)) for stream in ("out", "err"))
+        return sum(each[1].held_bytes for each in found if each is not None and each[1] is not None)
+
+    def forget_stream(self, flow: int) -> None:
+        """A stream is over; its number may be given to another."""
+        for stream in ("out", "err"):
+            self._streams.pop((flow, stream), None)
 
     def _keep_original(self, permit: Permit | None, unmasked: bytes, number: int | None, size: int) -> None:
         """Tape what a mask changed as it came; number and size: of what the main tape has in its place."""
@@ -301,11 +363,16 @@ class Session:
         entry["bytes"] = result.size_bytes
         if result.error is not None:
             entry["error"] = dict(result.error)
+        entry |= result.details
         self.tape.append(GATE, Kind.RESULT, _pack(entry))
 
     def ignored(self, wire: bytes) -> None:
         """Tape bytes of the user that do not go to the target: it would skip them, or another stands for them."""
         self.tape.append(USER, Kind.WIRE, wire)
+
+    def mark(self, label: str, text: str) -> None:
+        """Tape a remark of the gate."""
+        self._mark(label, text[:TEXT_LIMIT])
 
     def intent(self, text: str) -> None:
         """Tape why the user says it does this."""
@@ -331,6 +398,9 @@ class Session:
                 raise error
 
 
+_CHANNELS: Final = {"out": OUT, "err": ERR}
+
+
 def _outcome_text(outcome: str, by: str, reason: str) -> str:
     match outcome:
         case "denied":
@@ -339,83 +409,3 @@ def _outcome_text(outcome: str, by: str, reason: str) -> str:
             return "nobody approved it in time"
         case _:
             return "the request was withdrawn"
-
-
-class TargetWriter:
-    """The only way to a target's stream. Takes permits, their parts, and frames: bytes are a type error.
-
-    send() queues; flush() commits the tape, then writes. Nothing is written whose record is not where the
-    target's recording mode wants it.
-    """
-
-    def __init__(self, stream: Stream, session: Session) -> None:
-        self._stream = stream
-        self._session = session
-        self._queue: list[bytes] = []
-        self._gating = False
-
-    def send(self, cargo: Permit | Part | Frame) -> None:
-        """Queue the bytes of a permit of this session (once), of its part, or of a frame."""
-        match cargo:
-            case Permit():
-                if cargo._session is not self._session or cargo.spent:
-                    raise TypeError("a permit of another session, or a spent one")
-                cargo.spent = True
-                self._gating = True
-                self._queue.append(cargo.command.wire)
-            case Part():
-                if cargo.permit._session is not self._session or not cargo.permit.spent:
-                    raise TypeError("a part of another session, or ahead of its permit")
-                self._session.tape.append(USER, Kind.WIRE, cargo.wire)
-                self._queue.append(cargo.wire)
-            case Frame():
-                self._session.tape.append(GATE if cargo.by_gate else USER, Kind.WIRE, cargo.wire)
-                self._queue.append(cargo.wire)
-            case _:
-                raise TypeError("only a Permit, a Part or a Frame goes to a target")
-
-    async def flush(self) -> None:
-        """Commit the tape, then write what is queued. Raises TapeError (nothing was written), TargetPeerError."""
-        if not self._queue:
-            return
-        data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
-        self._queue.clear()
-        if self._gating:
-            self._gating = False
-            await self._session.tape.commit()
-        else:
-            await self._session.tape.written()
-        await self._stream.write(data)
-
-
-class UserWriter:
-    """The only way to a user's stream once a session is open: masks, tapes, then writes.
-
-    Both directions of a session flush (a hold is told while an answer comes); a long write waits in its middle, in
-    TLS between two records, and the next one must wait for its end.
-    """
-
-    def __init__(self, stream: Stream, session: Session) -> None:
-        self._stream = stream
-        self._session = session
-        self._queue: list[bytes] = []
-        self._turn = asyncio.Lock()
-
-    def send(self, permit: Permit | None, event: Event) -> bytes:
-        """Reveal the event and queue its bytes; returns them (the user's own view) for decoding Results."""
-        data = self._session.reveal(permit, event)
-        if data:
-            self._queue.append(data)
-        return data
-
-    async def flush(self) -> None:
-        """Wait until the tape has what is queued, then write it. Raises TapeError, UserPeerError."""
-        if not self._queue:
-            return
-        async with self._turn:
-            if not self._queue:
-                return
-            data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
-            self._queue.clear()
-            await self._session.written()
-            await self._stream.write(data)

@@ -19,7 +19,7 @@ from typing import Final
 import structlog
 
 from proxy.core.errors import ConfigError, LoginRefused
-from proxy.core.parties import Identity
+from proxy.core.parties import Identity, KeyLogin
 from proxy.identity import local, oidc
 from proxy.identity.local import LocalUser
 from proxy.identity.oidc import Issuer, Verifier
@@ -129,6 +129,10 @@ class Service:
                 raise ProofRefused("unknown-issuer")
             return await verifier.check(secret)
         raise ProofRefused("neither-token-nor-jwt")
+
+    async def ssh_key(self, login: str, key: bytes) -> KeyLogin:
+        """See proxy.core.gate.Identities."""
+        raise LoginRefused(REFUSED_TEXT, REFUSED_HINT)
 
     def scram_verifier(self, user: str) -> str | None:
         """Return the verifier of a local user, None if there is none."""

@@ -9,8 +9,9 @@ import secrets
 from proxy.core.errors import LoginRefused, PeerError, Refused, TapeError, UserPeerError
 from proxy.core.events import Command, Frame
 from proxy.core.gate import Gate, Pending
-from proxy.core.session import Session, TargetWriter, UserWriter
+from proxy.core.session import Session
 from proxy.core.stream import Stream
+from proxy.core.writers import TargetWriter, UserWriter
 from tests.echo.commands import Bye, Conversation, refusal
 from tests.echo.dial import dial
 from tests.echo.wire import Lines, line, split

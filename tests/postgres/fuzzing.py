@@ -18,8 +18,9 @@ from proxy.core.errors import Refused
 from proxy.core.events import CellMask, Column, Command, Frame, RemarkFields
 from proxy.core.gate import Gate, Plan
 from proxy.core.parties import Target
-from proxy.core.session import Session, TargetWriter, UserWriter
+from proxy.core.session import Session
 from proxy.core.verdict import Allow, Deny, Mask, Verdict
+from proxy.core.writers import TargetWriter, UserWriter
 from proxy.policy.sql import SqlReader
 from recorder.tape import Kind
 from tests.fakes import FakeIdentities, FakeMasker, FakePlan, FakeTape, fake_gate
@@ -59,7 +60,14 @@ class Sink:
 class CountingTape(FakeTape):
     """A tape that keeps the last records alone, so that a long run costs no memory."""
 
-    def append(self, channel: int, kind: Kind, payload: bytes, entry: Mapping[str, Any] | None = None) -> int:
+    def append(
+        self,
+        channel: int,
+        kind: Kind,
+        payload: bytes,
+        entry: Mapping[str, Any] | None = None,
+        flow: int | None = None,
+    ) -> int:
         number = super().append(channel, kind, payload)
         if len(self.records) > RECORDS_KEPT:
             self.records.clear()

@@ -17,9 +17,10 @@ from proxy.core.errors import TapeError
 from proxy.core.events import CellMask, Column, Command, Frame, Output, Remark, RemarkFields, Result, Rows
 from proxy.core.gate import Pending
 from proxy.core.parties import Identity, Target
-from proxy.core.session import Permit, Session, UserWriter
+from proxy.core.session import Permit, Session
 from proxy.core.stream import memory_pair
 from proxy.core.verdict import Allow, Mask, Verdict
+from proxy.core.writers import UserWriter
 from recorder.cipher import AuditorKey, Recipient
 from recorder.errors import Unreadable
 from recorder.format import PAYLOAD_LIMIT, Kind, Record, fields

@@ -1,0 +1,106 @@
+"""The two ends of a session: the only way to its target's stream, and the only way to its user's.
+
+They are the waist's other half: what they take can only come out of Session.decide and Session.reveal, and they write
+nothing whose record is not where the target's recording mode wants it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from proxy.core.events import Event, Frame
+from proxy.core.session import Input, Part, Permit, Session
+from recorder.tape import GATE, USER, Kind
+
+
+class Writable(Protocol):
+    """The end of a writer: a Stream, or a protocol's own that takes whole messages."""
+
+    async def write(self, data: bytes) -> None: ...
+
+
+class TargetWriter:
+    """The only way to a target's stream. Takes permits, their parts, and frames: bytes are a type error.
+
+    send() queues; flush() commits the tape, then writes. Nothing is written whose record is not where the
+    target's recording mode wants it.
+    """
+
+    def __init__(self, stream: Writable, session: Session) -> None:
+        self._stream = stream
+        self._session = session
+        self._queue: list[bytes] = []
+        self._gating = False
+
+    def send(self, cargo: Permit | Part | Input | Frame) -> None:
+        """Queue the bytes of a permit of this session (once), of its part or its stream, or of a frame."""
+        match cargo:
+            case Permit():
+                if cargo._session is not self._session or cargo.spent:
+                    raise TypeError("a permit of another session, or a spent one")
+                cargo.spent = True
+                self._gating = True
+                self._queue.append(cargo.command.wire)
+            case Part():
+                if cargo.permit._session is not self._session or not cargo.permit.spent:
+                    raise TypeError("a part of another session, or ahead of its permit")
+                self._session.tape.append(USER, Kind.WIRE, cargo.wire)
+                self._queue.append(cargo.wire)
+            case Input():
+                if cargo.permit._session is not self._session or not cargo.permit.spent:
+                    raise TypeError("input of another session, or ahead of its permit")
+                self._session.tape.append(USER, Kind.WIRE, cargo.data, flow=cargo.flow)
+                self._queue.append(cargo.wire)
+            case Frame():
+                if cargo.taped:
+                    self._session.tape.append(GATE if cargo.by_gate else USER, Kind.WIRE, cargo.wire)
+                self._queue.append(cargo.wire)
+            case _:
+                raise TypeError("only a Permit, its Part or Input, or a Frame goes to a target")
+
+    async def flush(self) -> None:
+        """Commit the tape, then write what is queued. Raises TapeError (nothing was written), TargetPeerError."""
+        if not self._queue:
+            return
+        data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
+        self._queue.clear()
+        if self._gating:
+            self._gating = False
+            await self._session.tape.commit()
+        else:
+            await self._session.tape.written()
+        await self._stream.write(data)
+
+
+class UserWriter:
+    """The only way to a user's stream once a session is open: masks, tapes, then writes.
+
+    Both directions of a session flush (a hold is told while an answer comes); a long write waits in its middle, in
+    TLS between two records, and the next one must wait for its end.
+    """
+
+    def __init__(self, stream: Writable, session: Session) -> None:
+        self._stream = stream
+        self._session = session
+        self._queue: list[bytes] = []
+        self._turn = asyncio.Lock()
+
+    def send(self, permit: Permit | None, event: Event) -> bytes:
+        """Reveal the event and queue its bytes; returns them (the user's own view) for decoding Results."""
+        data = self._session.reveal(permit, event)
+        if data:
+            self._queue.append(data)
+        return data
+
+    async def flush(self) -> None:
+        """Wait until the tape has what is queued, then write it. Raises TapeError, UserPeerError."""
+        if not self._queue:
+            return
+        async with self._turn:
+            if not self._queue:
+                return
+            data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
+            self._queue.clear()
+            await self._session.written()
+            await self._stream.write(data)
