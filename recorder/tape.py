@@ -111,7 +111,7 @@ class Tape:
     def append(
         self, channel: int, kind: Kind, payload: bytes, entry: Mapping[str, Any] | None = None, flow: int | None = None
     ) -> int:
-        """Queue one record; returns its number. entry: the map that payload packs. flow: its stream. Raises TapeError."""
+        """Queue one record; returns its number. entry: the map that payload packs. Raises TapeError."""
         if self._error is not None or self._closed:
             self._refuse()
         size = len(payload)
