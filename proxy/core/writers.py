@@ -24,7 +24,8 @@ class TargetWriter:
     """The only way to a target's stream. Takes permits, their parts, and frames: bytes are a type error.
 
     send() queues; flush() commits the tape, then writes. Nothing is written whose record is not where the
-    target's recording mode wants it.
+    target's recording mode wants it. Several tasks of a session may flush (streams are decided apart): what was queued
+    first is written first.
     """
 
     def __init__(self, stream: Writable, session: Session) -> None:
@@ -32,6 +33,12 @@ class TargetWriter:
         self._session = session
         self._queue: list[bytes] = []
         self._gating = False
+        self._turn = asyncio.Lock()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is queued."""
+        return bool(self._queue)
 
     def send(self, cargo: Permit | Part | Input | Frame) -> None:
         """Queue the bytes of a permit of this session (once), of its part or its stream, or of a frame."""
@@ -63,14 +70,17 @@ class TargetWriter:
         """Commit the tape, then write what is queued. Raises TapeError (nothing was written), TargetPeerError."""
         if not self._queue:
             return
-        data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
-        self._queue.clear()
-        if self._gating:
-            self._gating = False
-            await self._session.tape.commit()
-        else:
-            await self._session.tape.written()
-        await self._stream.write(data)
+        async with self._turn:
+            if not self._queue:
+                return
+            data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
+            self._queue.clear()
+            if self._gating:
+                self._gating = False
+                await self._session.tape.commit()
+            else:
+                await self._session.tape.written()
+            await self._stream.write(data)
 
 
 class UserWriter:
@@ -85,6 +95,11 @@ class UserWriter:
         self._session = session
         self._queue: list[bytes] = []
         self._turn = asyncio.Lock()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is queued."""
+        return bool(self._queue)
 
     def send(self, permit: Permit | None, event: Event) -> bytes:
         """Reveal the event and queue its bytes; returns them (the user's own view) for decoding Results."""
