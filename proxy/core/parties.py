@@ -69,13 +69,19 @@ class KeyLogin:
 
     force_command: the only command that it may run. permits: what its holder may ask for, by the names of OpenSSH's
     certificate extensions (permit-pty, permit-port-forwarding, permit-agent-forwarding, permit-X11-forwarding). how:
-    one line for the tape: a key's fingerprint, a certificate's key id, serial and end.
+    one line for the tape: a key's fingerprint, a certificate's key id, serial and end. logins: the logins at targets
+    that it is good for, None for all; whoever learns the login later than ssh_key (a jump, a target's own) asks again.
     """
 
     identity: Identity
     how: str
     force_command: str | None = None
     permits: frozenset[str] = frozenset()
+    logins: frozenset[str] | None = None
+
+    def allows(self, login: str) -> bool:
+        """Tell whether the proof is good for this login at a target."""
+        return self.logins is None or login in self.logins
 
 
 @dataclass(frozen=True, slots=True)
