@@ -66,20 +66,25 @@ DATA payload: n_records records, one after the other, each an array
     gate, 1 from the user, 2 to the user (out), 3 to the user (err). meta {"part": i, "more": k}: part i (from 0) of a
     long payload, of which k parts follow in the next records, of the same segment, channel and kind; the joined record
     (<= 33,554,432 bytes) bears the number and time of part 0; what lacks a part because of a GAP or a torn end is
-    skipped. (Only kinds other than WIRE; longer WIRE is simply several records.) Unknown kinds and meta keys are
-    skipped.
+    skipped. (Only kinds other than WIRE; longer WIRE is simply several records.) meta {"flow": f}, f int from 0, of
+    WIRE and RESIZE: see Flows. Unknown kinds and meta keys are skipped.
 
     kind  payload (maps; keys in brackets may be absent; unknown keys are ignored)
      1 WIRE      raw bytes as they passed, after masking; channel 0: made by the gate for the target
      2 COMMAND   verb str, kind str, text str, [objects array of str], [exact false: the text is a reconstruction],
-                 [values: the bind values]
+                 [values: the bind values], [flow int: see Flows]
      3 VERDICT   command int (number of the COMMAND), verdict "allow" | "deny", rule str, [reason str],
                  [masks array of rule names], [approval str: id of the approval that it waited for]
      4 APPROVAL  command int, id str, state "pending" | "approved" | "denied" | "expired" | "withdrawn",
                  [rule str, approvers array of str] with pending, [by str, reason str] with the others
      5 RESULT    command int, tag str, [columns array of str, rows array of arrays of str or nil: the first rows, as the
                  user saw them], count int (all rows), bytes int,
-                 [error map of str: severity, code, message, detail, hint, ...]
+                 [error map of str: severity, code, message, detail, hint, ...]; of a command with a flow also:
+                 [flow int], [exit int: its exit status], [signal str: what ended it, "TERM"], [sent int: bytes from
+                 the user; count is 0 and bytes what went towards the user], [how str: how the text was read]; of the
+                 transfer of a file: [path str, direction "upload" | "download", size int: bytes of content that
+                 passed, sha256 str: 64 hex digits, of the whole content; absent where it did not pass in_order bool,
+                 from the first byte to the last, complete bool: it was ended by its user]
      6 INTENT    text str: why the user says it does this
      7 RESIZE    an array [columns, rows] of character cells
      8 MARK      label str, text str: a remark of the gate
@@ -90,6 +95,17 @@ DATA payload: n_records records, one after the other, each an array
 
     COMMAND, VERDICT, APPROVAL, INTENT and CLOSE are durable (or with the kernel, by mode) before what they gate goes
     on.
+
+Flows. A session of some protocols (ssh) is several streams at once. Each has a number, its flow, counted from 0 over
+    the tape and never used twice. A WIRE record with a flow is a piece of that stream without the protocol's framing:
+    channel 1 what its user sent, 2 what went to him (stdout), 3 the same as err (stderr); pieces of one flow and
+    channel are joined in the order of the records. Where a target's rules say that the contents of transfers are not
+    kept, their bytes are not there, and only RESULT tells of them (size, sha256). A WIRE record without a flow holds
+    the protocol's own messages, in ssh: u32 length (big-endian) || payload, as RFC 4254 has it, one after the other;
+    WINDOW_ADJUST is left out, and so are the messages that carry what is in the flows (DATA, EXTENDED_DATA). A COMMAND
+    with a flow asks for that stream, or belongs to it; the first that is allowed and is no request about the stream
+    (verbs pty, env, signal, break, window, x11, auth-agent, line) is what runs on it, and its RESULT, which has the
+    flow, is the stream's end. A RESIZE with a flow says that it is shown on a terminal, of that size from then on.
 
 GAP payload (a DATA block that a crash lost, pinned by the log): the lost block's header (48 bytes) || its leaf (32). A
     GAP has the seq, first_record, t0_ns and n_records of the lost block and no flags; its leaf is the pinned one. It is
@@ -206,9 +222,9 @@ def decode_records(block: Block, raw: bytes) -> list[Record]:
     for item in _entries(raw, "record"):
         match item:
             case [int(n), int(dt), int(channel), int(kind), bytes(payload)]:
-                part = more = 0
+                part, more, flow = 0, 0, None
             case [int(n), int(dt), int(channel), int(kind), bytes(payload), dict(meta)]:
-                part, more = meta.get("part", 0), meta.get("more", 0)
+                part, more, flow = meta.get("part", 0), meta.get("more", 0), meta.get("flow")
             case _:
                 raise FormatError("record: not of the form [n, dt, channel, kind, payload]")
         if n != block.first_record + len(records):
@@ -217,8 +233,10 @@ def decode_records(block: Block, raw: bytes) -> list[Record]:
             raise FormatError(f"record {n}: time goes back")
         if not 0 <= channel <= ERR or type(part) is not int or type(more) is not int or len(payload) > PAYLOAD_LIMIT:
             raise FormatError(f"record {n}: channel, meta or length is out of range")
+        if flow is not None and (type(flow) is not int or flow < 0):
+            raise FormatError(f"record {n}: flow is no number")
         previous = dt
-        records.append(Record(n, block.t0_ns + dt * 1000, channel, kind, payload, part, more))
+        records.append(Record(n, block.t0_ns + dt * 1000, channel, kind, payload, part, more, flow))
     if len(records) != block.n_records:
         raise FormatError(f"block {block.seq}: {len(records)} records, {block.n_records} announced")
     return records
@@ -263,7 +281,7 @@ class Joiner:
         if record.more:
             return None
         self._first = None
-        return Record(first.n, first.t_ns, first.channel, first.kind, b"".join(self._parts))
+        return Record(first.n, first.t_ns, first.channel, first.kind, b"".join(self._parts), flow=first.flow)
 
 
 def command_entry(n: int, t_ns: int, entry: Mapping[str, Any]) -> list[Any]:

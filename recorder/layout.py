@@ -135,7 +135,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One item on a tape; t_ns is nanoseconds since the tape was opened. kind may be one that we do not know."""
+    """One item on a tape; t_ns is nanoseconds since the tape was opened. kind may be one that we do not know.
+
+    flow: the stream of the session that a WIRE or RESIZE record belongs to; None: to none, or of another kind.
+    """
 
     n: int
     t_ns: int
@@ -144,6 +147,7 @@ class Record:
     payload: bytes
     part: int = 0
     more: int = 0
+    flow: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,9 @@ def write_block(segment: SegmentWriter, records: list[Pending], size: int, full:
                 pack((n, dt, channel, kind, payload))
             else:
                 pack((n, dt, channel, kind, payload, meta))
-            if 2 <= kind <= 3 and (meta is None or not meta["part"]):
-                segment.commands.note(n, t0 + dt * 1000, kind, payload if meta is None else long.pop(n), entry)
+            if 2 <= kind <= 3 and (meta is None or not meta.get("part")):
+                whole = payload if meta is None or "part" not in meta else long.pop(n)
+                segment.commands.note(n, t0 + dt * 1000, kind, whole, entry)
         if size < RAW_BELOW_BYTES:
             # Not worth a view that has to be let go of again.
             return segment.data(_packer.bytes(), t0, t0 + dt * 1000, len(records), full)

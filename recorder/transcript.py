@@ -17,7 +17,6 @@ import codecs
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -28,6 +27,7 @@ from recorder.escape import TerminalFilter, clip, visible, width
 from recorder.format import ERR, OUT, Kind, Record, fields
 from recorder.phases import Phase, Phases
 from recorder.table import CELL_LIMIT, paint, table, wrapped
+from recorder.wording import ALARM, BOLD, CYAN, DIM, GREEN, RED, YELLOW, duration, moment, size
 
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
@@ -54,15 +54,14 @@ class _Style(NamedTuple):
 _STYLES: Final = {
     "postgres": _Style("{}=> ", "{}-> ", "postgresql"),
     "bigquery": _Style("bq {}> ", "  > ", "googlesql"),
+    "ssh": _Style("{}$ ", "> ", "bash"),
 }
 _STYLE: Final = _Style("{}$ ", "> ")
-_GREEN, _RED, _YELLOW, _CYAN, _DIM, _BOLD = "32", "31", "33", "36", "2", "1"
-_ALARM: Final = "97;41"  # white on red
-_OUTCOMES: Final = {"approved": _GREEN, "denied": _RED, "expired": _RED, "withdrawn": _YELLOW}
+_OUTCOMES: Final = {"approved": GREEN, "denied": RED, "expired": RED, "withdrawn": YELLOW}
 
 
 @dataclass(slots=True)
-class _Open:
+class Open:
     """A command whose story is not over."""
 
     label: str
@@ -98,7 +97,7 @@ class Transcript:
         self._newline = newline
         self.count = done  # commands so far
         self._latest = -1
-        self._open: OrderedDict[int, _Open] = OrderedDict()
+        self._open: OrderedDict[int, Open] = OrderedDict()
         self._pieces: list[Piece] = []
         self._protocol = str(header.get("protocol", ""))
         self._style = _STYLES.get(self._protocol, _STYLE)
@@ -125,22 +124,18 @@ class Transcript:
         more = said.get("more")
         database = more.get("database") if isinstance(more, dict) else None
         where = f"{said.get('target', '?')}/{database}" if database else said.get("target", "?")
-        self._line(0, f"REC {said.get('sid', '?')}  {self._protocol}  {who} -> {where}", _BOLD)
+        self._line(0, f"REC {said.get('sid', '?')}  {self._protocol}  {who} -> {where}", BOLD)
         run = f"  run {said['run']}" if said.get("run") else ""
-        began = _moment(said.get("wall0_ns"))
+        began = moment(said.get("wall0_ns"))
         if began or run:
-            self._line(0, f"    {began}{run}", _DIM)
+            self._line(0, f"    {began}{run}", DIM)
         return [Piece(0, "o", "".join(piece.text for piece in self._take()))]
 
     def feed(self, record: Record) -> list[Piece]:
         """Return what the record adds."""
         if record.kind == Kind.WIRE:
             self._phases.wire(record)
-            if self._tty and record.channel in self._decoders:
-                text = self._decoders[record.channel].decode(record.payload)
-                harmless = self._filter.feed(text)
-                text = text if self._raw else harmless
-                self._add(record.t_ns, "o", text if self._moves else text.replace("\r\n", self._newline))
+            self._wire(record)
         elif record.kind == Kind.RESIZE:
             self._resize(record)
         else:
@@ -157,9 +152,9 @@ class Transcript:
                 case Kind.RESULT:
                     self._result(record, said)
                 case Kind.INTENT:
-                    self._line(record.t_ns, f"-- intent: {said.get('text', '')}", _CYAN)
+                    self._line(record.t_ns, f"-- intent: {said.get('text', '')}", CYAN)
                 case Kind.MARK:
-                    self._line(record.t_ns, f"-- {said.get('label', '')}: {said.get('text', '')}", _DIM)
+                    self._line(record.t_ns, f"-- {said.get('label', '')}: {said.get('text', '')}", DIM)
                     self._add(record.t_ns, "m", visible(str(said.get("label", ""))))
                 case Kind.CLOSE:
                     self._close(record, said)
@@ -173,10 +168,17 @@ class Transcript:
 
     # -- the records ----------------------------------------------------------------------------------
 
+    def _wire(self, record: Record) -> None:
+        if self._tty and record.channel in self._decoders:
+            text = self._decoders[record.channel].decode(record.payload)
+            harmless = self._filter.feed(text)
+            text = text if self._raw else harmless
+            self._add(record.t_ns, "o", text if self._moves else text.replace("\r\n", self._newline))
+
     def _command(self, record: Record, said: Mapping[str, Any]) -> None:
         self.count += 1
         self._latest = record.n
-        opened = _Open(f"Q{self.count}", record.t_ns)
+        opened = Open(f"Q{self.count}", record.t_ns)
         self._open[record.n] = opened
         if len(self._open) > OPEN_COMMANDS_LIMIT:
             self._open.popitem(last=False)
@@ -196,16 +198,16 @@ class Transcript:
         language = self._style.language if self._color and verb != "CONNECT" else ""
         self._statement(record.t_ns, text, language, "".join(f"   ({remark})" for remark in remarks))
         if values:
-            self._list(record.t_ns, "  values: ", values, _DIM)
+            self._list(record.t_ns, "  values: ", values, DIM)
 
-    def _step(self, t_ns: int, opened: _Open, phase: Phase, values: list[str]) -> None:
+    def _step(self, t_ns: int, opened: Open, phase: Phase, values: list[str]) -> None:
         """A further step of the command that was shown last."""
         opened.folded = True
         head = f"  {opened.label} {'run' if phase == 'execute' else phase}"
         if values and values != self._values:
-            self._list(t_ns, f"{head}: ", values, _DIM)
+            self._list(t_ns, f"{head}: ", values, DIM)
         else:
-            self._line(t_ns, head, _DIM)
+            self._line(t_ns, head, DIM)
         self._values = values
 
     def _statement(self, t_ns: int, text: str, language: str, remark: str) -> None:
@@ -221,9 +223,9 @@ class Transcript:
         elif cut > 0:
             lines.append(f"... {cut} more {'character' if cut == 1 else 'characters'} recorded")
         if remark:
-            lines[-1] += self._paint(remark, _DIM)
+            lines[-1] += self._paint(remark, DIM)
         prompts = [first.format(target)] + [other.format(target)] * (len(lines) - 1)
-        shown = [self._paint(prompt, _BOLD) + line for prompt, line in zip(prompts, lines, strict=True)]
+        shown = [self._paint(prompt, BOLD) + line for prompt, line in zip(prompts, lines, strict=True)]
         self._add(t_ns, "o", self._newline.join([*shown, ""]))
 
     def _verdict(self, record: Record, said: Mapping[str, Any]) -> None:
@@ -235,10 +237,10 @@ class Transcript:
             mask = f" mask=[{', '.join(names)}]" if names else ""
             said_before, self._allowed = self._allowed, (str(rule), *names)
             if not (opened.folded and said_before == self._allowed and not said.get("approval")):
-                self._line(record.t_ns, f"{prefix}[allow] rule={rule}{mask}", _GREEN)
+                self._line(record.t_ns, f"{prefix}[allow] rule={rule}{mask}", GREEN)
         else:
             self._allowed = None
-            self._line(record.t_ns, f"{prefix}[DENIED] rule={rule}: {said.get('reason', '')} - not forwarded", _ALARM)
+            self._line(record.t_ns, f"{prefix}[DENIED] rule={rule}: {said.get('reason', '')} - not forwarded", ALARM)
             self._add(record.t_ns, "m", f"DENY {opened.label}")
         opened.t_ns = record.t_ns  # from here on it is the target's time
 
@@ -250,13 +252,13 @@ class Transcript:
             approvers = said.get("approvers")
             needs = ", ".join(map(str, approvers)) if isinstance(approvers, list) else "?"
             text = f"{prefix}[hold] rule={said.get('rule', '?')} needs one of: {needs}  approval {said.get('id', '?')}"
-            self._line(record.t_ns, text, _YELLOW)
+            self._line(record.t_ns, text, YELLOW)
             self._add(record.t_ns, "m", f"HOLD {opened.label}")
             return
         by = f" by {said['by']}" if said.get("by") else ""
         reason = f' "{said["reason"]}"' if said.get("reason") else ""
-        after = f" after {_duration(record.t_ns - opened.held_ns)}" if opened.held_ns else ""
-        self._line(record.t_ns, f"{prefix}[{state}]{by}{after}{reason}", _OUTCOMES.get(state, _YELLOW))
+        after = f" after {duration(record.t_ns - opened.held_ns)}" if opened.held_ns else ""
+        self._line(record.t_ns, f"{prefix}[{state}]{by}{after}{reason}", _OUTCOMES.get(state, YELLOW))
         self._add(
             record.t_ns, "m", visible(" ".join(filter(None, (state.upper(), str(said.get("by") or ""), opened.label))))
         )
@@ -277,15 +279,15 @@ class Transcript:
     def _result(self, record: Record, said: Mapping[str, Any]) -> None:
         opened, prefix = self._of(said)
         t = record.t_ns
-        took = f"  Time: {_duration(t - opened.t_ns)}"
+        took = f"  Time: {duration(t - opened.t_ns)}"
         error = said.get("error")
         if isinstance(error, dict):
             code = error.get("code") or error.get("sqlstate") or ""
             code = f"{code}: " if code else ""
-            self._line(t, f"{prefix}{error.get('severity', 'ERROR')}:  {code}{error.get('message', '')}", _RED)
+            self._line(t, f"{prefix}{error.get('severity', 'ERROR')}:  {code}{error.get('message', '')}", RED)
             for name in ("detail", "hint", "where"):
                 if error.get(name):
-                    self._line(t, f"{name.upper()}:  {error[name]}", _RED)
+                    self._line(t, f"{name.upper()}:  {error[name]}", RED)
             self._add(t, "m", visible(" ".join(filter(None, ("ERROR", code.rstrip(": "), opened.label)))))
             return
         columns, rows = said.get("columns"), said.get("rows")
@@ -294,28 +296,28 @@ class Transcript:
         if not isinstance(columns, list) or not isinstance(rows, list):
             # A COPY is shown by its size alone, so what was masked in it has to be said.
             masked = [f"{name} masked:{opened.masks[i]}" for i, name in sorted(opened.masked_names.items())]
-            notes = [_size(said.get("bytes"))] if "COPY" in tag and said.get("bytes") else []
+            notes = [size(said.get("bytes"))] if "COPY" in tag and said.get("bytes") else []
             notes += [_few(masked)] if masked else []
             noted = f"  ({'; '.join(notes)})" if notes else ""
             self._line(t, tag + noted + ("" if tag.endswith("SKIPPED") else took))  # which took no time at all
             return
         if prefix:
-            self._line(t, f"{opened.label}:", _DIM)
+            self._line(t, f"{opened.label}:", DIM)
         lines, shown = table(columns, rows, opened.masks, self._columns, self._color)
         self._add(t, "o", self._newline.join([*lines, ""]))
         more = max(0, int(count or 0) - len(rows))
         noun = "row" if count == 1 else "rows"
-        size = _size(said.get("bytes"))
+        noted = size(said.get("bytes"))
         if shown < len(columns):
             rest = [
                 f"{columns[i]}" + (f" masked:{opened.masks[i]}" if i in opened.masks else "")
                 for i in range(shown, len(columns))
             ]
-            size += f"; no room for {_few(rest)}"
+            noted += f"; no room for {_few(rest)}"
         if more:
-            self._line(t, f"  ... {more} more rows recorded ({count} {noun}, {size}){took}", _DIM)
+            self._line(t, f"  ... {more} more rows recorded ({count} {noun}, {noted}){took}", DIM)
         else:
-            self._line(t, f"({count} {noun}, {size}){took}", _DIM)
+            self._line(t, f"({count} {noun}, {noted}){took}", DIM)
 
     def _resize(self, record: Record) -> None:
         try:
@@ -328,18 +330,18 @@ class Transcript:
     def _close(self, record: Record, said: Mapping[str, Any]) -> None:
         status, reason = said.get("status", "?"), said.get("reason", "")
         text = f"-- session {status}" + (f": {reason}" if reason else "")
-        self._line(record.t_ns, text, _DIM if status == "closed" else _RED)
+        self._line(record.t_ns, text, DIM if status == "closed" else RED)
         self._add(record.t_ns, "m", "CLOSE")
         self._add(record.t_ns, "x", "0" if status == "closed" else "1")
 
     # -- the pieces -----------------------------------------------------------------------------------
 
-    def _of(self, said: Mapping[str, Any]) -> tuple[_Open, str]:
+    def _of(self, said: Mapping[str, Any]) -> tuple[Open, str]:
         """Return the command that a record speaks of, and its label if it is not the one shown last."""
         number = said.get("command")
         opened = self._open.get(number) if isinstance(number, int) else None
         if opened is None:
-            return _Open("Q?", 0), ""
+            return Open("Q?", 0), ""
         return opened, "" if number == self._latest else f"{opened.label} "
 
     def _line(self, t_ns: int, text: str, sgr: str = "") -> None:
@@ -380,6 +382,10 @@ def _highlight(text: str, language: str) -> str:
 
 @lru_cache(maxsize=4)
 def _lexer(language: str) -> Lexer:
+    if language == "bash":
+        from pygments.lexers.shell import BashLexer
+
+        return BashLexer(stripnl=False, ensurenl=False)
     from pygments.lexers.sql import PostgresLexer, SqlLexer
 
     return (PostgresLexer if language == "postgresql" else SqlLexer)(stripnl=False, ensurenl=False)
@@ -402,31 +408,3 @@ def _few(items: list[str]) -> str:
     rest = len(items) - HIDDEN_LIMIT
     text = ", ".join(clip(visible(item).replace("\n", " "), CELL_LIMIT) for item in items[:HIDDEN_LIMIT])
     return f"{text} and {rest} more" if rest > 0 else text
-
-
-def _moment(wall_ns: object) -> str:
-    """2026-11-21 10:00:03 UTC; "" of what is no time."""
-    if not isinstance(wall_ns, int):
-        return ""
-    try:
-        return f"{datetime.fromtimestamp(wall_ns // 1_000_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
-    except (ValueError, OverflowError, OSError):
-        return ""
-
-
-def _duration(ns: int) -> str:
-    """12.7 ms, 3.41 s, 2 min 5 s."""
-    if ns < 1_000_000_000:
-        return f"{ns / 1e6:.1f} ms"
-    if ns < 60_000_000_000:
-        return f"{ns / 1e9:.2f} s"
-    return f"{ns // 60_000_000_000} min {ns // 1_000_000_000 % 60} s"
-
-
-def _size(value: object) -> str:
-    size = float(value) if isinstance(value, int) else 0.0
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError
