@@ -13,7 +13,9 @@ NODE_STAMP := $(PEERS)/node_modules/.installed
 # What the tests with real peers use: a program or file, and the Debian package that brings it. Nothing is fetched
 # that is there, whoever brought it.
 PEER_NEEDS := /usr/lib/postgresql/15/bin/postgres:postgresql-15 pgbouncer:pgbouncer node:nodejs npm:npm tmux:tmux \
-	javac:default-jdk-headless /usr/share/java/postgresql.jar:libpostgresql-jdbc-java chromium:chromium ffmpeg:ffmpeg
+	javac:default-jdk-headless /usr/share/java/postgresql.jar:libpostgresql-jdbc-java chromium:chromium ffmpeg:ffmpeg \
+	/usr/sbin/sshd:openssh-server ssh:openssh-client dbclient:dropbear-bin rsync:rsync git:git zsh:zsh fish:fish \
+	busybox:busybox vim:vim less:less
 
 .PHONY: help demo test check bench lint clean nightly peers
 
