@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from proxy.core.errors import PeerError, TargetPeerError, UserPeerError
@@ -42,6 +43,12 @@ class Stream(Protocol):
     async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None) -> None:
         """End the first phase, with TLS (server_name: as a client that checks it) or without. Raises PeerError."""
 
+    async def hand_over(self, heir: Heir) -> asyncio.Transport:
+        """End the first phase by making heir the protocol of the connection; nobody reads or writes here any more.
+
+        gone(), close() and info() work as before. Raises PeerError.
+        """
+
     async def gone(self) -> None:
         """Return once the other side has ended or lost the connection, read or not. Second phase only."""
 
@@ -50,6 +57,13 @@ class Stream(Protocol):
 
     def info(self, key: str) -> Any:
         """Tell "peer" (host:port), "tls" (bool), "alpn", "version", "certificate" (DER of the other side), or None."""
+
+
+class Heir(asyncio.Protocol):
+    """Who takes a connection over. It says when the other side has ended it, and when the event loop has let it go."""
+
+    ended: asyncio.Future[None]
+    lost: asyncio.Future[None]
 
 
 async def read_exactly(stream: Stream, size: int) -> bytes:
@@ -207,6 +221,8 @@ class SocketStream:
         self._server_side = server_side
         self._peer = _peer_name(sock)
         self._transport: _Transport | None = None
+        self._heir: Heir | None = None
+        self._given: asyncio.Transport | None = None  # what the heir has
         self._tls = False
         self._peeked = b""
 
@@ -264,18 +280,43 @@ class SocketStream:
         self._transport = protocol
         self._tls = tls is not None
 
+    async def hand_over(self, heir: Heir) -> asyncio.Transport:
+        assert self._transport is None and self._sock is not None, "the first phase is over"
+        try:
+            if self._server_side:
+                transport, _ = await self._loop.connect_accepted_socket(lambda: heir, sock=self._sock)
+            else:
+                transport, _ = await self._loop.create_connection(lambda: heir, sock=self._sock)
+        except OSError as error:
+            raise self._error(f"the {self._side}'s connection failed") from error
+        self._heir = heir
+        self._given = transport
+        return transport
+
     async def gone(self) -> None:
+        if self._heir is not None:
+            await self._heir_ended(self._heir)
+            return
         assert self._transport is not None, "gone() is for the second phase"
         await asyncio.shield(self._transport.ended)
 
+    async def _heir_ended(self, heir: Heir) -> None:
+        """As _Transport does for itself: a look now and then, in case the heir does not read."""
+        while not heir.ended.done():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await asyncio.shield(heir.ended)
+            if not heir.ended.done() and (self._sock is None or _vanished(self._sock)):
+                heir.ended.set_result(None)
+
     async def close(self) -> None:
         with contextlib.suppress(Exception):  # closing: whatever fails, the descriptor is given back
-            if self._transport is not None and self._transport.transport is not None:
-                transport = self._transport.transport
+            transport, lost = self._open()
+            if transport is not None and lost is not None:
                 transport.close()
                 try:
                     async with asyncio.timeout(CLOSE_SECONDS):
-                        await asyncio.shield(self._transport.lost)
+                        await asyncio.shield(lost)
                 except TimeoutError:
                     transport.abort()
             elif self._sock is not None:
@@ -284,11 +325,20 @@ class SocketStream:
 
     def abort(self) -> None:
         """Drop the connection at once."""
-        if self._transport is not None and self._transport.transport is not None:
-            self._transport.transport.abort()
+        transport, _ = self._open()
+        if transport is not None:
+            transport.abort()
         elif self._sock is not None:
             self._sock.close()
             self._sock = None
+
+    def _open(self) -> tuple[asyncio.Transport | None, asyncio.Future[None] | None]:
+        """The loop's transport of the second phase, whosever it is, and what tells that it is closed."""
+        if self._heir is not None:
+            return self._given, self._heir.lost
+        if self._transport is not None:
+            return self._transport.transport, self._transport.lost
+        return None, None
 
     def info(self, key: str) -> Any:
         if key == "peer":
@@ -368,49 +418,140 @@ class MemoryStream:
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._eof = False
-        self._changed = asyncio.Condition()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._heir: _MemoryTransport | None = None
         self.other: MemoryStream = self
         self.closed = False
 
     async def peek(self, size: int) -> bytes:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._buffer or self._eof)
-            return bytes(self._buffer[:size])
+        await self._until(lambda: bool(self._buffer) or self._eof)
+        return bytes(self._buffer[:size])
 
     async def read(self, size: int) -> bytes:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._buffer or self._eof)
-            data = bytes(self._buffer[:size])
-            del self._buffer[:size]
-            self._changed.notify_all()
-            return data
+        await self._until(lambda: bool(self._buffer) or self._eof)
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        self._change()
+        return data
 
     async def write(self, data: bytes) -> None:
         other = self.other
-        async with other._changed:
-            if other._eof:
-                raise PeerError("the stream is closed")
-            other._buffer += data
-            other._changed.notify_all()
-            await other._changed.wait_for(lambda: len(other._buffer) <= HIGH_WATER_BYTES or other.closed)
+        if other._eof:
+            raise PeerError("the stream is closed")
+        other._buffer += data
+        other._change()
+        await other._until(lambda: len(other._buffer) <= HIGH_WATER_BYTES or other.closed)
 
     async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None) -> None:
         if tls is not None:
             raise PeerError("a memory stream has no TLS")
 
+    async def hand_over(self, heir: Heir) -> asyncio.Transport:
+        assert self._heir is None, "hand_over() is called once"
+        self._heir = _MemoryTransport(self, heir)
+        heir.connection_made(self._heir)
+        self._heir.pump()
+        return self._heir
+
     async def gone(self) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._eof)
+        await self._until(lambda: self._eof)
 
     async def close(self) -> None:
-        self.closed = True
-        for end in (self, self.other):
-            async with end._changed:
-                end._eof = True
-                end._changed.notify_all()
+        self._end()
 
     def info(self, key: str) -> Any:
         return {"peer": "memory", "tls": False}.get(key)
+
+    def _end(self) -> None:
+        self.closed = True
+        for end in (self, self.other):
+            end._eof = True
+            end._change()
+
+    async def _until(self, true: Callable[[], bool]) -> None:
+        while not true():
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def _change(self) -> None:
+        """What is in the buffer, or what may come into it, has changed."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        for end in (self, self.other):
+            if end._heir is not None:
+                end._heir.kick()
+
+
+class _MemoryTransport(asyncio.Transport):
+    """What the heir of a MemoryStream writes to. Everything reaches it from the loop, as with a socket."""
+
+    def __init__(self, stream: MemoryStream, heir: Heir) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._stream = stream
+        self._heir = heir
+        self._reading = True
+        self._closing = False
+        self._congested = False
+        self._told_end = False
+        self._kicked = False
+
+    def kick(self) -> None:
+        if not self._kicked:
+            self._kicked = True
+            self._loop.call_soon(self.pump)
+
+    def pump(self) -> None:
+        """Give the heir what has come, and tell it whether it may write."""
+        self._kicked = False
+        stream = self._stream
+        full = len(stream.other._buffer) > HIGH_WATER_BYTES
+        if full != self._congested and not self._closing:
+            self._congested = full
+            if full:
+                self._heir.pause_writing()
+            else:
+                self._heir.resume_writing()
+        if self._reading and not self._closing and stream._buffer:
+            data = bytes(stream._buffer)
+            stream._buffer.clear()
+            stream._change()
+            self._heir.data_received(data)
+        if stream._eof and not stream._buffer and not self._told_end:
+            self._told_end = True
+            if not self._closing:
+                self._heir.eof_received()
+            self._heir.connection_lost(None)
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        if not self._closing and not self._stream.other._eof:
+            self._stream.other._buffer += data
+            self._stream._change()
+            self._stream.other._change()
+
+    def pause_reading(self) -> None:
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        self._reading = True
+        self.kick()
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        self._closing = True
+        self._stream._buffer.clear()
+        self._stream._end()
+
+    def abort(self) -> None:
+        self.close()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
 
 
 def memory_pair() -> tuple[MemoryStream, MemoryStream]:

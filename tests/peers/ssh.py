@@ -87,8 +87,8 @@ def certify(
     """Sign a key with ssh-keygen -s. names: the principals of a user, the names of a host. Returns the certificate."""
     wanted = [part for option in options for part in ("-O", option)]
     command = [
-        program("ssh-keygen", "openssh-client"), "-q", "-s", str(authority.file), "-I", key_id, *(["-h"] if host else []),
-        "-n", ",".join(names), "-V", valid, "-z", "7", *wanted, str(key.public),
+        program("ssh-keygen", "openssh-client"), "-q", "-s", str(authority.file), "-I", key_id,
+        *(["-h"] if host else []), "-n", ",".join(names), "-V", valid, "-z", "7", *wanted, str(key.public),
     ]  # fmt: skip
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
     return key.certificate

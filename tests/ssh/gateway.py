@@ -119,7 +119,7 @@ def story(tape: TapeReader) -> Story:
     }  # fmt: skip
     for record in tape.records():
         if record.kind in lists:
-            lists[record.kind].append(msgpack.unpackb(record.payload))
+            lists[Kind(record.kind)].append(msgpack.unpackb(record.payload))
         elif record.kind == Kind.WIRE and (flow := record.flow) is not None:
             streams.setdefault((flow, names[record.channel]), bytearray()).extend(record.payload)
     told.flows.update({place: bytes(data) for place, data in streams.items()})

@@ -162,7 +162,7 @@ def small_pieces_there_and_back(run: Runner) -> None:
 
 @scenario(main=True)
 def commands_of_every_form(run: Runner) -> None:
-    raw = "printf '%s' '".encode() + bytes(range(0x80, 0x100)) + b"\xff\xfe\xc3'"
+    raw = b"printf '%s' '" + bytes(range(0x80, 0x100)) + b"\xff\xfe\xc3'"
     assert run.ssh(raw).stdout == bytes(range(0x80, 0x100)) + b"\xff\xfe\xc3"
     assert run.ssh("echo one\n\n  echo two # x\nif true; then\n\techo three\nfi\n").stdout == b"one\ntwo\nthree\n"
     assert run.ssh("cat <<'E'\n$HOME `x` \\\nE\necho \"a  b\" 'c;d'").stdout == b"$HOME `x` \\\na  b c;d\n"
@@ -204,7 +204,7 @@ def slow_reader(run: Runner) -> None:
     progress = run.remote / "progress"
     script = (
         "import os,sys\nn=0\nwhile n < 400<<20:\n n += os.write(1, bytes(65536))\n"
-        f" os.pwrite(f, b'%12d' % n, 0) if n % (1 << 20) < 65536 else 0\n"
+        " os.pwrite(f, b'%12d' % n, 0) if n % (1 << 20) < 65536 else 0\n"
     )
     script = f"import os\nf=os.open({str(progress)!r}, os.O_CREAT|os.O_WRONLY)\n{script}"
     with run.started(*run.argv(run.host, f"python3 -c {quote(script)}")) as process:

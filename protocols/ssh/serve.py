@@ -1,0 +1,287 @@
+"""One user of SSH: greet, identify, open the session, dial, relay, clean up.
+
+The user's name says which target is meant. A name that is none is that of a jump (jump.py): it may open connections
+to targets only, each of which is served here again, over a channel. Trouble before the relay runs is told in the
+answer to the channels that the user opens, the only text that every client shows; trouble in it, in a DISCONNECT.
+Nothing is decided here.
+
+Gate.settings read here: login_seconds, idle_seconds, refuse, ssh (see proxy/sections.py). Source: RFC 4253 11.1,
+RFC 4254 5.1; ssh note 3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import fnmatch
+from typing import Any, Final
+
+import structlog
+
+from protocols.ssh.commands import Conversation
+from protocols.ssh.contents import content_for
+from protocols.ssh.dial import dial
+from protocols.ssh.jump import Jump
+from protocols.ssh.login import UserLogin, split_name
+from protocols.ssh.relay import Leg, Over, Relay
+from protocols.ssh.transport import ServerOptions, UserLeg, open_user
+from proxy.core.errors import LoginRefused, PeerError, Refused, TapeError, TargetPeerError, UserPeerError
+from proxy.core.events import Command, Frame
+from proxy.core.gate import Gate, Pending
+from proxy.core.parties import Identity, KeyLogin, Target
+from proxy.core.peers import peers_of
+from proxy.core.session import Session
+from proxy.core.stream import Stream
+from proxy.core.writers import UserWriter
+
+LOGIN_SECONDS: Final = 60.0  # as protocols/postgres/serve.py; sshd's LoginGraceTime is 120
+CLOSE_SECONDS: Final = 10.0
+OPEN_SECONDS: Final = 10.0  # for a user who cannot be served to open a channel, in whose answer the reason stands
+TURN_AWAY_SECONDS: Final = 1.0  # for a client that opens several
+BY_APPLICATION: Final = 11  # RFC 4253 11.1
+PROTOCOL_ERROR: Final = 2
+TOO_MANY_CONNECTIONS: Final = 12
+PROHIBITED: Final = 1  # RFC 4254 5.1
+CONNECT_FAILED: Final = 2
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(user: Stream, gate: Gate) -> None:
+    """Serve one connection to its end; never raises but CancelledError."""
+    log = _log.bind(peer=user.info("peer"))
+    try:
+        await _serve(user, gate, log)
+    except LoginRefused as refused:
+        log.warning("login refused", reason=refused.text)
+    except UserPeerError as error:
+        log.warning("user broke the protocol or the connection", error=str(error))
+    except EOFError:
+        log.info("user went away before logging in")
+    except TimeoutError:
+        log.warning("login took too long")
+    finally:
+        await asyncio.shield(user.close())
+
+
+async def _serve(user: Stream, gate: Gate, log: Any) -> None:
+    options = server_options(gate)
+    login = UserLogin(gate, banner=options.banner)
+    leg = await open_user(user, login, options)
+    try:
+        if gate.settings.get("refuse"):
+            leg.disconnect(TOO_MANY_CONNECTIONS, str(gate.settings["refuse"]))
+            return
+        await serve_login(leg, login, gate, log, jump=True)
+    finally:
+        await asyncio.shield(leg.close())
+
+
+async def serve_login(leg: UserLeg, login: UserLogin, gate: Gate, log: Any, *, jump: bool) -> None:
+    """Serve a user who has logged in, on a connection of its own or, with jump False, inside of another."""
+    proof = login.proof
+    assert proof is not None, "a login without a proof"
+    log = log.bind(identity=proof.identity.display, login=proof.how)
+    name = split_name(login.user)
+    target = gate.targets.find(name.target)
+    if target is None or target.protocol != "ssh":
+        if jump:
+            await Jump(leg, proof, gate, log, serve_login).run(login.user)
+        else:
+            leg.disconnect(BY_APPLICATION, f'gatecast has no target "{name.target}"')
+        return
+    await serve_target(leg, name.login, target, proof, gate, log.bind(target=target.name))
+
+
+async def serve_target(leg: UserLeg, login: str, target: Target, proof: KeyLogin, gate: Gate, log: Any) -> None:
+    """Open the session of a user at a target, and run it."""
+    target = dataclasses.replace(target, database=login or str(target.settings.get("login", "")))
+    try:
+        tape = gate.recorder.open(
+            protocol="ssh",
+            identity=_identity_map(proof.identity),
+            target=target.name,
+            mode=target.recording,
+            more=_described(leg, target, proof),
+            recipients=target.encrypt_to,
+        )
+    except TapeError as error:
+        log.error("no tape, no session", error=str(error))
+        leg.disconnect(BY_APPLICATION, "the session cannot be recorded, so it is not opened")
+        return
+    session = Session(gate, proof.identity, target, tape)
+    log = log.bind(session=session.id)
+    await _Connection(leg, session, proof, gate, log).run()
+
+
+class _Connection:
+    """One user at one target, from the opening of the tape to its end."""
+
+    def __init__(self, leg: UserLeg, session: Session, proof: KeyLogin, gate: Gate, log: Any) -> None:
+        self._leg = leg
+        self._session = session
+        self._proof = proof
+        self._gate = gate
+        self._log = log
+        target = session.target
+        self._conversation = Conversation(
+            target, target.database, gate.shell, content_for(gate.shell), proof.permits, proof.force_command
+        )
+
+    async def run(self) -> None:
+        """Run an opened session; closes its tape whatever happens."""
+        over = Over("failed")
+        try:
+            over = await self._connect_and_relay()
+        except TapeError as error:
+            self._log.error("recording failed, the session ends", error=str(error))
+            over = Over(f"recording failed: {error}")
+            self._leg.disconnect(BY_APPLICATION, "the session can no longer be recorded, so it ends")
+        except PeerError as error:
+            self._log.info("session ended by a peer", error=str(error))
+            over = Over(str(error), _code(error))
+        except Exception:  # a bug of ours or a service's: the session ends, and whoever runs serve() logs it
+            over = Over("internal error")
+            self._leg.disconnect(BY_APPLICATION, "internal error of the gateway; the session ends")
+            raise
+        except asyncio.CancelledError as cancelled:
+            over = Over("terminated")
+            why = str(cancelled.args[0]) if cancelled.args else "terminated by the gateway's administrator"
+            self._leg.disconnect(BY_APPLICATION, why)
+            raise
+        finally:
+            await asyncio.shield(self._finish(over))
+
+    async def _finish(self, over: Over) -> None:
+        if over.reason:
+            self._leg.disconnect(over.code, over.reason)  # the first DISCONNECT counts
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._session.close("closed" if over.reason in _NORMAL else "failed", over.reason)
+        except (TapeError, TimeoutError) as error:
+            self._log.error("the tape could not be closed", error=str(error))
+        self._log.info("session closed", reason=over.reason or "done")
+
+    async def _connect_and_relay(self) -> Over:
+        session, target = self._session, self._session.target
+        login = target.database
+        facts = {"login": login}
+        command = Command("ssh", "CONNECT", "session", f"connect to {login}@{target.name}", facts=facts)
+        try:
+            await self._open(command)
+        except Refused as refused:
+            self._log.warning("session refused", rule=refused.deny.rule)
+            text = f'access to "{target.name}" denied by rule "{refused.deny.rule}": {refused.deny.reason}'
+            await self._turn_away(PROHIBITED, text)
+            return Over(f"refused by {refused.deny.rule}")
+        await session.tape.commit()
+        limit = target.settings.get("max_connections")
+        limit = limit if isinstance(limit, int) else None
+        async with peers_of(self._gate.shared).place(f"ssh/{target.name}", limit) as free:
+            if not free:
+                self._log.warning("too many connections to the target", limit=limit)
+                await self._turn_away(PROHIBITED, f'too many connections to "{target.name}"')
+                return Over("too many connections")
+            return await self._dial_and_relay()
+
+    async def _open(self, command: Command) -> None:
+        """Decide the session's opening; a user who leaves meanwhile takes back what is held. Raises Refused, TapeError."""
+        failure: Exception | None = None
+
+        async def watch() -> None:
+            await self._leg.gone()
+            self._session.withdraw()
+
+        async def on_hold(pending: Pending) -> None:
+            self._log.info("session held", approval=pending.id, rule=pending.hold.rule)
+
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(watch())
+            try:
+                await self._session.decide(command, on_hold)
+            except Exception as error:  # out of the group as it is, not in an ExceptionGroup
+                failure = error
+            watching.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _dial_and_relay(self) -> Over:
+        session, target = self._session, self._session.target
+        try:
+            credential = await self._gate.credentials.get(session.identity, target)
+            self._check_login(credential.user)
+            link = await dial(target, credential, target.database or credential.user)
+        except TargetPeerError as error:
+            self._log.warning("target cannot be reached", error=str(error))
+            await self._turn_away(CONNECT_FAILED, str(error))
+            return Over("no target")
+        self._log.info("session opened")
+        idle = float(self._gate.settings.get("idle_seconds") or 0)
+        relay = Relay(self._leg, link, session, self._conversation, idle, self._log)
+        try:
+            return await relay.run()
+        finally:
+            with contextlib.suppress(TapeError):
+                relay.finish()
+            await asyncio.shield(link.close())
+
+    async def _turn_away(self, code: int, text: str) -> None:
+        """Answer what the user opens with the reason, for a moment."""
+        writer = UserWriter(self._leg, self._session)
+        answered = False
+        with contextlib.suppress(TimeoutError, PeerError):
+            async with asyncio.timeout(OPEN_SECONDS) as limit:
+                while payloads := await self._leg.read():
+                    for payload in payloads:
+                        for wire in self._conversation.refuse_open(payload, code, f"gatecast: {text}"):
+                            writer.send(None, Frame(wire, by_gate=True))
+                            answered = True
+                    await writer.flush()
+                    if answered:
+                        limit.reschedule(asyncio.get_running_loop().time() + TURN_AWAY_SECONDS)
+        self._leg.disconnect(BY_APPLICATION, text)
+
+    def _check_login(self, own: str) -> None:
+        """Whether the gateway may log in under this name: its credential's own, or one the target's logins name."""
+        login = self._session.target.database
+        logins = self._session.target.settings.get("logins", ())
+        assert isinstance(logins, tuple)
+        if login and login != own and not any(fnmatch.fnmatchcase(login, glob) for glob in logins):
+            raise TargetPeerError(f'the login "{login}" is not configured for {self._session.target.name}')
+
+
+_NORMAL: Final = ("", "terminated")
+
+
+def server_options(gate: Gate, name: str = "") -> ServerOptions:
+    """What the listener's settings say to the transport; name: the target for which an inner connection is answered."""
+    given = gate.settings.get("ssh")
+    assert given is not None, "a listener of ssh without its settings"
+    raise NotImplementedError
+
+
+def _identity_map(identity: Identity) -> dict[str, Any]:
+    return {
+        "subject": identity.subject,
+        "agents": list(identity.agents),
+        "groups": sorted(identity.groups),
+        "issuer": identity.issuer,
+        "proof": identity.proof,
+    }
+
+
+def _described(leg: UserLeg, target: Target, proof: KeyLogin) -> dict[str, Any]:
+    return {
+        "login": target.database,
+        "proof": proof.how,
+        "peer": str(leg.info("peer")),
+        "client": str(leg.info("client_version") or ""),
+    }
+
+
+def _code(error: PeerError) -> int:
+    """The code of RFC 4253 11.1 that goes with an error."""
+    if error.code.isdigit():
+        return int(error.code)
+    return PROTOCOL_ERROR if isinstance(error, UserPeerError) else BY_APPLICATION
