@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from proxy.core.errors import PeerError, TargetPeerError, UserPeerError
+from proxy.core.memory import MemoryTransport
 
 HIGH_WATER_BYTES: Final = 64 * 1024  # postgres note 1.11
 TLS_RECORD_BYTES: Final = 8192  # postgres note 1.4
@@ -419,7 +420,7 @@ class MemoryStream:
         self._buffer = bytearray()
         self._eof = False
         self._waiters: list[asyncio.Future[None]] = []
-        self._heir: _MemoryTransport | None = None
+        self._heir: MemoryTransport | None = None
         self.other: MemoryStream = self
         self.closed = False
 
@@ -448,7 +449,7 @@ class MemoryStream:
 
     async def hand_over(self, heir: Heir) -> asyncio.Transport:
         assert self._heir is None, "hand_over() is called once"
-        self._heir = _MemoryTransport(self, heir)
+        self._heir = MemoryTransport(self, heir, HIGH_WATER_BYTES)
         heir.connection_made(self._heir)
         self._heir.pump()
         return self._heir
@@ -483,75 +484,6 @@ class MemoryStream:
         for end in (self, self.other):
             if end._heir is not None:
                 end._heir.kick()
-
-
-class _MemoryTransport(asyncio.Transport):
-    """What the heir of a MemoryStream writes to. Everything reaches it from the loop, as with a socket."""
-
-    def __init__(self, stream: MemoryStream, heir: Heir) -> None:
-        super().__init__()
-        self._loop = asyncio.get_running_loop()
-        self._stream = stream
-        self._heir = heir
-        self._reading = True
-        self._closing = False
-        self._congested = False
-        self._told_end = False
-        self._kicked = False
-
-    def kick(self) -> None:
-        if not self._kicked:
-            self._kicked = True
-            self._loop.call_soon(self.pump)
-
-    def pump(self) -> None:
-        """Give the heir what has come, and tell it whether it may write."""
-        self._kicked = False
-        stream = self._stream
-        full = len(stream.other._buffer) > HIGH_WATER_BYTES
-        if full != self._congested and not self._closing:
-            self._congested = full
-            if full:
-                self._heir.pause_writing()
-            else:
-                self._heir.resume_writing()
-        if self._reading and not self._closing and stream._buffer:
-            data = bytes(stream._buffer)
-            stream._buffer.clear()
-            stream._change()
-            self._heir.data_received(data)
-        if stream._eof and not stream._buffer and not self._told_end:
-            self._told_end = True
-            if not self._closing:
-                self._heir.eof_received()
-            self._heir.connection_lost(None)
-
-    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
-        if not self._closing and not self._stream.other._eof:
-            self._stream.other._buffer += data
-            self._stream._change()
-            self._stream.other._change()
-
-    def pause_reading(self) -> None:
-        self._reading = False
-
-    def resume_reading(self) -> None:
-        self._reading = True
-        self.kick()
-
-    def is_closing(self) -> bool:
-        return self._closing
-
-    def close(self) -> None:
-        self._closing = True
-        self._stream._buffer.clear()
-        self._stream._end()
-
-    def abort(self) -> None:
-        self.close()
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        pass
 
 
 def memory_pair() -> tuple[MemoryStream, MemoryStream]:
