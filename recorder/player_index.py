@@ -177,6 +177,15 @@ class TapeIndex:
             before += count
         return None
 
+    @property
+    def parts(self) -> int:
+        """How many segments there are."""
+        return len(self._parts)
+
+    def entries(self, i: int) -> list[list[Any]]:
+        """The commands of a segment, in order: [number, time, verb, kind, verdict, short text]."""
+        return self._entries(i) if self._parts[i].commands != 0 else []
+
     def _before(self, i: int) -> int:
         parts = self._parts[:i]
         return sum(len(self._entries(j)) if part.commands is None else part.commands for j, part in enumerate(parts))

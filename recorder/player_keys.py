@@ -39,6 +39,7 @@ _TICK_SECONDS: Final = 0.25  # how often the clock in the status line is looked 
 _NEAR_COMMANDS: Final = 16
 _NEAR_BYTES: Final = 256 * 1024
 _NEAR_BLOCKS: Final = 128
+_PASSED_COMMANDS: Final = 256  # of other streams, on the way to the next one of the stream that is played alone
 _ROWS_LEAST: Final = 4  # below that there is no room for a status line
 _ARROWS: Final = {b"\x1b[C": b"right", b"\x1bOC": b"right", b"\x1b[D": b"left", b"\x1bOD": b"left"}
 
@@ -201,6 +202,11 @@ class Keys:
         return after is None or after.ordinal - first <= _NEAR_COMMANDS
 
     def _to_command(self, command: Command | None) -> None:
+        index, streams = self._player.index, self._player.streams
+        for _ in range(_PASSED_COMMANDS):  # those of other streams are not to be seen
+            if command is None or streams.has_command(command.n):
+                break
+            command = index.after(command.n)
         if command is not None:
             self._go(self._spot(command.n, command.t_ns))
         else:
@@ -210,6 +216,10 @@ class Keys:
         index = self._player.index
         command = index.at(self._here().n)
         before = index.nth(command.ordinal - 1) if command is not None and command.ordinal else None
+        for _ in range(_PASSED_COMMANDS):
+            if before is None or self._player.streams.has_command(before.n):
+                break
+            before = index.nth(before.ordinal - 1) if before.ordinal else None
         self._go(self._spot(before.n, before.t_ns) if before is not None else self._spot(-1, 0))
 
     def _to_marker(self, forward: bool) -> None:

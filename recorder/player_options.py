@@ -31,7 +31,8 @@ class ReplayOptions:
     start, stop: where to begin and to end, as the docstring above has it; from_seconds is the same as start. command:
     begin with this one, counted from 1. color: None = if the output is a terminal and NO_COLOR is not set. follow: go
     on as a live tape grows. plain: all at once, without timing and keys. raw: a terminal session's bytes as they were.
-    markers: print where the markers are, and no more.
+    markers: print where the markers are, and no more. flow: play one stream alone. flows: print a list of the streams,
+    and no more; json: as JSON. interleave: no terminal gets the screen to itself.
     """
 
     speed: float = 1.0
@@ -47,6 +48,10 @@ class ReplayOptions:
     raw: bool = False
     markers: bool = False
     pause_on_markers: bool = False
+    flow: int | None = None
+    flows: bool = False
+    json: bool = False
+    interleave: bool = False
 
     def start_ns(self, wall0_ns: int) -> int:
         """Where to begin, in nanoseconds since the tape was opened. Raises BadOption."""
@@ -84,6 +89,8 @@ def from_arguments(options: Namespace) -> ReplayOptions:
         raise BadOption(f"--speed is {1 / SPEED_LIMIT:g} to {SPEED_LIMIT:g}")
     if options.nth is not None and options.nth < 1:
         raise BadOption("--command counts from 1")
+    if options.flow is not None and options.flow < 0:
+        raise BadOption("--flow counts from 0")
     for text in (options.start, options.stop):
         if text is not None:
             place_ns(text, 0)  # a mistake shows before the tape is opened
@@ -99,4 +106,8 @@ def from_arguments(options: Namespace) -> ReplayOptions:
         raw=options.raw,
         markers=options.markers,
         pause_on_markers=options.pause_on_markers,
+        flow=options.flow,
+        flows=options.flows,
+        json=getattr(options, "json", False),
+        interleave=options.interleave,
     )

@@ -31,18 +31,20 @@ from typing import Final, NamedTuple
 
 from recorder.cast import Piece
 from recorder.disk import is_live
-from recorder.escape import visible
 from recorder.format import Record
+from recorder.player_flows import Streams
 from recorder.player_index import TapeIndex, marker_of
 from recorder.player_keys import Keys
 from recorder.player_options import SPEED_LIMIT, BadOption, ReplayOptions
-from recorder.player_screen import CLEAR, afresh, clock_text, last_lines
+from recorder.player_screen import CLEAR, afresh, last_lines
 from recorder.player_terminal import Quit, Terminal
-from recorder.progress import ProgressLine
 from recorder.reader import TapeReader
+from recorder.replay_flows import print_flows
+from recorder.replay_markers import print_markers
 from recorder.transcript import Transcript
+from recorder.transcript_flows import transcript_of
 
-__all__ = ["SPEED_LIMIT", "BadOption", "Player", "Quit", "ReplayOptions", "replay"]
+__all__ = ["SPEED_LIMIT", "BadOption", "Player", "Quit", "ReplayOptions", "print_markers", "replay"]
 
 FOLLOW_SECONDS: Final = 0.2  # how often a live tape is looked at for more
 COLUMNS_LIMIT: Final = 160  # wider tables are hard to read on any screen
@@ -94,8 +96,9 @@ class Player:
         self.terminal = Terminal(out, keys)
         self.index = TapeIndex(tape)
         self.tape = tape
-        self.tty = "tty" in more if isinstance(more := tape.header.map_.get("more"), dict) else False
         self.timed = timed
+        self.streams = Streams(tape, self.index, options, timed=timed)
+        self.tty = self.streams.terminal
         self._clock = clock
         self._color = options.wants_color(timed)
         self._newline = "\r\n" if timed else "\n"
@@ -150,6 +153,9 @@ class Player:
         if self.timed and self.live and self.options.start is None and not self.options.from_seconds:
             return Spot(self.index.last(), self.tape.duration_ns)  # as tail -f does it; --from 0 is the whole story
         start_ns = self.options.start_ns(self.tape.header.wall0_ns)
+        alone = self.streams.begin()
+        if alone is not None and not start_ns:
+            return Spot(alone.first - 1, self.index.time_of(alone.first))
         return Spot(self.index.record_at(start_ns), start_ns) if start_ns else Spot(-1, 0)
 
     # -- playing --------------------------------------------------------------------------------------
@@ -158,17 +164,27 @@ class Player:
         """Draw the spot and play from it, to the end or until there is a jump."""
         self.jump = self.rush = None
         self.at_end = False
-        for record in self._draw(spot):
+        for record in self._kept(self._draw(spot)):
             if self._stop_ns is not None and record.t_ns > self._stop_ns:
                 break
             self._show(record)
             if self.jump is not None:
                 return
+            if self.streams.ends(record):
+                break
         if self.jump is not None:
             return
         self.rush, self.at_end, self.step = None, True, 0
         while self.paused and self.jump is None:
             self.wait(None)
+
+    def _kept(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Those that are to be shown; the commands of other streams are counted."""
+
+        def count() -> None:
+            self._transcript.count += 1
+
+        return self.streams.kept(records, count)
 
     def _show(self, record: Record) -> None:
         """Show a record when its time has come. With a jump it may not be shown whole."""
@@ -285,19 +301,25 @@ class Player:
         self.keys.draw_status()
         return self._records(start)
 
-    def _begin(self, done: int) -> str:
-        """Start a new rendering, behind so many commands; return its first lines."""
+    def _begin(self, done: int, owner: int | None = None) -> str:
+        """Start a new rendering, behind so many commands; return its first lines. owner: the flow on the screen."""
         columns = self.options.columns or (min(COLUMNS_LIMIT, self.terminal.size()[0]) if self.timed else COLUMNS)
         said = self.tape.header.map_
         raw, newline, color = self.options.raw, self._newline, self._color
-        self._transcript = Transcript(
-            said, columns=columns, color=color, newline=newline, done=done, terminal=self.timed or color, raw=raw
+        self._transcript = transcript_of(
+            said,
+            **self.streams.transcript_options(owner),
+            columns=columns,
+            color=color,
+            newline=newline,
+            done=done,
+            terminal=self.timed or color,
+            raw=raw,
         )
         text = "".join(piece.text for piece in self._transcript.banner())
-        match said["more"].get("tty") if self.tty else None:
-            case [int(wide), int(high)] if self.timed and (
-                self.terminal.size() < (wide, 0) or self.terminal.size()[1] < high
-            ):
+        text += "" if done else self.streams.listed(newline, color)
+        match self.streams.size():
+            case (wide, high) if self.timed and (self.terminal.size() < (wide, 0) or self.terminal.size()[1] < high):
                 here = "x".join(map(str, self.terminal.size()))
                 text += f"-- recorded at {wide}x{high}; this terminal has {here}{newline}"
         return text + (f"... {done} commands before{newline}" if done else "")
@@ -334,7 +356,8 @@ class Player:
         """What makes the screen of a terminal session."""
         start = self.index.look_back(spot.n, LOOK_BACK_BYTES, LOOK_BACK_BLOCKS)
         before = self.index.at(start - 1) if start else None
-        top = self._begin(before.ordinal + 1 if before is not None else 0)
+        owner = self.streams.owner(self._between(start, spot.n), start) if start and self.streams.finder else None
+        top = self._begin(before.ordinal + 1 if before is not None else 0, owner)
         text = self._rendered(self._between(start, spot.n))
         return afresh(text if start else top + text, self.terminal.size()[1])
 
@@ -353,7 +376,7 @@ class Player:
 
     def _rendered(self, records: Iterable[Record]) -> str:
         shown: list[str] = []
-        for record in records:
+        for record in self._kept(records):
             texts = [piece.text for piece in self._transcript.feed(record) if piece.code == "o"]
             if texts:
                 self.shown_n = record.n
@@ -408,7 +431,7 @@ def replay(tape: TapeReader, options: ReplayOptions) -> None:
     timed = os.isatty(1) and not options.plain
     keys: int | None = None
     opened = False
-    if timed and not options.markers:
+    if timed and not (options.markers or options.flows):
         if os.isatty(0):
             keys = 0
         else:  # the tape's path came through a pipe, perhaps; the keyboard is still there
@@ -416,7 +439,9 @@ def replay(tape: TapeReader, options: ReplayOptions) -> None:
                 keys, opened = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC), True
     sys.stdout.flush()
     try:
-        if options.markers:
+        if options.flows:
+            print_flows(tape, as_json=options.json)
+        elif options.markers:
             print_markers(tape, options)
         else:
             color = options.wants_color(os.isatty(1))
@@ -426,31 +451,3 @@ def replay(tape: TapeReader, options: ReplayOptions) -> None:
     finally:
         if opened and keys is not None:
             os.close(keys)
-
-
-def print_markers(tape: TapeReader, options: ReplayOptions) -> None:
-    """Print a line for each marker: its time on the tape (what --from takes), its command (what --command takes), label
-    and text.
-    """
-    wall0_ns = tape.header.wall0_ns
-    start, stop = options.start_ns(wall0_ns), options.stop_ns(wall0_ns)
-    index = TapeIndex(tape)
-    with ProgressLine("looking for markers", sys.stderr) as progress:
-
-        def tell() -> bool:
-            progress(int(index.looked_through * 1000), 1000)
-            return False
-
-        for marker in index.markers(index.record_at(start - 1) if start else -1, tell):
-            if stop is not None and marker.t_ns > stop:
-                break
-            if marker.t_ns >= start:
-                progress.clear()
-                command = index.at(marker.command) if marker.command >= 0 else None
-                number = f"Q{command.ordinal + 1}" if command is not None and command.n == marker.command else ""
-                at = f"{clock_text(marker.t_ns)}.{marker.t_ns // 1_000_000 % 1000:03d}"
-                line = f"{at:>12}  {number:<6}  {marker.label:<9}  {marker.text}".rstrip()
-                sys.stdout.write(visible(line).replace("\n", " ") + "\n")
-                if sys.stdout.isatty():
-                    sys.stdout.flush()
-    sys.stdout.flush()

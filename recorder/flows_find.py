@@ -1,0 +1,152 @@
+"""Looks up what a flow of a tape is, without reading the tape: for whoever begins in its middle, or wants a list.
+
+The lists of commands (COMMANDS) have no flows in them, but the commands that open streams stand in nearly the order of
+the flows' numbers. So a flow is found by guessing its place in a segment's list from the number of the first one there,
+reading that record, and guessing again from what it says. Whether it is a terminal is in the records just before it.
+What was found is kept.
+
+Left out: how a flow ended and how much passed on it (flows.Flows has that, of a whole tape).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+from recorder.flows import BESIDE, Flow, flow_of
+from recorder.format import Kind, Record, fields
+from recorder.player_index import TapeIndex
+from recorder.reader import TapeReader
+
+SEGMENTS_LIMIT: Final = 64  # looked through for one flow; ours: 4 GiB of tape
+_GUESSES: Final = 12  # bisection needs no more for 4,096 streams that are in order
+_AROUND: Final = 24  # looked at beside the last guess: channels that were opened at the same time
+_BEFORE_BYTES: Final = 256 * 1024  # in which the terminal's size stands before its shell
+_BEFORE_BLOCKS: Final = 64
+_TERMINAL_VERBS: Final = ("pty", "shell")
+_NO_STREAM: Final = BESIDE | {"CONNECT", "tcpip-forward", "streamlocal-forward"}
+
+
+class Found(NamedTuple):
+    """A flow, and the number of the first record that is known to be its."""
+
+    flow: Flow
+    first: int
+
+
+class FlowFinder:
+    """Raises OSError and FormatError, from every method."""
+
+    def __init__(self, tape: TapeReader, index: TapeIndex) -> None:
+        self._tape = tape
+        self._index = index
+        self._found: dict[int, Found] = {}
+        self._numbers: dict[int, int | None] = {}  # by the COMMAND's number: its flow
+
+    def find(self, number: int) -> Flow | None:
+        """The flow of that number as it was when its command began; None if no command of it is found."""
+        found = self.look_up(number)
+        # A new one each time: whoever shows it writes into it.
+        return None if found is None else _copy(found.flow)
+
+    def look_up(self, number: int) -> Found | None:
+        """The same, and where it begins."""
+        if number not in self._found:
+            for entries in self._lists():
+                place = self._place(entries, number)
+                if place is not None:
+                    self._found[number] = self._read(entries[place], number)
+                    break
+        return self._found.get(number)
+
+    def has_terminal(self) -> bool:
+        """Whether a terminal was asked for, as far as the first two segments tell."""
+        return any(
+            entry[2] in _TERMINAL_VERBS for i in range(min(2, self._index.parts)) for entry in self._index.entries(i)
+        )
+
+    def openers(self, limit: int) -> tuple[list[Flow], int]:
+        """The first flows of the tape, at most so many, and how many there are more in its first segment."""
+        entries = _openers(self._index.entries(0)) if self._index.parts else []
+        flows: list[Flow] = []
+        for entry in entries[:limit]:
+            number = self._number(entry[0])
+            found = self.look_up(number) if number is not None else None
+            if found is not None and found.flow.n == entry[0]:
+                flows.append(found.flow)
+        return flows, max(0, len(entries) - limit)
+
+    def _lists(self) -> Iterator[list[list[Any]]]:
+        """The commands that open streams, segment by segment: the first one's, in which most terminals begin, then
+        from the end on.
+        """
+        parts = self._index.parts
+        order = [0, *range(parts - 1, 0, -1)] if parts else []
+        for i in islice(order, SEGMENTS_LIMIT):
+            entries = _openers(self._index.entries(i))
+            if entries:
+                yield entries
+
+    def _place(self, entries: list[list[Any]], number: int) -> int | None:
+        """Where in the list the flow's command is."""
+        last = len(entries) - 1
+        at = 0
+        for _ in range(_GUESSES):
+            found = self._number(entries[at][0])
+            if found == number:
+                return self._allowed(entries, at, number)
+            guess = min(max(0, at + number - (found if found is not None else number)), last)
+            if guess == at:
+                break
+            at = guess
+        around = range(max(0, at - _AROUND), min(last, at + _AROUND) + 1)
+        for near in sorted(around, key=lambda place: abs(place - at)):
+            if self._number(entries[near][0]) == number:
+                return self._allowed(entries, near, number)
+        return None
+
+    def _allowed(self, entries: list[list[Any]], at: int, number: int) -> int:
+        """Of several commands on one stream the one that was allowed: one that is denied leaves room for another."""
+        near = range(max(0, at - _AROUND), min(len(entries), at + _AROUND))
+        asked = [place for place in near if self._number(entries[place][0]) == number] if _denied(entries[at]) else []
+        return next((place for place in asked if not _denied(entries[place])), at)
+
+    def _number(self, n: int) -> int | None:
+        """The flow that COMMAND n names."""
+        if n not in self._numbers:
+            self._numbers[n] = flow_of(fields(self._record(n).payload))
+        return self._numbers[n]
+
+    def _record(self, n: int) -> Record:
+        record = next(self._tape.records(n), None)
+        return record if record is not None and record.n == n else Record(n, 0, 0, int(Kind.MARK), b"")
+
+    def _read(self, entry: list[Any], number: int) -> Found:
+        command = self._record(entry[0])
+        flow, first = Flow(number), command.n
+        start = self._index.look_back(command.n, _BEFORE_BYTES, _BEFORE_BLOCKS)
+        for record in self._tape.records(start):
+            if record.n >= command.n:
+                break
+            if record.flow == number and record.kind == Kind.RESIZE:
+                flow.sized(record)
+                first = min(first, record.n)
+        flow.opened_by(command, fields(command.payload))
+        flow.verdict = "deny" if _denied(entry) else "allow"
+        return Found(flow, first)
+
+
+def _openers(entries: list[list[Any]]) -> list[list[Any]]:
+    return [entry for entry in entries if entry[2] not in _NO_STREAM and not str(entry[2]).startswith("file-")]
+
+
+def _denied(entry: list[Any]) -> bool:
+    return str(entry[4]).endswith("deny")
+
+
+def _copy(flow: Flow) -> Flow:
+    return Flow(
+        flow.number, flow.n, flow.t_ns, flow.verb, flow.kind, flow.text, flow.objects, flow.verdict, flow.terminal,
+        flow.columns, flow.rows,
+    )  # fmt: skip
