@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import dataclasses
 import fnmatch
+from functools import lru_cache
 from typing import Any, Final
 
 import structlog
@@ -24,12 +25,13 @@ from protocols.ssh.contents import content_for
 from protocols.ssh.dial import dial
 from protocols.ssh.jump import Jump
 from protocols.ssh.login import UserLogin, split_name
-from protocols.ssh.relay import Leg, Over, Relay
-from protocols.ssh.transport import ServerOptions, UserLeg, open_user
-from proxy.core.errors import LoginRefused, PeerError, Refused, TapeError, TargetPeerError, UserPeerError
+from protocols.ssh.relay import Over, Relay
+from protocols.ssh.transport import ChannelPipe, HostKey, ServerOptions, UserLeg, open_user
+from proxy.core.doors import SshDoor
+from proxy.core.errors import ConfigError, LoginRefused, PeerError, Refused, TapeError, TargetPeerError, UserPeerError
 from proxy.core.events import Command, Frame
 from proxy.core.gate import Gate, Pending
-from proxy.core.parties import Identity, KeyLogin, Target
+from proxy.core.parties import Identity, KeyLogin, Secret, Target
 from proxy.core.peers import peers_of
 from proxy.core.session import Session
 from proxy.core.stream import Stream
@@ -44,6 +46,7 @@ PROTOCOL_ERROR: Final = 2
 TOO_MANY_CONNECTIONS: Final = 12
 PROHIBITED: Final = 1  # RFC 4254 5.1
 CONNECT_FAILED: Final = 2
+HOST_KEYS_LIMIT: Final = 256  # kept: one a listener's key, and one a target's certificate
 
 _log = structlog.get_logger(__name__)
 
@@ -73,25 +76,34 @@ async def _serve(user: Stream, gate: Gate, log: Any) -> None:
         if gate.settings.get("refuse"):
             leg.disconnect(TOO_MANY_CONNECTIONS, str(gate.settings["refuse"]))
             return
-        await serve_login(leg, login, gate, log, jump=True)
+        await serve_login(leg, login, gate, log)
     finally:
         await asyncio.shield(leg.close())
 
 
-async def serve_login(leg: UserLeg, login: UserLogin, gate: Gate, log: Any, *, jump: bool) -> None:
-    """Serve a user who has logged in, on a connection of its own or, with jump False, inside of another."""
+async def serve_login(leg: UserLeg, login: UserLogin, gate: Gate, log: Any) -> None:
+    """Serve a user who has logged in."""
     proof = login.proof
     assert proof is not None, "a login without a proof"
     log = log.bind(identity=proof.identity.display, login=proof.how)
     name = split_name(login.user)
     target = gate.targets.find(name.target)
     if target is None or target.protocol != "ssh":
-        if jump:
-            await Jump(leg, proof, gate, log, serve_login).run(login.user)
-        else:
-            leg.disconnect(BY_APPLICATION, f'gatecast has no target "{name.target}"')
-        return
-    await serve_target(leg, name.login, target, proof, gate, log.bind(target=target.name))
+        await _serve_jump(leg, proof, gate, log)
+    else:
+        await serve_target(leg, name.login, target, proof, gate, log.bind(target=target.name))
+
+
+async def _serve_jump(leg: UserLeg, proof: KeyLogin, gate: Gate, log: Any) -> None:
+    async def serve_inner(pipe: ChannelPipe, login: UserLogin, target: Target, log: Any) -> None:
+        inner = await open_user(pipe, login, server_options(gate, target.name))
+        try:
+            name = login.user.removesuffix(f":{target.name}")
+            await serve_target(inner, name, target, proof, gate, log)
+        finally:
+            await asyncio.shield(inner.close())
+
+    await Jump(leg, proof, gate, log, serve_inner).run()
 
 
 async def serve_target(leg: UserLeg, login: str, target: Target, proof: KeyLogin, gate: Gate, log: Any) -> None:
@@ -244,7 +256,9 @@ class _Connection:
 
     def _check_login(self, own: str) -> None:
         """Whether the gateway may log in under this name: its credential's own, or one the target's logins name."""
-        login = self._session.target.database
+        login = self._session.target.database or own
+        if not self._proof.allows(login):
+            raise TargetPeerError(f'the certificate is not for the login "{login}"')
         logins = self._session.target.settings.get("logins", ())
         assert isinstance(logins, tuple)
         if login and login != own and not any(fnmatch.fnmatchcase(login, glob) for glob in logins):
@@ -256,9 +270,25 @@ _NORMAL: Final = ("", "terminated")
 
 def server_options(gate: Gate, name: str = "") -> ServerOptions:
     """What the listener's settings say to the transport; name: the target for which an inner connection is answered."""
-    given = gate.settings.get("ssh")
-    assert given is not None, "a listener of ssh without its settings"
-    raise NotImplementedError
+    door = gate.settings["ssh"]
+    assert isinstance(door, SshDoor), "a listener of ssh without its keys"
+    certificates = door.host_certificates(name)
+    return ServerOptions(
+        host_keys=tuple(_host_key(key, certificates) for key in door.host_keys),
+        banner="" if name else door.banner,
+        login_seconds=float(gate.settings.get("login_seconds", LOGIN_SECONDS)),
+        methods=frozenset(door.methods),
+    )
+
+
+@lru_cache(maxsize=HOST_KEYS_LIMIT)
+def _host_key(key: Secret, certificates: tuple[str, ...]) -> HostKey:
+    """Read a host key, with the certificate that is for it; one value for equal ones, as connections share it."""
+    private = key.reveal().encode()
+    for certificate in certificates:
+        with contextlib.suppress(ConfigError):  # it is another key's
+            return HostKey(private, certificate.encode())
+    return HostKey(private)
 
 
 def _identity_map(identity: Identity) -> dict[str, Any]:
