@@ -45,10 +45,12 @@ class Admission:
         if connection is not None:
             self._service.admit(connection.peer)
             connection.unproved = True
+            return await self._service.ssh_key(login, key, peer=connection.peer, listener=connection.listener)
         return await self._service.ssh_key(login, key)
 
     def ssh_proved(self, login: KeyLogin) -> None:
         """The holder of the key has signed with it."""
+        self._service.ssh_proved(login)
         self._proved(current_connection(), login.identity)
 
     def ended(self, connection: Connection) -> None:

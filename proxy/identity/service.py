@@ -24,8 +24,11 @@ from proxy.identity import local, oidc
 from proxy.identity.local import LocalUser
 from proxy.identity.oidc import Issuer, Verifier
 from proxy.identity.proof import PROOF_LIMIT, ProofRefused
+from proxy.identity.ssh_keys import Keys
+from proxy.identity.ssh_logins import SshLogins, SshTrust
 from proxy.identity.throttle import Throttle
 from proxy.identity.tokens import Tokens, looks_like_token
+from proxy.store import ssh_keys as ssh_rows
 from proxy.store import tokens as rows
 from proxy.store.database import Database, StoreError
 
@@ -36,6 +39,7 @@ STALE_LIMIT_SECONDS: Final = 15.0
 USER_LOG_LIMIT: Final = 64  # characters of the user name in a log line; PostgreSQL's NAMEDATALEN
 
 REFUSED_TEXT: Final = "the login was refused"
+SSH_HINT: Final = "use a key that is registered, or a certificate that holds"
 REFUSED_HINT: Final = "give a gateway token (gatecast token issue) or a token of your identity provider as the password"
 
 log = structlog.get_logger(__name__)
@@ -54,6 +58,7 @@ class Service:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         on_change: Callable[[], None] = lambda: None,
+        trust: SshTrust | None = None,
     ) -> None:
         """on_change is called when identities may have ceased to be valid, so that their sessions can be ended."""
         self._database = database
@@ -62,6 +67,7 @@ class Service:
         self._monotonic = monotonic
         self._on_change = on_change
         self._throttle = Throttle(monotonic)
+        self._ssh = SshLogins(Keys(database, clock=clock), trust or SshTrust(), clock)
         self._verifiers: dict[str, Verifier] = {}
         self._users: dict[str, LocalUser] = {}
         self._user_proofs: frozenset[str] = frozenset()
@@ -70,15 +76,17 @@ class Service:
         self._seen: tuple[int, int] | None = None
         self._fresh_at = float("-inf")
         self._used: dict[str, float] = {}
+        self._used_keys: dict[str, float] = {}  # by the proof
         self._flushed_at = monotonic()
         self._set(issuers, users)
 
-    def configure(self, issuers: Iterable[Issuer], users: Iterable[LocalUser]) -> None:
+    def configure(self, issuers: Iterable[Issuer], users: Iterable[LocalUser], trust: SshTrust | None = None) -> None:
         """Take a new configuration; a local user that is gone or has a new password is not valid any more.
 
         An issuer whose configuration did not change keeps its keys. Raises ConfigError, and changes nothing.
         """
         self._set(issuers, users)
+        self._ssh.trust = trust or SshTrust()
         self._on_change()
 
     def _set(self, issuers: Iterable[Issuer], users: Iterable[LocalUser]) -> None:
@@ -130,9 +138,27 @@ class Service:
             return await verifier.check(secret)
         raise ProofRefused("neither-token-nor-jwt")
 
-    async def ssh_key(self, login: str, key: bytes) -> KeyLogin:
-        """See proxy.core.gate.Identities."""
-        raise LoginRefused(REFUSED_TEXT, REFUSED_HINT)
+    async def ssh_key(self, login: str, key: bytes, *, peer: str = "", listener: str = "") -> KeyLogin:
+        """Return whom a key or certificate stands for. Raises LoginRefused, with one text for every reason.
+
+        peer: the connection's address, which a certificate may be bound to; listener: which other user CAs count.
+        login "" is one that is not known yet: the caller asks KeyLogin.allows() when it is.
+        """
+        try:
+            found = await self._ssh.check(login, key, peer, listener)
+            if not self.valid(found.identity):
+                raise ProofRefused("revoked-or-locked", found.identity.subject)
+        except ProofRefused as error:
+            log.warning("login-refused", user=_loggable(login), why=error.why, detail=error.detail)
+        except StoreError as error:
+            log.error("login-refused", user=_loggable(login), why="store", detail=str(error))
+        else:
+            return found
+        raise LoginRefused(REFUSED_TEXT, SSH_HINT)
+
+    def ssh_proved(self, login: KeyLogin) -> None:
+        """A signature by the key was checked: note that it was used."""
+        self._used_keys[login.identity.proof] = self._clock()
 
     def scram_verifier(self, user: str) -> str | None:
         """Return the verifier of a local user, None if there is none."""
@@ -153,7 +179,9 @@ class Service:
             return False
         if identity.proof in self._revoked or identity.subject in self._locked:
             return False
-        if identity.issuer == local.ISSUER and identity.proof not in self._user_proofs:
+        if not self._ssh.holds(identity, self._revoked):
+            return False
+        if identity.issuer == local.ISSUER and self._ssh.origin(identity.proof) not in self._user_proofs:
             return False
         return self._monotonic() - self._fresh_at < STALE_LIMIT_SECONDS
 
@@ -190,23 +218,28 @@ class Service:
         changes = await self._database.changes()
         if changes != self._seen:
             found = await self._database.run(rows.revocations(self._clock()), durable=False)
-            changed = (found.hashes, found.subjects) != (self._revoked, self._locked)
+            ssh = await self._database.run(ssh_rows.revocations(self._clock()), durable=False)
+            changed = (found.hashes, found.subjects, ssh) != (self._revoked, self._locked, self._ssh.revoked)
             # Read before the rows were: what was written in between shows up as another change.
             self._seen, self._revoked, self._locked = changes, found.hashes, found.subjects
+            self._ssh.revoked = ssh
             if changed:
-                log.info("revocations", tokens=len(found.hashes), subjects=len(found.subjects))
+                of_ssh = len(ssh.hashes) + len(ssh.serials)
+                log.info("revocations", tokens=len(found.hashes), subjects=len(found.subjects), ssh=of_ssh)
                 self._on_change()
         self._fresh_at = asked_at
-        if self._used and self._monotonic() - self._flushed_at >= FLUSH_SECONDS:
+        if (self._used or self._used_keys) and self._monotonic() - self._flushed_at >= FLUSH_SECONDS:
             self._submit_used()
 
     def _submit_used(self) -> None:
-        if not self._used:
+        if not self._used and not self._used_keys:
             return
         used, self._used = self._used, {}
+        keys, self._used_keys = self._used_keys, {}
         self._flushed_at = self._monotonic()
         try:
             self._database.submit(rows.touch(used), durable=False)  # lost with a power cut, and no harm done
+            self._database.submit(ssh_rows.touch_keys(keys), durable=False)
         except StoreError as error:
             log.warning("last-use-lost", error=str(error))
 

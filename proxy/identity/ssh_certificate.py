@@ -7,7 +7,7 @@ stands inside it. Whether that authority, the dates, names and options are good 
 Refused here, whoever signed: DSA, RSA below 2048 bits, signatures with SHA-1, authorities that are certificates or
 FIDO keys themselves, an option that appears twice, bytes left over. Certificates of FIDO keys (sk-...) are read.
 
-Source: RFC 4251 5 (data types), RFC 4253 6.6, RFC 5656 3.1, RFC 8332, RFC 8709; OpenSSH's PROTOCOL.certkeys, PROTOCOL.u2f.
+Source: RFC 4251 5, RFC 4253 6.6, RFC 5656 3.1, RFC 8332, RFC 8709; OpenSSH's PROTOCOL.certkeys and PROTOCOL.u2f.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final, Literal
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -67,7 +66,7 @@ _RSA_HASHES: Final[Mapping[str, hashes.HashAlgorithm]] = {
 Loaded = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PublicKey:
     """A public key that is what it says it is. comment: what stood behind it in its line."""
 
@@ -106,7 +105,7 @@ class PublicKey:
         return key
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """An OpenSSH certificate whose signature by authority holds. Nothing else about it is decided.
 
@@ -127,7 +126,7 @@ class Certificate:
     extensions: Mapping[str, bytes]
     authority: PublicKey
 
-    @cached_property
+    @property
     def proof(self) -> str:
         """As tapes name it: SHA-256 of the whole certificate, hex."""
         return hashlib.sha256(self.blob).hexdigest()

@@ -47,17 +47,26 @@ class Throttle:
 
 def source_of(peer: str) -> str:
     """Return the part of a peer's address that failures are counted by."""
-    host = peer
-    if peer.startswith("["):
-        host = peer[1:].partition("]")[0]
-    elif peer.count(":") == 1:
-        host = peer.partition(":")[0]
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host[:256]
+    address = address_of(peer)
+    if address is None:
+        return _host(peer)[:256]
     if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
+        return str(ipaddress.ip_network((int(address), 64), strict=False))
     return str(address)
+
+
+def address_of(peer: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address of a peer (host, host:port, [host]:port), unmapped to IPv4; None if there is none."""
+    try:
+        address = ipaddress.ip_address(_host(peer).partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _host(peer: str) -> str:
+    if peer.startswith("["):
+        return peer[1:].partition("]")[0]
+    return peer.partition(":")[0] if peer.count(":") == 1 else peer

@@ -64,4 +64,48 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX approvals_created ON approvals (created DESC, id)",
         "CREATE INDEX approvals_pending ON approvals (process) WHERE state = 'pending'",
     ),
+    (
+        """
+        CREATE TABLE ssh_keys (
+            id      TEXT PRIMARY KEY,
+            hash    TEXT NOT NULL,                  -- SHA-256 of the key's blob, hex; a tape's login names it too
+            key     TEXT NOT NULL,                  -- as in a .pub file
+            subject TEXT NOT NULL,
+            groups  TEXT NOT NULL,
+            agents  TEXT NOT NULL,
+            logins  TEXT NOT NULL,                  -- at targets; ["*"]: all
+            note    TEXT NOT NULL,
+            created REAL NOT NULL,
+            expires REAL NOT NULL,
+            revoked REAL,
+            used    REAL                            -- written lazily, up to a minute late
+        ) STRICT
+        """,
+        "CREATE INDEX ssh_keys_hash ON ssh_keys (hash)",
+        """
+        CREATE TABLE ssh_certificates (             -- those that this gateway's own authority has signed
+            authority TEXT NOT NULL,                -- its fingerprint, SHA256:...
+            serial    TEXT NOT NULL,                -- 64 bits without a sign: too large for an INTEGER
+            hash      TEXT NOT NULL UNIQUE,         -- SHA-256 of the certificate's blob, hex
+            key_id    TEXT NOT NULL,
+            subject   TEXT NOT NULL,
+            groups    TEXT NOT NULL,
+            agents    TEXT NOT NULL,
+            logins    TEXT NOT NULL,
+            origin    TEXT NOT NULL,                -- the proof that it was made for, '' for the operator's word
+            created   REAL NOT NULL,
+            expires   REAL NOT NULL,
+            PRIMARY KEY (authority, serial)
+        ) STRICT
+        """,
+        """
+        CREATE TABLE ssh_revoked (                  -- certificates of any authority, ours or not
+            authority TEXT NOT NULL,
+            serial    TEXT NOT NULL,
+            reason    TEXT NOT NULL,
+            created   REAL NOT NULL,
+            PRIMARY KEY (authority, serial)
+        ) STRICT
+        """,
+    ),
 )
