@@ -19,10 +19,10 @@ from functools import lru_cache
 from typing import Any, Final
 
 import structlog
-
 from protocols.ssh.commands import Conversation
-from protocols.ssh.contents import content_for
 from protocols.ssh.dial import dial
+
+from protocols.ssh.contents import content_for
 from protocols.ssh.jump import Jump
 from protocols.ssh.login import UserLogin, split_name
 from protocols.ssh.relay import Over, Relay
@@ -198,7 +198,7 @@ class _Connection:
             return await self._dial_and_relay()
 
     async def _open(self, command: Command) -> None:
-        """Decide the session's opening; a user who leaves meanwhile takes back what is held. Raises Refused, TapeError."""
+        """Decide the opening; a user who leaves meanwhile takes back what is held. Raises Refused, TapeError."""
         failure: Exception | None = None
 
         async def watch() -> None:
