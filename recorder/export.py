@@ -6,6 +6,7 @@
     html                         one file with the player inside, for any browser (export_html.py)
     sql                          the statements as a script for psql (export_sql.py)
     raw                          the bytes on the wire, one direction or all (export_raw.py)
+    bytes                        the bytes of one flow, as a program printed or read them (export_raw.py)
     har                          HTTP sessions only (export_har.py)
     gif, svg, mp4                by other programs, out of a cast (export_media.py)
 
@@ -18,6 +19,7 @@ them are {"base64": ...}, and where a map's key is no string, its text stands fo
     status    "closed" | "failed" | "crashed": by the seal, unchecked; "live" | "unsealed": there is none
     remark    what a reader must know about the end; "" of a whole tape
     from_ns, to_ns  the span that was asked for, in ns since the tape was opened; to_ns null: to the end
+    flow      the one that was asked for, null: all of the session
 
 and every other line is a record:
 
@@ -28,6 +30,7 @@ and every other line is a record:
     payload   the map (or array) of every kind but WIRE
     base64    the bytes of a WIRE record, or a payload that is not msgpack
     text      beside base64 where the bytes are UTF-8
+    flow      of a WIRE or RESIZE record that has one
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ from recorder.export_source import Progress, Source
 from recorder.export_source import wall_time as wall_time
 from recorder.format import Kind, Record
 from recorder.reader import TapeReader
-from recorder.transcript import Transcript
+from recorder.transcript_flows import transcript_of
 
 _CHANNELS: Final = ("gate", "user", "out", "err")
 
@@ -97,13 +100,20 @@ def export_lines(source: Source, form: str) -> Iterator[str]:
 
 
 def _text(source: Source) -> Iterator[str]:
-    transcript = Transcript(
-        source.said, columns=source.options.columns, color=False, newline="\n", done=source.commands_before
+    transcript = transcript_of(
+        source.said,
+        screen=False,
+        find=source.find_flow,
+        columns=source.options.columns,
+        color=False,
+        newline="\n",
+        done=source.commands_before,
     )
     yield from (piece.text for piece in transcript.banner())
     if source.remark:
         yield f"-- {source.remark}\n"
     for record in source.records():
+        transcript.count = source.commands_before_record(record)
         yield from (piece.text for piece in transcript.feed(record) if piece.code == "o")
 
 
@@ -116,6 +126,7 @@ def _json_lines(source: Source) -> Iterator[str]:
             "remark": source.remark,
             "from_ns": options.start_ns,
             "to_ns": options.end_ns,
+            "flow": options.flow,
         }
     )
     wall0_ns = source.tape.header.wall0_ns
@@ -131,6 +142,8 @@ def _entry(record: Record, wall0_ns: int) -> dict[str, Any]:
         "channel": _CHANNELS[record.channel],
         "kind": Kind(record.kind).name if record.kind in Kind._value2member_map_ else record.kind,
     }
+    if record.flow is not None:
+        entry["flow"] = record.flow
     if record.kind == Kind.WIRE:
         entry["base64"] = base64.b64encode(record.payload).decode()
         with suppress(UnicodeDecodeError):

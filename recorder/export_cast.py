@@ -20,7 +20,7 @@ from recorder.cast import CastV2, CastV3, Encoder, Piece
 from recorder.escape import visible
 from recorder.export_source import Source, is_sensible, wall_time
 from recorder.format import ERR, OUT, USER, Kind, Record, fields
-from recorder.transcript import Transcript
+from recorder.transcript_flows import FlowTranscript, transcript_of
 
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _NOTICE_SGR: Final = "\x1b[33m"
@@ -35,8 +35,11 @@ class Narrator:
         start = source.options.start_ns
         self._clock: Callable[[int], int] = clock or (lambda t_ns: max(0, t_ns - start))
         self._before = source.commands_before
-        self._transcript = Transcript(source.said, columns=source.size[0], done=self._before)
-        self._tty = source.tty is not None
+        self._transcript = transcript_of(
+            source.said, find=source.find_flow, columns=source.size[0], done=self._before, raw=source.options.raw
+        )
+        self._flows = isinstance(self._transcript, FlowTranscript)
+        self._tty = source.tty is not None and not self._flows
         decoder = codecs.getincrementaldecoder("utf-8")
         self._decoders = {channel: decoder("replace") for channel in (USER, OUT, ERR)}
 
@@ -56,14 +59,18 @@ class Narrator:
         """What the record adds."""
         t_ns = self._clock(record.t_ns)
         pieces: list[Piece] = []
-        if record.kind == Kind.WIRE and self._tty:
+        self._transcript.count = self._source.commands_before_record(record)
+        if record.kind == Kind.WIRE and self._flows:
+            if self._source.options.keys and record.channel == USER and self._is_typed(record):
+                return self._typed(record, t_ns)
+        elif record.kind == Kind.WIRE and self._tty:
             special = self._terminal(record, t_ns)
             if special is not None:
                 return special
         elif record.kind == Kind.COMMAND and not self._tty:
             said = fields(record.payload)
             text = visible(str(said.get("text") or said.get("verb") or ""))
-            if text:
+            if text and not self._is_there_already(str(said.get("verb", ""))):
                 pieces.append(Piece(t_ns, "i", text.replace("\n", "\r\n") + "\r\n"))
         for piece in self._transcript.feed(record):
             if piece.code != "r" or _sensible(piece.text):
@@ -81,8 +88,22 @@ class Narrator:
         wanted = options.keys if record.channel == USER else options.raw and record.channel in (OUT, ERR)
         if not wanted:
             return None
+        if record.channel == USER:
+            return self._typed(record, t_ns)
         text = self._decoders[record.channel].decode(record.payload)
-        return [Piece(t_ns, "i" if record.channel == USER else "o", text)] if text else []
+        return [Piece(t_ns, "o", text)] if text else []
+
+    def _is_there_already(self, verb: str) -> bool:
+        """Whether a command is no text of its own: a line is there key by key, what a terminal asks for is untyped."""
+        return self._flows and (verb in ("pty", "env", "window") or (verb == "line" and self._source.options.keys))
+
+    def _is_typed(self, record: Record) -> bool:
+        """Whether the record is what somebody typed on the terminal that is shown."""
+        return isinstance(self._transcript, FlowTranscript) and self._transcript.has_screen(record.flow)
+
+    def _typed(self, record: Record, t_ns: int) -> list[Piece]:
+        text = self._decoders[USER].decode(record.payload)
+        return [Piece(t_ns, "i", text)] if text else []
 
 
 def narrate(source: Source) -> Iterator[Piece]:

@@ -76,7 +76,7 @@ def _write(source: Source, form: str, out: BinaryIO) -> int:
 
 
 def _pieces(source: Source, form: str) -> Iterator[bytes]:
-    if form == "raw":
+    if form in ("raw", "bytes"):
         from recorder.export_raw import raw_pieces
 
         return raw_pieces(source)

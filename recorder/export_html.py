@@ -151,7 +151,7 @@ def _cast(source: Source, panel: _Panel) -> Iterator[str]:
         at_ns = panel.end_ns = clock(record.t_ns)
         if record.kind == Kind.INTENT and len(panel.intents) < INTENTS_LIMIT:
             panel.intents.append(str(fields(record.payload).get("text", ""))[:TEXT_LIMIT])
-        panel.note(record, at_ns, steps.feed(record))
+        panel.note(record, at_ns, steps.feed(record, source.commands_before_record(record)))
         for piece in narrator.feed(record):
             text = encoder.event(piece)
             if text:
@@ -216,6 +216,8 @@ def _item(source: Source, at_ns: int, step: Step) -> str:
         notes.append(step.reason)
     if step.masks:
         notes.append(f"masks {', '.join(step.masks)}")
+    if step.passed:
+        notes.append(step.passed)
     if step.error:
         notes.append(f"{step.code} {step.error.get('message', '')}".strip())
     elif step.done_ns >= 0 and step.tag.endswith("SKIPPED"):

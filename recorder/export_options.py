@@ -14,7 +14,7 @@ COLUMNS_LIMIT: Final = 1000  # ours: wider is no terminal
 
 TEXT_FORMATS: Final = ("asciicast-v2", "asciicast-v3", "txt", "jsonl", "html", "sql", "har")
 MEDIA_FORMATS: Final = ("gif", "svg", "mp4")
-FORMATS: Final = (*TEXT_FORMATS, "raw", *MEDIA_FORMATS)
+FORMATS: Final = (*TEXT_FORMATS, "raw", "bytes", *MEDIA_FORMATS)
 
 Direction = Literal["user", "gate", "out", "err", "target", "all"]
 DIRECTIONS: Final[tuple[Direction, ...]] = get_args(Direction)
@@ -32,7 +32,8 @@ class ExportOptions:
     idle_limit_seconds: longer pauses are to be cut to this by whoever plays the cast; html and media cut them.
     raw: bytes of a terminal session as they were, without the filter that makes them harmless.
     keys: casts hold what the user typed in a terminal session, too: passwords that no screen showed among it.
-    direction: which bytes format raw writes. columns, rows: the terminal in which a rendered session is shown.
+    direction: which bytes formats raw and bytes write. flow: one stream of the session alone.
+    columns, rows: the terminal in which a rendered session is shown.
     """
 
     start_ns: int = 0
@@ -43,6 +44,7 @@ class ExportOptions:
     direction: Direction = "all"
     columns: int = COLUMNS
     rows: int = ROWS
+    flow: int | None = None
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -56,7 +58,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--to", dest="stop", metavar="TIME", help=f"end here: {place}")
     add("--idle-limit", metavar="TIME", help="casts, html, films: cut longer pauses to this: 2s")
     add("--width", type=int, default=COLUMNS, metavar="N", help=f"columns that results are laid out in ({COLUMNS})")
-    add("--direction", choices=DIRECTIONS, default="all", help="raw: which bytes; all: each with time and channel")
+    add(
+        "--direction",
+        "--stream",
+        choices=DIRECTIONS,
+        help="raw, bytes: which of them; all (raw's default): each record with time and channel; bytes' default: out",
+    )
+    add("--flow", type=int, metavar="N", help="one stream of an SSH session alone; replay --flows lists them")
     add("--keys", action="store_true", help="casts: also what was typed in a terminal session, unseen passwords too")
     add("--raw", action="store_true", help="casts, html: a terminal session's bytes unfiltered: not safe to play")
 
@@ -69,12 +77,17 @@ def from_arguments(options: Namespace, wall0_ns: int) -> ExportOptions:
     end = None if options.stop is None else place_ns(options.stop, wall0_ns)
     if end is not None and end < start:
         raise ExportError("--to is before --from")
+    if options.flow is not None and options.flow < 0:
+        raise ExportError("--flow counts from 0")
+    if options.format == "bytes" and options.flow is None:
+        raise ExportError("bytes are those of one stream: name it with --flow (replay --flows lists them)")
     return ExportOptions(
         start_ns=start,
         end_ns=end,
         idle_limit_seconds=None if options.idle_limit is None else place_ns(options.idle_limit, 0) / 1e9,
         raw=options.raw,
         keys=options.keys,
-        direction=options.direction,
+        direction=options.direction or ("out" if options.format == "bytes" else "all"),
+        flow=options.flow,
         columns=options.width,
     )

@@ -5,6 +5,9 @@
     all       everything, framed: for each WIRE record t_ns u64, channel u8 (0 gate, 1 user, 2 out, 3 err), length u32,
               all little-endian, and so many bytes
 
+Of one flow of a session of several streams (format bytes) only its own bytes are written: what a program was sent, or
+printed, as its user sent or saw it, without the protocol's framing.
+
 Nothing is added to the bytes of a single direction. Two users' messages that were one record each are simply joined.
 """
 

@@ -15,13 +15,18 @@ from typing import Any, Final
 from recorder.disk import is_live
 from recorder.escape import visible
 from recorder.export_options import ExportError, ExportOptions
-from recorder.format import Record
+from recorder.flows import Flow, FlowFilter
+from recorder.flows_find import FlowFinder
+from recorder.format import Kind, Record
+from recorder.player_index import TapeIndex
 from recorder.reader import TapeReader
+from recorder.transcript_flows import has_flows
 
 IDLE_SECONDS: Final = 3.0  # pauses in what is made for watching, unless told otherwise
 TTY_LIMIT: Final = 10_000  # columns or rows of a terminal: no terminal has more, a damaged tape may say so
 # Cells of a terminal: the user says how large it is, and a player makes room for all of them. Ours: 2,000 x 500.
 CELLS_LIMIT: Final = 1_000_000
+FLOWS_LOOKED_AT: Final = 64  # for the size of the first terminal among them
 
 Progress = Callable[[int, int], None]  # (records that are done, all records)
 
@@ -63,6 +68,15 @@ class Source:
         self._progress = progress
         if self.options.end_ns is not None and self.options.end_ns < self.options.start_ns:
             raise ExportError("--to is before --from")
+        self._finder = FlowFinder(tape, TapeIndex(tape)) if has_flows(self.said) else None
+        self._only = None if self.options.flow is None else FlowFilter(self.options.flow)
+        self._commands: int | None = None  # that were passed, those of other flows too
+        if self._only is not None and self.find_flow(self._only.number) is None:
+            raise ExportError(
+                f"there is no flow {self._only.number}: replay --flows lists those that there are"
+                if self._finder is not None
+                else "--flow: the session is one stream"
+            )
 
     # -- what the header says -------------------------------------------------------------------------
 
@@ -93,6 +107,8 @@ class Source:
     @property
     def tty(self) -> tuple[int, int] | None:
         """The size of the terminal, if the session is one's; one that makes no sense is replaced by 80x24."""
+        if self._finder is not None:
+            return self._first_terminal()
         more = self.said.get("more")
         if not isinstance(more, dict) or "tty" not in more:
             return None
@@ -101,6 +117,27 @@ class Source:
                 return columns, rows
             case _:
                 return 80, 24
+
+    def _first_terminal(self) -> tuple[int, int] | None:
+        """The size of the first flow that is a terminal's, or of the one that is asked for."""
+        if self._finder is None:
+            return None
+        flows = self._finder.openers(FLOWS_LOOKED_AT)[0]
+        if self._only is not None:
+            flows = [flow] if (flow := self._finder.find(self._only.number)) is not None else []
+        for flow in flows:
+            if flow.terminal:
+                return (flow.columns, flow.rows) if is_sensible(flow.columns, flow.rows) else (80, 24)
+        return None
+
+    def find_flow(self, number: int) -> Flow | None:
+        """What a flow is that began before the span, or at any time."""
+        return None if self._finder is None else self._finder.find(number)
+
+    def commands_before_record(self, record: Record) -> int:
+        """How many commands of the tape come before the record that records() has just given, of all flows."""
+        count = self._commands or 0
+        return count - 1 if record.kind == Kind.COMMAND else count
 
     @property
     def size(self) -> tuple[int, int]:
@@ -176,6 +213,7 @@ class Source:
     def records(self) -> Iterator[Record]:
         """Yield the records of the span in their order, with their times on the tape."""
         start, end = self.options.start_ns, self.options.end_ns
+        only, self._commands = self._only, self.commands_before
         total = self.tape.next_record if self._progress is not None else 0
         for record in self.tape.records(self.tape.at_time(start) if start else 0):
             if record.t_ns < start:
@@ -184,7 +222,10 @@ class Source:
                 break
             if self._progress is not None:
                 self._progress(record.n, total)
-            yield record
+            if record.kind == Kind.COMMAND:
+                self._commands += 1
+            if only is None or only.keeps(record):
+                yield record
         if self._progress is not None:
             self._progress(total, total)
 

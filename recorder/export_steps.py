@@ -14,6 +14,7 @@ from typing import Any
 from recorder.format import Kind, Record, fields
 from recorder.phases import Phase, Phases
 from recorder.transcript import OPEN_COMMANDS_LIMIT
+from recorder.wording import size
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class Step:
     tag: str = ""
     count: int = 0
     done_ns: int = -1
+    passed: str = ""  # of a transfer: how much, and the SHA-256 of it
     error: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -75,8 +77,10 @@ class Steps:
         self._text_limit = text_limit
         self._open: OrderedDict[int, Step] = OrderedDict()
 
-    def feed(self, record: Record) -> Step | None:
-        """Return the step that the record begins or speaks of, if any."""
+    def feed(self, record: Record, before: int | None = None) -> Step | None:
+        """Return the step that the record begins or speaks of, if any. before: commands before it, if not the last."""
+        if before is not None:
+            self._count = before
         if record.kind == Kind.WIRE:
             self._phases.wire(record)
             return None
@@ -140,8 +144,22 @@ class Steps:
         count, error = said.get("count"), said.get("error")
         step.tag, step.done_ns = str(said.get("tag", "")), record.t_ns
         step.count = count if isinstance(count, int) else 0
+        step.passed = passed_text(said)
         if isinstance(error, dict):
             step.error = {str(key): str(value) for key, value in error.items()} or {"message": ""}
+
+
+def passed_text(said: Mapping[str, Any]) -> str:
+    """What a RESULT says of the content that passed: its size and hash; "" of what was no transfer."""
+    amount = said.get("size")
+    if not isinstance(amount, int) or not said.get("direction"):
+        return ""
+    notes = [f"{said['direction']} {size(amount)}"]
+    if said.get("sha256"):
+        notes.append(f"sha256 {said['sha256']}")
+    notes += ["not in order"] if said.get("in_order") is False else []
+    notes += ["not complete"] if said.get("complete") is False else []
+    return ", ".join(notes)
 
 
 def _strings(value: object) -> list[str]:

@@ -20,6 +20,7 @@ TEXT_LIMIT: Final = 64 * 1024  # characters, ours: what people type is shorter; 
 INTENT_LIMIT: Final = 4 * 1024  # characters of all intents of a session, ours
 WORD_LIMIT: Final = 256  # characters of a name, a rule, a SQLSTATE, ours
 ERROR_LIMIT: Final = 300  # characters of an error's message, ours: two lines
+PATH_LIMIT: Final = 4096  # characters of a transfer's path: Linux's PATH_MAX
 OBJECTS_LIMIT: Final = 256  # objects of one command, ours
 OPEN_LIMIT: Final = 4096  # commands in memory whose result is not known: a pipeline's worth, as segment.py has it
 OPEN_BYTES_LIMIT: Final = 4 * 1024 * 1024  # characters of their texts
@@ -75,6 +76,7 @@ class Collector:
         self._rows: dict[int, _Row] = {}
         self._size = 0
         self._late: list[tuple[str, tuple[Any, ...]]] = []
+        self._notes: list[tuple[int, str]] = []  # by the command's number: what is to be added to its text
 
     @property
     def idle(self) -> bool:
@@ -84,7 +86,7 @@ class Collector:
     @property
     def full(self) -> bool:
         """Whether it is time to write()."""
-        return len(self._rows) + len(self._late) >= OPEN_LIMIT or self._size >= OPEN_BYTES_LIMIT
+        return len(self._rows) + len(self._late) + len(self._notes) >= OPEN_LIMIT or self._size >= OPEN_BYTES_LIMIT
 
     def feed(self, part: Record) -> None:
         """Take note of a record. Raises FormatError if its parts do not belong together."""
@@ -184,6 +186,12 @@ class Collector:
             if not row.error:
                 row.code, row.error = code, error
 
+        notes = _content_notes(said, row.text if row is not None else "")
+        if notes and row is not None:
+            row.text = f"{row.text}\n{notes}" if row.text else notes
+        elif notes and isinstance(said.get("command"), int):
+            self._notes.append((whole(said["command"]), notes))
+
     def _intent(self, said: Mapping[str, Any]) -> None:
         kept = self.counts.intents
         room = INTENT_LIMIT - sum(map(len, kept)) - len(kept)
@@ -217,8 +225,24 @@ class Collector:
             self._write_objects(connection, rows, first)
         for what, values in self._late:
             connection.execute(f"UPDATE commands SET {what} WHERE session = ? AND n = ?", values)  # noqa: S608  # ours
-        self._late = []
+        for n, notes in self._notes:
+            self._add_notes(connection, n, notes)
+        self._late, self._notes = [], []
         return len(rows)
+
+    def _add_notes(self, connection: sqlite3.Connection, n: int, notes: str) -> None:
+        """Add to the text of a command that is in the index already."""
+        found = connection.execute(
+            "SELECT id, text FROM commands WHERE session = ? AND n = ?", (self._session, n)
+        ).fetchone()
+        if found is None or notes in found[1]:
+            return
+        id_, before = found
+        text = f"{before}\n{notes}" if before else notes
+        # An external content table must be told what it had indexed. SQLite documentation, FTS5 4.4.3.
+        connection.execute("INSERT INTO texts(texts, rowid, text) VALUES('delete', ?, ?)", (id_, before))
+        connection.execute("UPDATE commands SET text = ? WHERE id = ?", (text, id_))
+        connection.execute("INSERT INTO texts(rowid, text) VALUES(?, ?)", (id_, text))
 
     def _cells(self, row: _Row, id_: int) -> tuple[Any, ...]:
         at = whole(self._wall0_ns + row.t_ns)
@@ -257,6 +281,17 @@ def forget_commands(connection: sqlite3.Connection, session: int) -> None:
             ((name, id_) for id_, _, objects in rows if objects for name in json.loads(objects)),
         )
         connection.executemany("DELETE FROM commands WHERE id = ?", ((id_,) for id_, _, _ in rows))
+
+
+def _content_notes(said: Mapping[str, Any], text: str) -> str:
+    """What is looked for of a transfer beside its command's text: the hash of its content, and its path."""
+    notes = []
+    path, digest = said.get("path"), said.get("sha256")
+    if isinstance(path, str) and path and path not in text:
+        notes.append(clean(path[:PATH_LIMIT]))
+    if isinstance(digest, str) and digest:
+        notes.append(f"sha256 {word(digest)}")
+    return "\n".join(notes)
 
 
 def whole(value: int) -> int:

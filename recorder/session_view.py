@@ -11,11 +11,16 @@ from typing import Any, Final
 
 from recorder.errors import Unreadable
 from recorder.export import wall_time
-from recorder.format import Kind, Record, command_entry, fields, verdict_word
+from recorder.flows import flow_of, whole
+from recorder.format import GATE, USER, Kind, Record, command_entry, fields, verdict_word
 from recorder.reader import TapeReader
 
 INTENTS_LIMIT: Final = 100  # ours: a session says why once or a few times
 LIST_LIMIT: Final = 256  # objects, masks, approvers of a command, ours
+# Of a RESULT, beside what every command has: format.py.
+DETAILS: Final = (
+    "exit", "signal", "sent", "how", "path", "direction", "size", "sha256", "in_order", "complete",
+)  # fmt: skip
 _MARGIN_RECORDS: Final = 100_000  # how far behind the last command its results are looked for
 
 
@@ -28,6 +33,8 @@ class View:
         self._commands: dict[int, dict[str, Any]] = {}
         self._intents: list[str] = []
         self._held_ns: dict[int, int] = {}
+        self._passed: dict[int | None, list[int]] = {}  # by flow: bytes from the user and to it, on the tape
+        self._stated: dict[int, tuple[int, int]] = {}  # the same as their RESULTs say it, contents of files included
         self.count = 0
         self.last_n = 0
 
@@ -37,6 +44,8 @@ class View:
 
     def feed(self, record: Record) -> None:
         match record.kind:
+            case Kind.WIRE:
+                self._wire(record)
             case Kind.COMMAND:
                 self._command(record)
             case Kind.VERDICT:
@@ -57,6 +66,20 @@ class View:
     def result(self) -> dict[str, Any]:
         return {"intents": self._intents, "commands": list(self._commands.values())}
 
+    def passed(self) -> tuple[int, int]:
+        """How many bytes came from the user and went to it: what is on the tape, or what was said of it if more."""
+        sums = [0, 0]
+        for flow in self._passed.keys() | self._stated.keys():
+            taped = self._passed.get(flow, [0, 0])
+            stated = self._stated.get(flow, (0, 0)) if flow is not None else (0, 0)
+            for i in (0, 1):
+                sums[i] += max(taped[i], stated[i])
+        return sums[0], sums[1]
+
+    def _wire(self, record: Record) -> None:
+        if record.channel != GATE:
+            self._passed.setdefault(record.flow, [0, 0])[record.channel != USER] += len(record.payload)
+
     def _command(self, record: Record) -> None:
         self.count += 1
         if self.count > self._limit:
@@ -69,7 +92,7 @@ class View:
             "time": wall_time(self._wall0_ns + t_ns), "number": self.count, "rule": "", "reason": "", "masks": [],
             "masked": [],
             "objects": _strings(said.get("objects")), "exact": said.get("exact") is not False, "approval": None,
-            "tag": "", "rows": None, "size_bytes": None, "error": None,
+            "tag": "", "rows": None, "size_bytes": None, "error": None, "flow": flow_of(said), "details": {},
         }  # fmt: skip
 
     def _of(self, said: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -117,6 +140,9 @@ class View:
         }
 
     def _result(self, said: Mapping[str, Any]) -> None:
+        flow, sent = flow_of(said), whole(said.get("sent"))
+        if flow is not None and sent >= 0:
+            self._stated[flow] = sent, max(0, whole(said.get("bytes")))
         command = self._of(said)
         if command is None:
             return
@@ -124,6 +150,8 @@ class View:
         command["tag"] = str(said.get("tag", "")) or command["tag"]
         command["rows"] = (command["rows"] or 0) + (count if isinstance(count, int) else 0)
         command["size_bytes"] = (command["size_bytes"] or 0) + (size if isinstance(size, int) else 0)
+        details = {name: said[name] for name in DETAILS if isinstance(said.get(name), int | str)}
+        command["details"] |= details
         error = said.get("error")
         if isinstance(error, dict) and command["error"] is None:
             code = error.get("code") or error.get("sqlstate") or ""
@@ -133,12 +161,15 @@ class View:
 def view(tape: TapeReader, limit: int, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Return intents, commands (at most limit of them), commands_count, and why there are none if there are none.
 
+    bytes_from_user, bytes_to_user: what passed each way; None where the tape was not read to its end.
+
     progress is told record numbers. Raises OSError, FormatError.
     """
     seen = View(tape.header.wall0_ns, limit)
     total = tape.next_record
     encrypted = ""
     count: int | None = None
+    passed: tuple[int, int] | None = None
     try:
         for record in tape.records():
             seen.feed(record)
@@ -148,11 +179,14 @@ def view(tape: TapeReader, limit: int, progress: Callable[[int, int], None] | No
                 count = sum(1 for _ in tape.commands())
                 break
         else:
-            count = seen.count
+            count, passed = seen.count, seen.passed()
     except Unreadable as error:
         encrypted = str(error)
         count = _sealed_count(tape)
-    return {**seen.result(), "commands_count": count, "unreadable": encrypted}
+    up, down = passed if passed is not None else (None, None)
+    return {
+        **seen.result(), "commands_count": count, "unreadable": encrypted, "bytes_from_user": up, "bytes_to_user": down
+    }  # fmt: skip
 
 
 def _sealed_count(tape: TapeReader) -> int | None:

@@ -108,6 +108,10 @@ class FlowTranscript(Transcript):
         view = self._views.get(self._owner) if self._owner is not None else None
         return view.filter.reset() if view is not None else super().reset()
 
+    def has_screen(self, number: int | None) -> bool:
+        """Whether that flow is a terminal that has the screen."""
+        return number is not None and self._owner == number
+
     # -- streams --------------------------------------------------------------------------------------
 
     def _wire(self, record: Record) -> None:
@@ -211,7 +215,8 @@ class FlowTranscript(Transcript):
             if len(kept) > OPEN_COMMANDS_LIMIT:
                 kept.popitem(last=False)
         words = clip(entry.text.replace("\n", " "), MARKER_CELLS)
-        self._add(record.t_ns, "m", f"{label} {words}" if style != "runs" else visible(f"{label} {verb} {words}"))
+        named = style != "runs" or words == verb  # by itself: "Q5 put /srv/app"
+        self._add(record.t_ns, "m", f"{label} {words}" if named else visible(f"{label} {verb} {words}"))
         if style == "runs":
             self._latest = record.n
             self._speaker = number if number is not None else self._speaker

@@ -14,6 +14,7 @@ from typing import Any, Final, TextIO
 from proxy.core.text import fields, table
 from recorder.escape import clip, visible, width
 from recorder.table import paint
+from recorder.wording import size
 
 _GREEN, _RED, _YELLOW, _DIM, _BOLD = "32", "31", "33", "2", "1"
 _HIT: Final = "1;4"  # bold, underlined: seen on any background
@@ -173,6 +174,7 @@ def show_text(found: Mapping[str, Any], paper: Paper) -> str:
         ("started", str(found["started"])),
         ("length", f"{found['seconds']} s"),
         ("recorded", f"{found['records']} records, {found['size_bytes']} bytes, segments: {len(found['segments'])}"),
+        ("passed", _passed(found)),
         ("rules", str(found["header"].get("policy_rev", ""))),
         *(("intent", intent) for intent in found["intents"]),
     ])  # fmt: skip
@@ -192,6 +194,12 @@ def _status(found: Mapping[str, Any]) -> str:
             return f"{status}; sealed, the seal not checked here"
         case status:
             return f"{status}; not sealed"
+
+
+def _passed(found: Mapping[str, Any]) -> str:
+    """Bytes in each direction, where the whole tape was read."""
+    up, down = found.get("bytes_from_user"), found.get("bytes_to_user")
+    return "" if up is None or down is None else f"{size(up)} from the user, {size(down)} to the user"
 
 
 def _proof(identity: Mapping[str, Any]) -> str:
@@ -226,8 +234,18 @@ def _command_lines(command: Mapping[str, Any], paper: Paper) -> list[str]:
     elif command["tag"]:
         rows = command["rows"]
         count = f", rows: {rows}" if rows and not command["tag"].endswith(f" {rows}") else ""  # as SELECT 5 says it
-        lines.append(paper.paint(indent + visible(f"{command['tag']}{count}").replace("\n", " "), _DIM))
+        passed = _transferred(command["details"])
+        lines.append(paper.paint(indent + visible(f"{command['tag']}{count}{passed}").replace("\n", " "), _DIM))
     return lines
+
+
+def _transferred(details: Mapping[str, Any]) -> str:
+    """What of a file passed, and its hash."""
+    if "direction" not in details or not isinstance(details.get("size"), int):
+        return ""
+    digest = f", sha256 {details['sha256']}" if details.get("sha256") else ""
+    part = ", not complete" if details.get("complete") is False else ""
+    return f", {details['direction']} of {size(details['size'])}{digest}{part}"
 
 
 def _masked(masked: Sequence[Mapping[str, str]]) -> list[str]:
