@@ -51,6 +51,8 @@ from proxy.services import SOCKET_NAME, Services, keep_fixed, open_services
 from proxy.sessions.upkeep import IndexUpkeep
 from proxy.snapshot import read_snapshot
 from proxy.sockets import listen, name_of
+from proxy.ssh_doors import door_of
+from proxy.ssh_sections import SSH
 from proxy.watch import POLL_SECONDS, Watch
 
 # The default 5 ms lets a busy thread starve the event loop for that long (recorder note, section 2: "Convoy trap").
@@ -371,7 +373,10 @@ def fronts_of(loaded: Loaded, services: Services, gate: Gate) -> dict[str, Front
                 context, certificate = server_context(cert, key, ca, protocol.alpn)
             except ConfigError as error:
                 raise ConfigError(loaded.document.error(("listeners", index, "tls"), str(error))) from error
-        settings = _settings(loaded, services, section, context, certificate)
+        try:
+            settings = _settings(loaded, services, section, context, certificate)
+        except ConfigError as error:
+            raise ConfigError(loaded.document.error(("listeners", index, "ssh"), str(error))) from error
         fronts[section.name] = Front(section, protocol, replace(gate, settings=settings), certificate)
     return fronts
 
@@ -383,7 +388,7 @@ def _settings(
     context: ssl.SSLContext | None,
     certificate: ServerCertificate | None,
 ) -> Mapping[str, Any]:
-    """What a protocol may know of its listener; each protocol's serve.py names what it reads."""
+    """What a protocol may know of its listener; each protocol's serve.py names what it reads. Raises ConfigError."""
     limits, issuers = loaded.config.limits, loaded.config.identity.oidc
     unix = isinstance(sections.parse_address(section.address), Path)
     return MappingProxyType({
@@ -398,6 +403,7 @@ def _settings(
         "login_seconds": limits.login_seconds,
         "idle_seconds": limits.idle_seconds,
         "query_limit": limits.query_bytes,
+        **({"ssh": door_of(loaded, section)} if section.protocol == SSH else {}),
     })  # fmt: skip
 
 

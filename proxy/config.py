@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from proxy.core.errors import ConfigError
 from proxy.lines import Document, Place, read_document
 from proxy.sections import Config
+from proxy.ssh_sections import misplaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def _cross_check(config: Config, protocols: frozenset[str]) -> list[tuple[Place,
     for index, target in enumerate(config.targets):
         if target.protocol not in protocols:
             problems.append((("targets", index, "protocol"), _unknown("protocol", target.protocol, protocols)))
-    return problems
+    return problems + misplaced(config)
 
 
 def _explain(error: ValidationError, document: Document) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from proxy.ssh_sections import SSH, IdentitySsh, ListenerSsh, TargetSsh
 from proxy.values import (
     NAME_PATTERN as NAME_PATTERN,
 )
@@ -86,9 +87,13 @@ class Listener(Section):
     """true: connections without TLS are accepted, on loopback addresses only. allow-remote: from anywhere."""
     login: Literal["token", "scram", "oauth"] = "token"
     """How a PostgreSQL user proves who it is: a gateway token or JWT as password, SCRAM-SHA-256, OAUTHBEARER."""
+    ssh: ListenerSsh | None = None
+    """Host keys, authorities and logins of a listener of protocol ssh; it has no tls and no plain."""
 
     @model_validator(mode="after")
     def _check_transport(self) -> Self:
+        if self.protocol == SSH:
+            return self  # it brings its own encryption; what else is given is told by ssh_sections.misplaced()
         if isinstance(parse_address(self.address), Path):
             if self.tls is not None:
                 raise ValueError("a Unix socket has no TLS; leave tls out")
@@ -111,11 +116,24 @@ class CredentialSource(Section):
     """The environment variable that holds the password."""
     password_file: Path | None = None
     """The file that holds the password; its last newline is cut; mode 0600."""
+    key_file: Path | None = None
+    """SSH: the private key, mode 0600. A password beside it is for targets that ask for both, or for the other."""
+    certificate_file: Path | None = None
+    """SSH: the certificate of the key (...-cert.pub)."""
+    passphrase_env: str | None = None
+    """SSH: the environment variable that holds the key's passphrase."""
+    passphrase_file: Path | None = None
+    """SSH: the file that holds the key's passphrase; mode 0600."""
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
         if self.password_env is not None and self.password_file is not None:
             raise ValueError("give password_env or password_file, not both")
+        if self.passphrase_env is not None and self.passphrase_file is not None:
+            raise ValueError("give passphrase_env or passphrase_file, not both")
+        for name in ("certificate_file", "passphrase_env", "passphrase_file"):
+            if self.key_file is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} goes with key_file")
         return self
 
 
@@ -126,7 +144,7 @@ class TargetLimits(Section):
 
 
 class Target(Section):
-    """A PostgreSQL server that commands go to."""
+    """A server that commands go to: a PostgreSQL server, or with protocol: ssh a machine."""
 
     name: Name
     protocol: str = "postgres"
@@ -161,6 +179,8 @@ class Target(Section):
     """Files with public keys (gatecast keys generate): tapes are encrypted, and only their owners can read them."""
     original_to: Files = ()
     """Files with auditors' public keys: what masks changed is kept as it was, too, on a second tape only for them."""
+    ssh: TargetSsh | None = None
+    """Host keys and other settings of a target of protocol ssh."""
     limits: TargetLimits = TargetLimits()
 
     @model_validator(mode="before")
@@ -269,6 +289,7 @@ class IdentitySection(Section):
     """Who may connect, and how they prove it."""
 
     tokens: Tokens = Tokens()
+    ssh: IdentitySsh = IdentitySsh()
     oidc: list[Issuer] = []
     users: list[LocalUser] = []
     operators: dict[str, list[str]] = {}

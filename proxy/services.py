@@ -31,6 +31,7 @@ from proxy.identity.tokens import Tokens
 from proxy.notary import Notary
 from proxy.sections import Config
 from proxy.snapshot import Live, Snapshot, read_snapshot
+from proxy.ssh_doors import trust_of
 from proxy.store.database import Database
 from proxy.vault.service import VaultService
 from recorder.errors import KeyFileError, TapeError
@@ -82,7 +83,7 @@ class Services:
 
     def configure(self, snapshot: Snapshot) -> None:
         """Take a new snapshot; the caller has checked that it is a good one. Raises ConfigError, changes nothing."""
-        self.identities.configure(snapshot.issuers, snapshot.users)
+        self.identities.configure(snapshot.issuers, snapshot.users, trust_of(snapshot))
         self.credentials.configure(credentials_of(snapshot))
         approvals = snapshot.loaded.config.approvals
         self.approvals.configure(approvals.url, approvals.timeout)
@@ -122,7 +123,7 @@ def open_services(path: Path, begun: Config | None = None) -> Iterator[Services]
             live=live,
             database=database,
             tokens=tokens,
-            identities=Service(database, tokens, snapshot.issuers, snapshot.users),
+            identities=Service(database, tokens, snapshot.issuers, snapshot.users, trust=trust_of(snapshot)),
             approvals=Approvals(database, url=approvals.url, default_timeout_seconds=approvals.timeout),
             credentials=StaticCredentials(credentials_of(snapshot)),
             recorder=recorder,
@@ -172,11 +173,17 @@ def credentials_of(snapshot: Snapshot) -> dict[str, StaticCredential]:
         found[target.name] = StaticCredential(
             user=source.user,
             password_env=source.password_env,
-            password_file=loaded.resolve(source.password_file) if source.password_file else None,
-            certificate_file=loaded.resolve(target.sslcert) if target.sslcert else None,
-            key_file=loaded.resolve(target.sslkey) if target.sslkey else None,
+            password_file=_place(loaded, source.password_file),
+            certificate_file=_place(loaded, target.sslcert or source.certificate_file),
+            key_file=_place(loaded, target.sslkey or source.key_file),
+            passphrase_env=source.passphrase_env,
+            passphrase_file=_place(loaded, source.passphrase_file),
         )
     return found
+
+
+def _place(loaded: Loaded, path: Path | None) -> Path | None:
+    return None if path is None else loaded.resolve(path)
 
 
 def prepare_state(state: Path) -> Path:

@@ -8,7 +8,7 @@ the same way. Live is what the Gate holds for good: it passes every question on 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -22,6 +22,7 @@ from proxy.core.parties import Identity, Target
 from proxy.core.verdict import Deny, Mask, Verdict
 from proxy.identity.local import LocalUser
 from proxy.identity.oidc import Issuer
+from proxy.identity.ssh_logins import UserAuthority
 from proxy.lines import Place
 from proxy.masking import DETECTORS
 from proxy.masking.masker import Masking
@@ -29,6 +30,7 @@ from proxy.policy.rules import RuleSet, load_rules
 from proxy.sections import Issuer as IssuerSection
 from proxy.sections import LocalUser as LocalUserSection
 from proxy.sections import Target as TargetSection
+from proxy.ssh_files import authorities_of, files_of, settings_of
 from recorder.cipher import RECIPIENTS_LIMIT, Recipient
 from recorder.errors import KeyFileError
 
@@ -49,6 +51,7 @@ class Snapshot:
     users: tuple[LocalUser, ...]
     masking: Masking
     files: frozenset[Path]
+    user_authorities: Mapping[str, tuple[UserAuthority, ...]] = field(default_factory=dict)  # by listener
 
 
 def read_snapshot(path: Path, hash_key: bytes) -> Snapshot:
@@ -74,6 +77,13 @@ def read_snapshot(path: Path, hash_key: bytes) -> Snapshot:
         _try(loaded, ("identity", "users", index), problems, partial(_user, loaded, section))
         for index, section in enumerate(loaded.config.identity.users)
     ]
+    authorities = {
+        listener.name: _try(
+            loaded, ("listeners", index, "ssh", "user_cas"), problems, partial(authorities_of, loaded, listener.ssh)
+        )
+        for index, listener in enumerate(loaded.config.listeners)
+        if listener.ssh is not None
+    }
     custom = {detector.name: detector.regex for detector in loaded.config.masking.detectors}
     masking = _try(loaded, ("masking", "detectors"), problems, partial(Masking, hash_key, custom))
     rules: RuleSet | None = None
@@ -100,6 +110,7 @@ def read_snapshot(path: Path, hash_key: bytes) -> Snapshot:
         tuple(user for user in users if user is not None),
         masking,
         _files(loaded),
+        {name: found for name, found in authorities.items() if found is not None},
     )
 
 
@@ -172,6 +183,8 @@ def _target(
         path = getattr(section, name)
         if path is not None:
             settings[name] = str(loaded.resolve(path))
+    if section.ssh is not None:
+        settings |= settings_of(loaded, section.ssh, section.credential.user)
     settings["connect_timeout_seconds"] = section.connect_timeout
     if section.limits.max_connections is not None:
         settings["max_connections"] = section.limits.max_connections
@@ -180,7 +193,7 @@ def _target(
         protocol=section.protocol,
         host=section.host,
         port=section.port or protocol.default_port,
-        database=section.database,
+        database=section.database if section.ssh is None else section.credential.user,  # the login is its database
         labels=section.labels,
         settings=settings,
         recording=section.recording,
@@ -247,4 +260,5 @@ def _files(loaded: Loaded) -> frozenset[Path]:
     for listener in config.listeners:
         if listener.tls is not None:
             named += [listener.tls.cert, listener.tls.key, listener.tls.client_ca]
+    named += files_of(config)
     return frozenset({loaded.path, *(loaded.resolve(path) for path in named if path is not None)})

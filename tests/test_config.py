@@ -221,5 +221,5 @@ def test_the_schema_describes_every_key() -> None:
     assert schema["additionalProperties"] is False
     assert json.loads(json.dumps(schema)) == schema
     listener = schema["$defs"]["Listener"]["properties"]
-    assert set(listener) == {"name", "protocol", "address", "tls", "plain", "login"}
+    assert set(listener) == {"name", "protocol", "address", "tls", "plain", "login", "ssh"}
     assert "JWT" in listener["login"]["description"]

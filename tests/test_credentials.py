@@ -153,4 +153,34 @@ def test_references_that_contradict() -> None:
     with pytest.raises(ConfigError):
         StaticCredential("app", password_env="A", password_file=Path("b"))
     with pytest.raises(ConfigError):
-        StaticCredential("app", key_file=Path("k"))
+        StaticCredential("app", passphrase_env="A", passphrase_file=Path("b"), key_file=Path("k"))
+    for lonely in ({"certificate_file": Path("c")}, {"passphrase_env": "A"}, {"passphrase_file": Path("p")}):
+        with pytest.raises(ConfigError, match="go with a key"):
+            StaticCredential("app", **lonely)  # type: ignore[arg-type]
+
+
+def test_a_key_with_a_passphrase_beside_a_password(tmp_path: Path) -> None:
+    key, phrase = secret_file(tmp_path / "id"), secret_file(tmp_path / "phrase", b"open sesame\n")
+    source = StaticCredential("root", password_env="PW", key_file=key, passphrase_file=phrase)
+    found = get(StaticCredentials({"orders": source}, {"PW": CANARY}))
+    assert (found.key_file, found.certificate_file) == (str(key), None)
+    assert found.secret is not None
+    assert found.passphrase is not None
+    assert (found.secret.reveal(), found.passphrase.reveal()) == (CANARY, "open sesame")
+    assert "sesame" not in repr(found)
+    by_name = StaticCredential("root", key_file=key, passphrase_env="PHRASE")
+    credentials = StaticCredentials({"orders": by_name}, {"PHRASE": CANARY})
+    phrase_found = get(credentials).passphrase
+    assert phrase_found is not None
+    assert phrase_found.reveal() == CANARY
+    assert (
+        refused(StaticCredentials({"orders": by_name}, {})) == "the environment variable PHRASE: it is missing or empty"
+    )
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, 0), (0o644, 1)])
+def test_a_key_that_others_may_read_is_told(tmp_path: Path, mode: int, warned: int) -> None:
+    source = StaticCredential("root", key_file=secret_file(tmp_path / "id", mode=mode))
+    with capture_logs() as logs:
+        get(StaticCredentials({"orders": source}, {}))
+    assert [entry["event"] for entry in logs] == ["credential-file-open-to-others"] * warned

@@ -32,19 +32,26 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StaticCredential:
-    """Where a target's credential is. Without a password the target is logged in to by certificate, or trusts us."""
+    """Where a target's credential is. Without a password the target is logged in to by key, or trusts us.
+
+    PostgreSQL needs a certificate with a key (proxy/sections.py sees to it), SSH a key alone, or both.
+    """
 
     user: str
     password_env: str | None = None
     password_file: Path | None = None
     certificate_file: Path | None = None
     key_file: Path | None = None
+    passphrase_env: str | None = None
+    passphrase_file: Path | None = None
 
     def __post_init__(self) -> None:
         if self.password_env is not None and self.password_file is not None:
             raise ConfigError("a credential has password_env or password_file, not both")
-        if (self.certificate_file is None) != (self.key_file is None):
-            raise ConfigError("a credential's certificate and key go together")
+        if self.passphrase_env is not None and self.passphrase_file is not None:
+            raise ConfigError("a credential has passphrase_env or passphrase_file, not both")
+        if self.key_file is None and (self.certificate_file or self.passphrase_env or self.passphrase_file):
+            raise ConfigError("a credential's certificate and passphrase go with a key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +84,8 @@ class StaticCredentials:
         source = self._credentials.get(target.name)
         if source is None:
             raise self._missing(target, "no credential is configured")
-        secret: Secret | None = None
-        if source.password_env is not None:
-            secret = self._from_environment(source.password_env, target)
-        elif source.password_file is not None:
-            try:
-                secret = await asyncio.to_thread(self._from_file, source.password_file)
-            except (OSError, ValueError) as error:
-                # ValueError: our own texts, and UnicodeDecodeError, whose text would quote the secret's bytes.
-                why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-                raise self._missing(target, f"{source.password_file}: {why}") from None
+        secret = await self._secret_of(source.password_env, source.password_file, target)
+        passphrase = await self._secret_of(source.passphrase_env, source.passphrase_file, target)
         for file in (source.certificate_file, source.key_file):
             if file is not None and not await asyncio.to_thread(os.access, file, os.R_OK):
                 raise self._missing(target, f"{file} cannot be read")
@@ -97,7 +96,21 @@ class StaticCredentials:
             secret,
             certificate_file=None if source.certificate_file is None else str(source.certificate_file),
             key_file=None if source.key_file is None else str(source.key_file),
+            passphrase=passphrase,
         )
+
+    async def _secret_of(self, name: str | None, file: Path | None, target: Target) -> Secret | None:
+        """The secret of a variable or a file; None where neither is configured."""
+        if name is not None:
+            return self._from_environment(name, target)
+        if file is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._from_file, file)
+        except (OSError, ValueError) as error:
+            # ValueError: our own texts, and UnicodeDecodeError, whose text would quote the secret's bytes.
+            why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            raise self._missing(target, f"{file}: {why}") from None
 
     def _missing(self, target: Target, why: str) -> TargetPeerError:
         log.error("credential-missing", target=target.name, why=why)

@@ -14,6 +14,7 @@ from proxy.identity import commands
 from proxy.identity.proof import PROOF_LIMIT, ProofRefused
 from proxy.identity.tokens import DAY_SECONDS, DEFAULT_SECONDS, TokenError, Tokens
 from proxy.store.database import Database, StoreError
+from proxy.store.schema import MIGRATIONS
 from tests.identity.stores import Clock, opened
 
 
@@ -140,7 +141,7 @@ def test_two_processes_use_one_file(tmp_path: Path) -> None:
 def test_the_store_refuses_a_newer_file_and_garbage(tmp_path: Path) -> None:
     path = tmp_path / "g.db"
     with opened(path) as database:
-        assert database.call(lambda c: c.execute("PRAGMA user_version").fetchone()[0]) == 1
+        assert database.call(lambda c: c.execute("PRAGMA user_version").fetchone()[0]) == len(MIGRATIONS)
         database.call(lambda c: c.execute("PRAGMA user_version = 99") and None)
     with pytest.raises(StoreError, match="newer gatecast"):
         Database(path).open()
