@@ -1,0 +1,120 @@
+"""What an SFTP channel remembers: files behind handles, requests on their way, real names of directories, sizes.
+
+Specification: none; these are the gate's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from protocols.ssh import sftp_wire as wire
+from protocols.ssh.content import Settings
+from protocols.ssh.sftp_commands import Place
+from protocols.ssh.sftp_wire import Operation, Request
+from protocols.ssh.transfers import Reorder, Transfer, is_recorded
+from proxy.core.events import Result
+from proxy.core.session import Permit
+
+PARENT_SECONDS: Final = 1.0  # how long a directory's real name is believed: ours
+PARENTS_LIMIT: Final = 256  # directories whose real name is remembered: ours
+SIZES_LIMIT: Final = 256  # files whose size is remembered from STAT to OPEN: ours
+
+# The gate's own request for the real name of a path.
+LOOKUP: Final = Operation(wire.REALPATH, "realpath of the gate", "p")
+
+
+@dataclass(slots=True)
+class File:
+    """What a handle of the target stands for. names: the objects of the command that opened it."""
+
+    verb: str
+    names: tuple[str, ...]
+    permit: Permit
+    transfer: Transfer | None  # None: a directory
+    taped: bool = True
+    entries: int = 0  # of a directory, that were listed
+
+    def result(self, flow: int, now: float, closed: bool, error: str) -> Result:
+        """How it ended: it was closed, or lost with its channel."""
+        if self.transfer is not None:
+            result = self.transfer.result(self.verb, now, closed, error)
+            self.transfer.drop()
+            return result
+        details: dict[str, object] = {"flow": flow, "path": self.names[0], "complete": closed}
+        if error:
+            details["error"] = error
+        return Result(f"{self.verb} {self.names[0]}", row_count=self.entries, details=details)
+
+
+@dataclass(slots=True)
+class Job:
+    """A request on its way to its decision, or allowed and on its way to its reply. names: as in command()."""
+
+    request: Request
+    data: bytes
+    places: list[Place] = field(default_factory=list)
+    names: list[list[str]] = field(default_factory=list)
+    missing: int = 0  # answers to look-ups
+
+
+@dataclass(slots=True)
+class Sent:
+    """A request that the target has not answered yet."""
+
+    operation: Operation
+    permit: Permit | None = None
+    file: File | None = None
+    offset: int = 0
+    size: int = 0
+    job: Job | None = None
+    lookup: tuple[Place | None, bool] | None = None  # of a LOOKUP: for which place (None: home), and if its parent
+
+
+class Known:
+    """What the target has said of directories and files, as long as it is believed."""
+
+    __slots__ = ("_parents", "_sizes")
+
+    def __init__(self) -> None:
+        self._parents: dict[bytes, tuple[bytes, float]] = {}
+        self._sizes: dict[str, int] = {}
+
+    def parent(self, path: bytes, now: float) -> bytes | None:
+        """The real name of a directory, None if it has to be asked for."""
+        known = self._parents.get(path)
+        return known[0] if known is not None and now - known[1] <= PARENT_SECONDS else None
+
+    def learn_parent(self, path: bytes, real: bytes, now: float) -> None:
+        """The target has said it."""
+        if len(self._parents) >= PARENTS_LIMIT:
+            self._parents.clear()
+        self._parents[path] = (real, now)
+
+    def forget_parents(self) -> None:
+        """Something moves."""
+        self._parents.clear()
+
+    def size(self, name: str) -> int | None:
+        """The size of a file, if it was told."""
+        return self._sizes.get(name)
+
+    def learn_size(self, name: str, size: int) -> None:
+        """The target has said it."""
+        if len(self._sizes) >= SIZES_LIMIT:
+            self._sizes.clear()
+        self._sizes[name] = size
+
+
+def opened(sent: Sent, settings: Settings, reorder: Reorder, known: Known, now: float) -> File:
+    """Return what the handle stands for that an allowed OPEN or OPENDIR was answered with."""
+    assert sent.job is not None and sent.permit is not None
+    names = tuple(sent.job.names[0])
+    file = File(sent.permit.command.verb, names, sent.permit, None)
+    if sent.operation.code == wire.OPEN:
+        flags = sent.job.request.numbers[0]
+        whole = bool(flags & wire.FXF_TRUNC or (flags & wire.FXF_CREAT and flags & wire.FXF_EXCL))
+        file.taped = is_recorded(settings, names)
+        file.transfer = Transfer(names[0], settings.flow, reorder, now, whole, bool(flags & wire.FXF_APPEND))
+        file.transfer.size = known.size(names[-1])
+    return file
