@@ -31,7 +31,12 @@ ROOT: Final = Path(__file__).parents[2]
 SUBJECT: Final = "ana@example.com"
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 60.0
-ALLOW_ALL: Final = "rules:\n  - {name: all, who: {groups: [dev]}, allow: true}\n"
+# Everything but what is of kind admin (agents, X11): that would need a rule of its own.
+ALL_KINDS: Final = "[session, read, write, define, delete, execute, transfer]"
+ALLOW_ALL: Final = f"""\
+rules:
+  - {{name: all, who: {{groups: [dev]}}, commands: {{kinds: {ALL_KINDS}, opaque: true}}, allow: true}}
+"""
 CHANNELS: Final = {"user": USER, "out": OUT, "err": ERR}
 
 
@@ -160,9 +165,8 @@ def ssh_gateway(
     try:
         port = _port(process, folder / "log")
         running = GatewayProcess(folder, port, token, user_key, process, server=server)
-        authorities = running.json("ssh", "ca", "show")
-        running.host_key = _key_line((folder / "state" / "ssh" / "host_key.pub").read_text())
-        running.host_authority = _key_line(str(authorities["host"]["public_key"]))
+        running.host_key = _public(folder / "state" / "ssh" / "host_ed25519")
+        running.host_authority = _public(folder / "state" / "ssh" / "host_ca")
         secret_lines = server.login.file.read_text().splitlines()[1:-1]
         running.canaries += [token.encode(), *(line.encode() for line in secret_lines[1:-1])]
         yield running
@@ -239,8 +243,10 @@ def _checked(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout
 
 
-def _key_line(text: str) -> str:
-    return " ".join(text.split()[:2])
+def _public(file: Path) -> str:
+    """The public half of a private key."""
+    done = subprocess.run(["ssh-keygen", "-y", "-f", str(file)], check=True, capture_output=True, text=True, timeout=60)
+    return " ".join(done.stdout.split()[:2])
 
 
 def _port(process: subprocess.Popen[bytes], log: Path) -> int:

@@ -13,7 +13,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -158,7 +158,7 @@ class Runner:
         stdin: IO[bytes] | None = None,
         stdout: IO[bytes] | None = None,
         cwd: Path | None = None,
-        **environment: str,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run any client in this way's environment."""
         with subprocess.Popen(
@@ -167,7 +167,7 @@ class Runner:
             stdout=stdout if stdout is not None else subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=cwd or self.folder,
-            env=self.environment | environment,
+            env=self.environment | dict(env or {}),
             start_new_session=True,
         ) as process:
             try:

@@ -237,10 +237,10 @@ def git_clone_fetch_push(run: Runner) -> None:
     _git(run, "-C", "shallow", "push", "-q", "origin", "HEAD:main")
     _git(run, "-C", "one", "fetch", "-q")
     assert _git(run, "-C", "one", "rev-parse", "origin/main") == _git(run, "-C", "shallow", "rev-parse", "HEAD")
-    done = run.run(program("git"), "archive", f"--remote={url}", "main", **_git_environment(run))
+    done = run.run(program("git"), "archive", f"--remote={url}", "main", env=_git_environment(run))
     assert done.returncode == 0, done.stderr
     assert b"content 3\n" in done.stdout
-    done = run.run(program("git"), "clone", "-q", f"box:{run.remote}/missing", "none", **_git_environment(run))
+    done = run.run(program("git"), "clone", "-q", f"box:{run.remote}/missing", "none", env=_git_environment(run))
     assert (done.returncode, b"does not appear to be a git repository" in done.stderr) == (128, True)
 
 
@@ -260,7 +260,7 @@ def git_big_objects(run: Runner) -> None:
 
 
 def _git(run: Runner, *arguments: str) -> str:
-    done = run.run(program("git"), *arguments, timeout=100, **_git_environment(run))
+    done = run.run(program("git"), *arguments, timeout=100, env=_git_environment(run))
     assert done.returncode == 0, (arguments, done.stderr)
     return done.stdout.decode().strip()
 

@@ -1,4 +1,4 @@
-"""Scenarios of forwards, both ways, TCP and Unix sockets, SOCKS, -W, agents, and of shared connections (ssh note, 5)."""
+"""Scenarios of forwards (TCP, Unix sockets, SOCKS, -W, agents) and of shared connections (ssh note, 5)."""
 
 from __future__ import annotations
 
@@ -192,9 +192,9 @@ def agent_forwarding(run: Runner) -> None:
     with run.started(program("ssh-agent", "openssh-client"), "-D", "-a", run.folder / "agent") as agent:
         until((run.folder / "agent").exists, "agent")
         where = {"SSH_AUTH_SOCK": str(run.folder / "agent")}
-        assert run.run(program("ssh-add"), "-q", str(run.key.file), **where).returncode == 0
+        assert run.run(program("ssh-add"), "-q", str(run.key.file), env=where).returncode == 0
         words = run.argv("-A", "-o", "IdentityAgent=SSH_AUTH_SOCK", run.host, 'echo "[$SSH_AUTH_SOCK]"; ssh-add -l')
-        done = run.run(*words, **where)
+        done = run.run(*words, env=where)
         assert agent.poll() is None
     if run.via == "direct":
         assert b"ED25519" in done.stdout
