@@ -47,7 +47,7 @@ class GcmOpener(_Gcm):
 
     def __init__(self, replaced: GCMEncryption) -> None:
         super().__init__(replaced)
-        self._handed: bytes | None = None
+        self.handed: bytes | None = None
 
     def open(self, seq: int, data: memoryview, position: int) -> tuple[bytes, int] | None:
         """Return the plain packet (padding length, payload, padding) at position, and where the next one begins.
@@ -70,7 +70,7 @@ class GcmOpener(_Gcm):
 
     def hand(self, packet: bytes) -> None:
         """Have asyncssh find this packet, already open, in its place."""
-        self._handed = packet
+        self.handed = packet
 
     def decrypt_header(self, seq: int, first_block: bytes, header_len: int) -> tuple[bytes, bytes]:
         """For asyncssh: the length is in the clear."""
@@ -78,7 +78,7 @@ class GcmOpener(_Gcm):
 
     def decrypt_packet(self, seq: int, first: bytes, rest: bytes, header_len: int, mac: bytes) -> bytes | None:
         """For asyncssh: the packet that was handed over."""
-        packet, self._handed = self._handed, None
+        packet, self.handed = self.handed, None
         return packet
 
 
@@ -91,7 +91,7 @@ class PlainOpener(Encryption):
         self._mac = mac
         self._first: bytes | None = None  # of a packet whose end has not come: a stream cipher reads it once only
         self._length = 0
-        self._handed: bytes | None = None
+        self.handed: bytes | None = None
 
     def open(self, seq: int, data: memoryview, position: int) -> tuple[bytes, int] | None:
         """As GcmOpener has it."""
@@ -118,16 +118,16 @@ class PlainOpener(Encryption):
 
     def hand(self, packet: bytes) -> None:
         """As GcmOpener has it."""
-        self._handed = packet
+        self.handed = packet
 
     def decrypt_header(self, seq: int, first_block: bytes, header_len: int) -> tuple[bytes, bytes]:
         """For asyncssh: the length of the packet that was handed over."""
-        assert self._handed is not None
-        return first_block, len(self._handed).to_bytes(4, "big")
+        assert self.handed is not None
+        return first_block, len(self.handed).to_bytes(4, "big")
 
     def decrypt_packet(self, seq: int, first: bytes, rest: bytes, header_len: int, mac: bytes) -> bytes | None:
         """For asyncssh: the packet that was handed over."""
-        packet, self._handed = self._handed, None
+        packet, self.handed = self.handed, None
         return packet
 
 
