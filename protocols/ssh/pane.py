@@ -1,0 +1,58 @@
+"""The alternate screen (vim, less, tmux): the whole of it, modelled only when somebody has to know a line of it.
+
+Its rows belong to a program, so nothing tells where a line begins: the cursor's row is all there is.
+"""
+
+from __future__ import annotations
+
+from protocols.ssh.keys import KeyKind
+from protocols.ssh.lines import Backlog
+from protocols.ssh.reading import UNREADABLE, Reading, judge
+from protocols.ssh.typed import Typed
+
+
+class Pane:
+    """What the program draws, and what was typed since the last submit key."""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        self._backlog = Backlog(columns, rows)
+        self._keys = Typed()
+
+    def show(self, data: bytes) -> None:
+        """Take output."""
+        if self._keys.keys:
+            self._keys.answer(data)
+        self._backlog.add(data)
+
+    def key(self, kind: KeyKind, data: bytes) -> None:
+        """Take a key that goes out."""
+        self._keys.take(kind, data)
+
+    def submitted(self) -> None:
+        """A submit key went out, or the line was dropped."""
+        self._keys = Typed()
+
+    def resize(self, columns: int, rows: int) -> None:
+        """The terminal has another size."""
+        self._backlog.resize(columns, rows)
+
+    def row(self) -> str:
+        """The cursor's row."""
+        screen = self._backlog.look()
+        return screen.text(screen.y)
+
+    @property
+    def keys(self) -> Typed:
+        """What was typed."""
+        return self._keys
+
+    def read(self) -> Reading:
+        """The cursor's row; what was typed plainly stands beside it if it is not part of it."""
+        try:
+            row = self.row().strip()
+            typed = self._keys.text.strip()
+            if not self._keys.keys or (self._keys.plain and typed and typed in row):
+                return Reading(row, "app", empty=not row)
+            return judge(self._keys, row, "app", False, plain=self._keys.plain, ahead=False, secret=False)
+        except Exception:  # fails closed: the keys alone tell
+            return Reading(self._keys.text.strip() or UNREADABLE, "app", opaque=True)
