@@ -11,6 +11,7 @@ Left out: the hash of a file that is changed in its middle: only its target coul
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ REORDER_PIECES_LIMIT: Final = 1024  # 8 MiB in messages of 8 KiB; bounds the cos
 RANGES_LIMIT: Final = 256  # ranges of a file that are kept apart: ours
 RANGES_SHOWN: Final = 32  # of these on the tape: ours
 NOTES_LIMIT: Final = 4096  # bytes on stderr in all: a client that does not read it has its window eaten by them: ours
+
+_ODD: Final = re.compile(r"""[\s'"\\(),>]""")
 
 FILE_VERBS: Final[Mapping[str, Kind]] = {
     "file-read": "read",
@@ -200,6 +203,13 @@ class Transfer:
         if self.wrote is not None:
             self.wrote.lose()
 
+    def spoiled(self) -> None:
+        """The side that gives the file says that these are not its bytes."""
+        self.size = None
+        for course in (self.read, self.wrote):
+            if course is not None:
+                course.lose()
+
     def result(self, verb: str, now: float, closed: bool, error: str = "") -> Result:
         """How it ended. closed: the target has closed the file and complains of nothing."""
         upload = self.wrote is not None or (verb == "file-write" and self.read is None)
@@ -315,7 +325,8 @@ def refusal(refused: Refused) -> str:
 
 def shown(path: str) -> str:
     """A path for people to read: quoted where it would be read wrongly otherwise."""
-    return shlex.quote(harmless(path)) if path else "''"
+    text = harmless(path)
+    return shlex.quote(text) if not text or _ODD.search(text) else text
 
 
 def is_recorded(settings: Settings, paths: tuple[str, ...]) -> bool:
