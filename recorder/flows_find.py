@@ -100,8 +100,8 @@ class FlowFinder:
             if guess == at:
                 break
             at = guess
-        around = range(max(0, at - _AROUND), min(last, at + _AROUND) + 1)
-        for near in sorted(around, key=lambda place: abs(place - at)):
+        # The last one first: what is read on the way to it is known of the others.
+        for near in range(min(last, at + _AROUND), max(0, at - _AROUND) - 1, -1):
             if self._number(entries[near][0]) == number:
                 return self._allowed(entries, near, number)
         return None
@@ -113,9 +113,14 @@ class FlowFinder:
         return next((place for place in asked if not _denied(entries[place])), at)
 
     def _number(self, n: int) -> int | None:
-        """The flow that COMMAND n names."""
+        """The flow that COMMAND n names. Its block is decoded anyway, so those before it in there are noted, too."""
         if n not in self._numbers:
-            self._numbers[n] = flow_of(fields(self._record(n).payload))
+            self._numbers[n] = None
+            for record in self._tape.records(self._index.look_back(n, 0, 1)):
+                if record.n > n:
+                    break
+                if record.kind == Kind.COMMAND:
+                    self._numbers[record.n] = flow_of(fields(record.payload))
         return self._numbers[n]
 
     def _record(self, n: int) -> Record:

@@ -50,7 +50,11 @@ SEAL_KEYS = {
 }
 Shape = dict[str, Any]
 KINDS: dict[int, tuple[str, Shape, Shape]] = {  # kind: name, keys that must be there, keys that may
-    2: ("COMMAND", {"verb": str, "kind": str, "text": str}, {"objects": list, "exact": bool, "values": object}),
+    2: (
+        "COMMAND",
+        {"verb": str, "kind": str, "text": str},
+        {"objects": list, "exact": bool, "values": object, "flow": int},
+    ),
     3: ("VERDICT", {"command": int, "verdict": str, "rule": str}, {"reason": str, "masks": list, "approval": str}),
     4: (
         "APPROVAL",
@@ -60,7 +64,11 @@ KINDS: dict[int, tuple[str, Shape, Shape]] = {  # kind: name, keys that must be 
     5: (
         "RESULT",
         {"command": int, "tag": str, "count": int, "bytes": int},
-        {"columns": list, "rows": list, "error": dict},
+        {
+            **{"columns": list, "rows": list, "error": dict, "flow": int, "exit": int, "signal": str, "sent": int},
+            **{"how": str, "path": str, "direction": str, "size": int, "sha256": str, "in_order": bool},
+            "complete": bool,
+        },
     ),
     6: ("INTENT", {"text": str}, {}),
     8: ("MARK", {"label": str, "text": str}, {}),
@@ -107,6 +115,7 @@ class Record:
     kind: int
     payload: Any
     parts: int = 1
+    flow: int | None = None  # its meta
 
 
 @dataclass(slots=True)
@@ -394,6 +403,9 @@ def records_of(segment: Segment) -> Iterator[tuple[int, int, int, int, bytes, di
             check(n > block.first_record or dt_us == 0, "t0_ns is not the time of the first record")
             check(channel in (0, 1, 2, 3), "record: channel")
             check(isinstance(kind, int) and isinstance(meta, dict), "record: kind or meta")
+            flow = meta.get("flow", 0)
+            check(type(flow) is int and flow >= 0, "record: flow")
+            check("flow" not in meta or kind in (WIRE, RESIZE), "record: a flow of another kind")
             check(isinstance(payload, bytes) and len(payload) <= 262_144, "record: payload")
             dt_last = dt_us
             yield n, block.t0_ns + 1000 * dt_us, channel, kind, payload, meta
@@ -425,7 +437,7 @@ def join(segment: Segment) -> Iterator[Record]:
             held = None
         if part == 0:
             check(held is None, "parts: the rest is missing")
-            held, pieces = Record(n, t_ns, channel, kind, b"", more + 1), []
+            held, pieces = Record(n, t_ns, channel, kind, b"", more + 1, meta.get("flow")), []
         if held is None:
             check(any(gap < n for gap in gaps), "parts: the first is missing")
             continue
@@ -435,7 +447,7 @@ def join(segment: Segment) -> Iterator[Record]:
         check(sum(map(len, pieces)) <= 33_554_432, "parts: length")
         if more == 0:
             if kind in (WIRE, RESIZE) or kind in KINDS:
-                yield Record(held.n, held.t_ns, channel, kind, decode(kind, b"".join(pieces)), held.parts)
+                yield Record(held.n, held.t_ns, channel, kind, decode(kind, b"".join(pieces)), held.parts, held.flow)
             held = None
     check(held is None or segment.seal_type != SEAL, "parts: the rest is missing")
 

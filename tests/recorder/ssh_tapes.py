@@ -1,4 +1,4 @@
-"""Small SSH sessions for the tests of flows: a shell, execs that overlap, SFTP, a held exec, a forward, two terminals."""
+"""Small SSH sessions for tests of flows: a shell, execs that overlap, SFTP, what is held, forwards, two terminals."""
 
 from __future__ import annotations
 

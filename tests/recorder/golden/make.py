@@ -92,22 +92,25 @@ class Stage:
     def pass_us(self, microseconds: int) -> None:
         self.now_ns += microseconds * 1000
 
-    def wire(self, tape: Tape, channel: int, data: bytes) -> int:
-        return self._append(tape, channel, Kind.WIRE, data, data)
+    def wire(self, tape: Tape, channel: int, data: bytes, flow: int | None = None) -> int:
+        return self._append(tape, channel, Kind.WIRE, data, data, flow)
 
-    def note(self, tape: Tape, kind: Kind, value: Any, channel: int = GATE) -> int:
-        return self._append(tape, channel, kind, pack(value), value)
+    def note(self, tape: Tape, kind: Kind, value: Any, channel: int = GATE, flow: int | None = None) -> int:
+        return self._append(tape, channel, kind, pack(value), value, flow)
 
-    def _append(self, tape: Tape, channel: int, kind: Kind, payload: bytes, value: Any) -> int:
-        n = tape.append(channel, kind, payload)
-        self._give(n, channel, kind, value, max(1, -(-len(payload) // PAYLOAD_LIMIT)))
+    def _append(self, tape: Tape, channel: int, kind: Kind, payload: bytes, value: Any, flow: int | None = None) -> int:
+        n = tape.append(channel, kind, payload, flow=flow)
+        if kind is Kind.WIRE:  # a long one is several records, not one in parts
+            for i in range(0, max(1, len(payload)), PAYLOAD_LIMIT):
+                self._give(n + i // PAYLOAD_LIMIT, channel, kind, value[i : i + PAYLOAD_LIMIT], flow=flow)
+        else:
+            self._give(n, channel, kind, value, max(1, -(-len(payload) // PAYLOAD_LIMIT)), flow)
         return n
 
-    def _give(self, n: int, channel: int, kind: Kind, value: Any, parts: int = 1) -> None:
+    def _give(self, n: int, channel: int, kind: Kind, value: Any, parts: int = 1, flow: int | None = None) -> None:
         t_ns = self.now_ns - self.opened_ns
-        self.given.append(
-            {"n": n, "t_ns": t_ns, "channel": channel, "kind": int(kind), "payload": value, "parts": parts}
-        )
+        given = {"n": n, "t_ns": t_ns, "channel": channel, "kind": int(kind), "payload": value, "parts": parts}
+        self.given.append(given if flow is None else {**given, "flow": flow})
 
     def command(self, tape: Tape, text: str, verdict: Given | None = None, verb: str = "SELECT", **more: Any) -> int:
         n = self.note(tape, Kind.COMMAND, {"verb": verb, "kind": "read", "text": text, **more}, USER)
@@ -179,6 +182,37 @@ async def plain(stage: Stage, scenario: Path) -> None:
     await tape.commit()
     stage.note(tape, Kind.COMMAND, {"verb": "SELECT", "kind": "read", "text": "no verdict came"}, USER)
     stage.pass_us(250)
+    await stage.close(tape)
+    keep(tape.path, scenario)
+
+
+async def flows(stage: Stage, scenario: Path) -> None:
+    """An SSH session: a shell on a terminal, and beside it an exec, a transfer, and messages of no stream."""
+    tape = stage.open(protocol="ssh", more={"database": "deploy"})
+    stage.wire(tape, USER, b"\x00\x00\x00\x05\x5a\x00\x00\x00\x00")
+    stage.command(tape, "xterm 80x24", verb="pty", flow=0)
+    stage.note(tape, Kind.RESIZE, [80, 24], flow=0)
+    shell = stage.command(tape, "shell", verb="shell", flow=0)
+    await tape.commit()
+    stage.wire(tape, OUT, b"$ ", 0)
+    stage.pass_us(20)
+    stage.wire(tape, USER, b"ls\r", 0)
+    stage.command(tape, "ls", verb="line", flow=0, exact=False)
+    long = stage.command(tape, "cat > /srv/" + "x" * 600_000, verb="exec", flow=1, objects=["cat"])
+    stage.wire(tape, OUT, b"ls\r\n\x1b[34mdata\x1b[0m\r\n", 0)
+    stage.wire(tape, USER, bytes(range(256)) * 1100, 1)
+    stage.wire(tape, ERR, b"cat: no room", 1)
+    stage.note(tape, Kind.RESIZE, [100, 30], flow=0)
+    more = {"flow": 1, "signal": "PIPE", "sent": 281_600}
+    stage.note(tape, Kind.RESULT, {"command": long, "tag": "signal PIPE", "count": 0, "bytes": 12, **more})
+    put = stage.command(tape, "put /srv/a", verb="file-write", flow=70_000)
+    passed = {"path": "/srv/a", "direction": "upload", "size": 3, "sha256": "ab" * 32, "in_order": True}
+    more = {"flow": 70_000, **passed, "complete": True, "how": "app"}
+    stage.note(tape, Kind.RESULT, {"command": put, "tag": "ok", "count": 0, "bytes": 0, **more})
+    await tape.written()
+    stage.pass_us(1_500_000)
+    more = {"flow": 0, "exit": 255, "sent": 3}
+    stage.note(tape, Kind.RESULT, {"command": shell, "tag": "exit 255", "count": 0, "bytes": 20, **more})
     await stage.close(tape)
     keep(tape.path, scenario)
 
@@ -363,6 +397,7 @@ SCENARIOS: Final[dict[Scenario, Given]] = {
     written: {},
     live: {},
     log: {"wal_bytes": 8000},
+    flows: {},
 }
 
 
