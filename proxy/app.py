@@ -46,6 +46,7 @@ from proxy.core.gate import Gate
 from proxy.core.peers import Alone, Peers
 from proxy.logging import describe
 from proxy.notify import notify, notify_reloading
+from proxy.policy.shell import read_shell
 from proxy.policy.sql import SqlReader
 from proxy.services import SOCKET_NAME, Services, keep_fixed, open_services
 from proxy.sessions.upkeep import IndexUpkeep
@@ -103,6 +104,7 @@ class Gateway:
             approvals=services.approvals,
             masker=services.live,
             reader=SqlReader(),
+            shell=read_shell,
             recorder=services.recorder,
             settings={},
             clock=time.time,

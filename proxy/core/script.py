@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+# Where a name without a path is looked for on any system: a program there may be called by its name alone.
+SYSTEM_FOLDERS: Final = frozenset(
+    ("/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/opt/homebrew/bin", "/snap/bin")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +43,18 @@ class Script:
     def programs(self) -> tuple[str, ...]:
         """The names of the programs, each once, in order, as written."""
         return tuple(dict.fromkeys(each.program for each in self.invocations if each.program is not None))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The programs as rules name them, each once: without the folder where that is one of the system's.
+
+        A program elsewhere (./ls, /tmp/ls) has two names, its path and its last part: who allows ls has not allowed
+        that one, and who denies rm has denied it.
+        """
+        found: dict[str, None] = {}
+        for program in self.programs:
+            folder, slash, name = program.rpartition("/")
+            if slash and folder not in SYSTEM_FOLDERS:
+                found[program] = None
+            found[name or program] = None
+        return tuple(found)
