@@ -14,8 +14,11 @@ from proxy.certificates import server_context
 from proxy.config import ConfigErrors, Loaded
 from proxy.core.errors import ConfigError
 from proxy.core.parties import Target
+from proxy.sections import Listener
 from proxy.services import WEAK_FILE_SYSTEMS, credentials_of, file_system
 from proxy.snapshot import Snapshot, read_snapshot
+from proxy.ssh_doors import check_door
+from proxy.ssh_sections import SSH
 from recorder.errors import FormatError
 from recorder.vault import VaultError
 from recorder.witness import Witness
@@ -32,22 +35,14 @@ def check_config(path: Path, *, connect: bool = False) -> dict[str, Any]:
     warnings: list[str] = []
     listeners = []
     for index, listener in enumerate(config.listeners):
-        shown = {"name": listener.name, "protocol": listener.protocol, "address": listener.address}
-        if listener.tls is not None:
-            where = ("listeners", index, "tls")
-            ca = loaded.resolve(listener.tls.client_ca) if listener.tls.client_ca else None
-            cert, key = loaded.resolve(listener.tls.cert), loaded.resolve(listener.tls.key)
-            try:
-                _, certificate = server_context(cert, key, ca, protocols.load()[listener.protocol].alpn)
-            except ConfigError as error:
-                problems.append(loaded.document.error(where, str(error)))
-                continue
-            shown |= {"certificate": certificate.subject, "fingerprint": certificate.fingerprint}
-            warning = certificate.warning(datetime.now(UTC))
-            if warning is not None:
-                warnings.append(loaded.document.error(where, warning))
-        if listener.plain:
-            shown["plain"] = str(listener.plain)
+        try:
+            shown, warning = _listener(loaded, listener)
+        except ConfigError as error:
+            key = "tls" if listener.tls is not None else "ssh"
+            problems.append(loaded.document.error(("listeners", index, key), str(error)))
+            continue
+        if warning is not None:
+            warnings.append(loaded.document.error(("listeners", index, "tls"), warning))
         listeners.append(shown)
     warnings += _missing_secrets(snapshot)
     weak = WEAK_FILE_SYSTEMS.get(file_system(loaded.state / config.recorder.directory))
@@ -80,6 +75,23 @@ def check_config(path: Path, *, connect: bool = False) -> dict[str, Any]:
         "vault": vault,
         "warnings": warnings,
     }
+
+
+def _listener(loaded: Loaded, listener: Listener) -> tuple[dict[str, str], str | None]:
+    """What a listener shows to its users, and what is wrong with the dates of its certificate. Raises ConfigError."""
+    shown = {"name": listener.name, "protocol": listener.protocol, "address": listener.address}
+    warning = None
+    if listener.protocol == SSH:
+        shown |= check_door(loaded, listener)
+    if listener.tls is not None:
+        ca = loaded.resolve(listener.tls.client_ca) if listener.tls.client_ca else None
+        cert, key = loaded.resolve(listener.tls.cert), loaded.resolve(listener.tls.key)
+        _, certificate = server_context(cert, key, ca, protocols.load()[listener.protocol].alpn)
+        shown |= {"certificate": certificate.subject, "fingerprint": certificate.fingerprint}
+        warning = certificate.warning(datetime.now(UTC))
+    if listener.plain:
+        shown["plain"] = str(listener.plain)
+    return shown, warning
 
 
 def _places_of_the_log(loaded: Loaded) -> tuple[list[str], list[str]]:
@@ -117,7 +129,7 @@ def render_check(found: dict[str, Any]) -> str:
     """The result for people."""
     pairs = [("state", found["state"])]
     for listener in found["listeners"]:
-        how = listener.get("certificate", "without TLS")
+        how = listener.get("host_key") or listener.get("certificate", "without TLS")
         pairs.append(("listener", f"{listener['name']}: {listener['protocol']} on {listener['address']}, {how}"))
     for target in found["targets"]:
         place = f"{target['host']}:{target['port']}"
@@ -149,8 +161,13 @@ def _missing_secrets(snapshot: Snapshot) -> list[str]:
     document = snapshot.loaded.document
     for index, target in enumerate(snapshot.loaded.config.targets):
         source, where = sources[target.name], ("targets", index, "credential")
-        if source.password_env is not None and not os.environ.get(source.password_env):
-            found.append(document.error(where, f"the environment variable {source.password_env} is not set here"))
-        if source.password_file is not None and not os.access(source.password_file, os.R_OK):
-            found.append(document.error(where, f"{source.password_file} cannot be read here"))
+        for name in (source.password_env, source.passphrase_env):
+            if name is not None and not os.environ.get(name):
+                found.append(document.error(where, f"the environment variable {name} is not set here"))
+        files = [source.password_file, source.passphrase_file]
+        if target.protocol == SSH:
+            files += [source.key_file, source.certificate_file]
+        for file in files:
+            if file is not None and not os.access(file, os.R_OK):
+                found.append(document.error(where, f"{file} cannot be read here"))
     return found

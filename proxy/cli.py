@@ -1,4 +1,4 @@
-"""The command line: gatecast serve, demo, config, token, approvals, policy, sessions, replay, export, verify, keys, ...
+"""The command line: gatecast serve, demo, config, token, ssh, approvals, policy, sessions, replay, export, verify, ...
 
 Only arguments are parsed here; what a command does is in proxy/commands.py, imported when it runs, so that --help
 is quick and replay needs no database driver. Every error is one line on stderr that says what to do next; a stack
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     _serve(commands)
     _config(commands)
     _tokens(commands)
+    _ssh(commands)
     _approvals(commands)
     _policy(commands)
     _sessions(commands)
@@ -221,6 +222,17 @@ def _tokens(commands: _Commands) -> None:
     listing = _command(group, "list", "token_list", "list tokens, newest first", "gatecast token list --json")
     listing.add_argument("--subject", help="only those of this subject")
     for command in (issue, revoke, listing):
+        _file(command)
+        _json(command)
+
+
+def _ssh(commands: _Commands) -> None:
+    from proxy.ssh_arguments import add_arguments
+
+    def add(below: _Commands, name: str, function: str, text: str, example: str) -> argparse.ArgumentParser:
+        return _command(below, name, function, text, example, module="proxy.ssh_commands")
+
+    for command in add_arguments(commands, add, _group):
         _file(command)
         _json(command)
 

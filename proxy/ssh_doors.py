@@ -23,7 +23,14 @@ from proxy.core.doors import SshDoor
 from proxy.core.errors import ConfigError
 from proxy.core.parties import Secret
 from proxy.identity.proof import ProofRefused
-from proxy.identity.ssh_ca import HOST_SECONDS, Authority, AuthorityFiles, load_private
+from proxy.identity.ssh_ca import (
+    HOST_KEY_NAME,
+    HOST_SECONDS,
+    Authority,
+    AuthorityFiles,
+    load_authority,
+    load_private,
+)
 from proxy.identity.ssh_certificate import HOST, LINE_LIMIT, Certificate, PublicKey, read_certificate_line, read_line
 from proxy.identity.ssh_logins import SshTrust
 from proxy.sections import Listener
@@ -92,6 +99,22 @@ def door_of(loaded: Loaded, listener: Listener) -> SshDoor:
     certificates("")  # what cannot be certified is an error of the start, not of the first user
     methods: tuple[str, ...] = tuple(section.login)
     return SshDoor(tuple(key.private for key in keys), certificates, section.banner, methods)
+
+
+def check_door(loaded: Loaded, listener: Listener) -> dict[str, str]:
+    """Look at all that door_of() would read, and make nothing; return what to tell of it. Raises ConfigError."""
+    section = listener.ssh or ListenerSsh()
+    keys = host_keys(loaded, section)
+    made = AuthorityFiles.of(loaded.state).directory / HOST_KEY_NAME
+    if not keys and made.exists():
+        keys = (_host_key(made),)
+    for configured in (section.host_ca, loaded.config.identity.ssh.user_ca):
+        if configured is not None:
+            load_authority(loaded.resolve(configured))
+    if keys:
+        host_certificates(loaded, section, keys)
+    shown = ", ".join(f"{key.public.kind} {key.public.fingerprint}" for key in keys)
+    return {"host_key": shown or "a host key that the first start makes"}
 
 
 def host_keys(loaded: Loaded, section: ListenerSsh) -> tuple[HostKey, ...]:

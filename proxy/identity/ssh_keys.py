@@ -115,8 +115,9 @@ class Keys:
 
     def revoke_certificate(self, authority: str, serial: int, reason: str = "") -> SshCertificate | None:
         """End a certificate by its authority's fingerprint and its serial; None if it was not issued here."""
-        if not 0 <= serial < 1 << 64:
-            raise SshKeyError("a serial is a number of 64 bits")
+        if not 0 < serial < 1 << 64:
+            # 0 is what all certificates have whose authority does not count them (ssh-keygen without -z).
+            raise SshKeyError("a serial is a number of 64 bits, and not 0, which many certificates may have")
         reason = reason[:REASON_LIMIT]
         return self._database.call(rows.revoke_certificate(authority, serial, reason, self._clock()))
 
