@@ -138,6 +138,14 @@ def descendants(pid: int) -> list[int]:
     return found + [each for child in found for each in descendants(child)]
 
 
+def ended(pid: int) -> bool:
+    """Whether a process has ended, waited for or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def resident_bytes(pid: int) -> int:
     """Return how much memory a process holds now (VmRSS)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():

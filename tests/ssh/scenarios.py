@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from shlex import quote
 
+from tests.peers.ssh import ended
 from tests.ssh.running import Runner, noise, scenario, sha256, still, until
 
 MIB = 1 << 20
@@ -260,7 +261,7 @@ def client_is_killed(run: Runner) -> None:
     with run.started(*run.argv("-tt", run.host, command)) as process:
         pid = int(until(lambda: pid_file.exists() and pid_file.read_text(), "the command"))
         os.killpg(process.pid, signal.SIGKILL)
-        until(lambda: not Path(f"/proc/{pid}").exists(), "end of the command")
+        until(lambda: ended(pid), "end of the command")
 
 
 @scenario()
@@ -272,4 +273,4 @@ def client_is_killed_in_a_transfer(run: Runner) -> None:
         assert len(process.stdout.read(3 * MIB)) == 3 * MIB
         pid = int(pid_file.read_text())
         os.killpg(process.pid, signal.SIGKILL)
-        until(lambda: not Path(f"/proc/{pid}").exists(), "end of the command")
+        until(lambda: ended(pid), "end of the command")

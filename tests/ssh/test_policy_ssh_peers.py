@@ -15,7 +15,7 @@ import pytest
 
 from tests.peers.ssh import SshServer, program
 from tests.ssh.gateway import ALL_KINDS, GatewayProcess, Story, ssh_gateway, story
-from tests.ssh.running import Runner, noise, sha256, until
+from tests.ssh.running import Argument, Runner, noise, sha256, until
 from tests.ssh.scenarios_forwards import shared
 from tests.ssh.services import connect, echo, serving, talk
 from tests.ssh.terminal import terminal
@@ -302,7 +302,7 @@ def test_ctrl_c_takes_a_held_command_back(way: Runner, ruled: GatewayProcess, pt
 @to("reviewed")
 def test_a_held_upload_waits_and_the_session_goes_on(way: Runner, ruled: GatewayProcess) -> None:
     noise(way.folder / "noise", 1_000_000)
-    words = [program("sftp"), "-F", way.config, "-b", "-", way.host]
+    words: list[Argument] = [program("sftp"), "-F", way.config, "-b", "-", way.host]
     with way.started(*words) as process:
         assert process.stdin is not None
         process.stdin.write(f"put noise {way.remote}/up\n-put noise {way.remote}/no\nls {way.remote}\n".encode())
@@ -405,7 +405,7 @@ def test_the_tape_holds_transfers_by_their_sums(way: Runner, ruled: GatewayProce
         (result,) = [each for each in found.results if each.get("direction") == "upload"]
         assert (result["path"], result["sha256"]) == (f"{way.remote}/up", sha256(source))
         assert sum(len(data) for data in found.flows.values()) < 100_000, "the content is on the tape"
-        assert [command["objects"] for command in found.of("file-write")][0][-1] == f"{way.remote}/up"
+        assert next(command["objects"] for command in found.of("file-write"))[-1] == f"{way.remote}/up"
         assert way.scp(*options, f"box:{way.remote}/up", "back").returncode == 0
         (result,) = [each for each in told(ruled).results if each.get("direction") == "download"]
         assert (result["size"], result["sha256"]) == (2_000_000, sha256(source))
