@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,6 +10,10 @@ from typing import Final
 SYSTEM_FOLDERS: Final = frozenset(
     ("/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/opt/homebrew/bin", "/snap/bin")
 )
+
+# Stands for a word that is known only when it runs; a word that is really that is in quotes.
+UNKNOWN_WORD: Final = "<?>"
+_CLEAR: Final = re.compile(r"[\w@%+=:,./~^#-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,14 @@ class Invocation:
     def program(self) -> str | None:
         """The program's name as written."""
         return self.words[0] if self.words else None
+
+    @property
+    def line(self) -> str:
+        """The words in one line, as rules compare them: the program without a system's folder, words in quotes
+        where they hold more than letters, digits and ``_@%+=:,./~^#-``, UNKNOWN_WORD for those that are not known.
+        """
+        first, rest = self.words[:1], self.words[1:]
+        return " ".join(_shown(word) for word in (*map(_short, first), *rest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +66,24 @@ class Script:
         """
         found: dict[str, None] = {}
         for program in self.programs:
-            folder, slash, name = program.rpartition("/")
-            if slash and folder not in SYSTEM_FOLDERS:
+            if "/" in (short := _short(program) or ""):
                 found[program] = None
-            found[name or program] = None
+            found[program.rpartition("/")[2] or short] = None
         return tuple(found)
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """Each invocation in one line, in order."""
+        return tuple(each.line for each in self.invocations)
+
+
+def _short(program: str | None) -> str | None:
+    """A program's name without its folder, where that is one of the system's."""
+    folder, _, name = (program or "").rpartition("/")
+    return name if folder in SYSTEM_FOLDERS and name else program
+
+
+def _shown(word: str | None) -> str:
+    if word is None:
+        return UNKNOWN_WORD
+    return word if _CLEAR.fullmatch(word) else "'" + word.replace("'", "'\\''") + "'"

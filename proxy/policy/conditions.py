@@ -19,6 +19,13 @@ The variables:
     UPDATE or DELETE whose where is none or always true), .has_limit (bool), .limit (int, 0 without one), .multi
     (bool: one of several statements of a text), .control (bool: transaction control), .opaque (bool), .moves_data
     (bool), .setting, .setting_value (string: of SET and RESET)
+  shell.programs (list of strings: every program of a command line; one outside of the system's folders is there twice,
+    by its path and by its last part), .commands (list of strings: each simple command in one line, see
+    proxy/core/script.py), .reads, .writes (lists of strings: files of redirections), .opaque (bool), .why (string)
+  ssh.login (string: the name at the target), .host (string), .port (int), .path (string: of a forward, to a socket),
+    .subsystem, .how (string: how a typed line was read: "both", "screen", "search", "guess", "app"; "" otherwise), .pty
+    (bool), .env (map of strings)
+  file.path (string: the first), .paths (list of strings), .via (string: "sftp" or "scp"), .flags (string)
   time.hour, .minute (int), .weekday (int: 1 = Monday .. 7 = Sunday), in the file's time zone; .unix (int),
     .now (timestamp), in whole seconds
 A fact that a command does not have reads as its type's zero value. Functions: CEL's standard ones and the string
@@ -38,6 +45,7 @@ from cel_expr_python.ext import ext_strings
 
 from proxy.core.events import Command
 from proxy.core.parties import Identity, Target
+from proxy.core.script import Script
 from proxy.core.statement import ColumnRef
 
 # The source of one condition; a longer one is a rule file of its own.
@@ -173,6 +181,41 @@ def _fact_flag(key: str) -> Callable[[Scene], object]:
     return lambda scene: bool(scene.command.facts.get(key))
 
 
+def _fact_text(key: str) -> Callable[[Scene], object]:
+    return lambda scene: _string(scene.command.facts.get(key) or "")
+
+
+_NO_SCRIPT: Final = Script()
+
+
+def script_of(command: Command) -> Script:
+    """The command line that a command is, an empty one where it is none."""
+    script = command.facts.get("shell")
+    if script is None:
+        return _NO_SCRIPT
+    if not isinstance(script, Script):
+        raise TypeError("a fact that should be a command line is not")
+    return script
+
+
+def _of_script(take: Callable[[Script], object]) -> Callable[[Scene], object]:
+    return lambda scene: take(script_of(scene.command))
+
+
+def _path(scene: Scene) -> str:
+    """The path of a file's command, or of a forward's socket: the verb tells which."""
+    return _string(scene.command.facts.get("path") or "")
+
+
+def _of_file(scene: Scene) -> bool:
+    return scene.command.verb.startswith("file-")
+
+
+def _env(scene: Scene) -> dict[str, str]:
+    found = scene.command.facts.get("env") or {}
+    return {_string(name): _string(value) for name, value in found.items()}
+
+
 _T: Final = cel.Type
 _LIST: Final = _T.List(_T.STRING)
 
@@ -213,6 +256,24 @@ VARIABLES: Final[Mapping[str, tuple[Any, Callable[[Scene], object]]]] = {  # cel
     "sql.moves_data": (_T.BOOL, _fact_flag("moves_data")),
     "sql.setting": (_T.STRING, lambda scene: setting_of(scene.command)[0]),
     "sql.setting_value": (_T.STRING, lambda scene: setting_of(scene.command)[1]),
+    "shell.programs": (_LIST, _of_script(lambda script: list(script.names))),
+    "shell.commands": (_LIST, _of_script(lambda script: list(script.commands))),
+    "shell.reads": (_LIST, _of_script(lambda script: list(script.reads))),
+    "shell.writes": (_LIST, _of_script(lambda script: list(script.writes))),
+    "shell.opaque": (_T.BOOL, _of_script(lambda script: script.opaque)),
+    "shell.why": (_T.STRING, _of_script(lambda script: script.why)),
+    "ssh.login": (_T.STRING, lambda scene: scene.target.database if scene.target.protocol == "ssh" else ""),
+    "ssh.host": (_T.STRING, _fact_text("host")),
+    "ssh.port": (_T.INT, lambda scene: int(scene.command.facts.get("port") or 0)),
+    "ssh.path": (_T.STRING, lambda scene: "" if _of_file(scene) else _path(scene)),
+    "ssh.subsystem": (_T.STRING, _fact_text("subsystem")),
+    "ssh.how": (_T.STRING, _fact_text("how")),
+    "ssh.pty": (_T.BOOL, _fact_flag("pty")),
+    "ssh.env": (_T.Map(_T.STRING, _T.STRING), _env),
+    "file.path": (_T.STRING, lambda scene: _path(scene) if _of_file(scene) else ""),
+    "file.paths": (_LIST, _fact_strings("paths")),
+    "file.via": (_T.STRING, _fact_text("via")),
+    "file.flags": (_T.STRING, _fact_text("flags")),
     "time.hour": (_T.INT, lambda scene: scene.local.hour),
     "time.minute": (_T.INT, lambda scene: scene.local.minute),
     "time.weekday": (_T.INT, lambda scene: scene.local.isoweekday()),
@@ -224,6 +285,7 @@ VARIABLES: Final[Mapping[str, tuple[Any, Callable[[Scene], object]]]] = {  # cel
 FACT_KEYS: Final = (
     *("tables_read", "tables_written", "tables", "columns", "functions", "where", "where_missing", "has_limit"),
     *("limit", "multi", "control", "opaque", "moves_data", "setting", "kinds", "columns_written", "beneath"),
+    *("shell", "host", "port", "path", "paths", "subsystem", "how", "pty", "env", "via", "flags"),
 )
 
 

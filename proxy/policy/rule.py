@@ -4,7 +4,7 @@ A rule has a static part (``who`` and ``on``), which is the same for a whole ses
 (``commands``) and a condition (``when``). Each part answers with None where it matches and with the reason where it
 does not: the decision and its explanation run the same code. What several rules say together is in rules.py.
 
-Globs are fnmatch's, case-sensitive: ``*`` any text, ``?`` one character, ``[ab]`` one of these.
+Globs are fnmatch's, case-sensitive: ``*`` any text, slashes too, ``?`` one character, ``[ab]`` one of these.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ from proxy.policy.conditions import Condition
 
 Effect = Literal["allow", "hold", "deny", "mask"]
 Opaque = Literal["also", "only", "never"]
+
+# What a condition reads of commands. Not ssh.login: it is the same for a whole session.
+OF_COMMANDS: Final = (
+    *("command.", "sql.", "shell.", "file."),
+    *("ssh.host", "ssh.port", "ssh.path", "ssh.subsystem", "ssh.how", "ssh.pty", "ssh.env"),
+)
 
 _WILD: Final = re.compile(r"[*?\[]")
 
@@ -116,7 +122,8 @@ class On:
         if elsewhere is not None:
             return elsewhere
         if self.databases is not None and not self.databases.match(target.database):
-            return f"on.databases: {target.database!r} is not {self.databases}"
+            key = "logins" if target.protocol == "ssh" else "databases"
+            return f"on.{key}: {target.database!r} is not {self.databases}"
         return None
 
     def mismatch_configured(self, target: Target) -> str | None:
@@ -221,7 +228,7 @@ class Rule:
             and self.commands.verbs is None
             and self.commands.objects is None
             and self.commands.opaque != "only"
-            and (self.when is None or not self.when.reads_any("command.", "sql."))
+            and (self.when is None or not self.when.reads_any(*OF_COMMANDS))
         )
 
     def static_mismatch(self, identity: Identity, target: Target) -> str | None:

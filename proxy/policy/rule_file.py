@@ -214,7 +214,7 @@ class _RuleReader:
         return Who(*(self._globs(part, key) for key in keys))
 
     def _on(self) -> On:
-        part = self._part("on", ("targets", "protocols", "databases", "labels"))
+        part = self._part("on", ("targets", "protocols", "databases", "logins", "labels"))
         if part is None:
             return On()
         protocols = part.words("protocols", self.vocabulary.verbs.keys(), "protocol")
@@ -230,7 +230,10 @@ class _RuleReader:
                 texts = (labels_part.text(label),) if isinstance(node, ScalarNode) else labels_part.texts(label)
                 if texts:
                     labels.append((label, Globs(texts)))
-        return On(targets, Globs(protocols) if protocols else None, self._globs(part, "databases"), tuple(labels))
+        if "databases" in part and "logins" in part:
+            self.problems.add(part.line_of("logins"), "on.logins is another word for on.databases; say one of them")
+        databases = self._globs(part, "logins" if "logins" in part else "databases")
+        return On(targets, Globs(protocols) if protocols else None, databases, tuple(labels))
 
     def reachable(self, on: On) -> list[Target] | None:
         """The configured targets that the rule speaks of, None if they are not known."""

@@ -8,7 +8,7 @@ How rules are written
     rules:
       - name: agents-read-shop         # required, unique; stands in every verdict, error and tape
         who: {groups: [agents], subjects: ["*@acme.com"], agents: ["claude*"], issuers: [...]}
-        on: {targets: [shop-*], protocols: [postgres], databases: [shop], labels: {env: prod}}
+        on: {targets: [shop-*], protocols: [postgres], databases: [shop], labels: {env: prod}}   # logins: of SSH
         commands: {kinds: [read], verbs: [SELECT], objects: ["public.*"], opaque: true}
         when: 'sql.has_limit && time.hour >= 8'      # CEL; the variables are listed in conditions.py
         allow: true                    # or deny: {reason: ...}, or hold: {approvers: [group:oncall], timeout: 10m,
@@ -28,7 +28,8 @@ What rules mean
    them (a join with a masked table is masked). A command whose objects are not known matches no allow with
    objects; a read of which SQL tells that it touches no table (SELECT 1) does. In SQL a deny, hold or mask also
    takes an unqualified name for the qualified one that it names, and a view for the tables behind it; an allow of
-   the view is enough to read it.
+   the view is enough to read it. Of SSH: the programs of a command line (Script.names), the real paths of files,
+   host:port or the socket of forwards; ``*`` matches slashes too.
 4. Commands that nobody can read ("dark": of kind unknown, or with facts["opaque"]): an allow speaks of them only
    if it says so: ``kinds`` names unknown, or ``opaque: true`` (them too) or ``only``. Deny, hold and mask rules
    speak of them unless they say ``opaque: false``, and their ``objects`` match whatever a dark command hides.
@@ -36,9 +37,9 @@ What rules mean
 5. Session business: a command of kind session (CONNECT, BEGIN, COMMIT, SET, SHOW, ...) is allowed to whoever some
    allow or hold rule speaks of by who and on, whatever else that rule asks. A rule that names the kind session or
    the verb is decided as a whole instead: a deny denies, a hold holds, an allow allows; it lets nobody in by who
-   and on alone. A deny without kinds, verbs and objects, whose condition (if any) reads neither command.* nor
-   sql.*, denies session business too. It carries the masks of every rule of the session (a COMMIT can quote data in
-   its error). Not session business, but decided like any other command: dark ones, those that touch an object
+   and on alone. A deny without kinds, verbs and objects, whose condition (if any) reads nothing of the command
+   (rule.OF_COMMANDS), denies session business too. It carries the masks of every rule of the session (a COMMIT can
+   quote data in its error). Not session business, but decided like any other command: dark ones, those that touch an object
    (SELECT set_config(...) FROM t is of kind session), and those that change a setting of SETTINGS_UNDER_RULES.
 6. A command with parts (several statements) is decided part by part, the strictest verdict stands, masks add up.
    sql.multi is true for each of them if they are several.
@@ -358,7 +359,13 @@ def _key(scope: _Scope, command: Command, multi: bool, now: float) -> Hashable |
 
 def _frozen(facts: Mapping[str, object]) -> Hashable:
     get = facts.get
-    return tuple([tuple(value) if type(value) is list else value for value in [get(key) for key in FACT_KEYS]])
+    return tuple([_hashable(value) for value in [get(key) for key in FACT_KEYS]])
+
+
+def _hashable(value: object) -> object:
+    if type(value) is list:
+        return tuple(value)
+    return tuple(sorted(value.items())) if isinstance(value, dict) else value
 
 
 def _put(store: OrderedDict[_K, _V], key: _K, value: _V, limit: int) -> None:
