@@ -23,7 +23,7 @@ class Story:
     def __init__(self, tape: Tape, clock: Clock) -> None:
         self.tape = tape
         self.clock = clock
-        self.out: dict[tuple[int, int], bytes] = {}  # by flow and channel: what a reader must find
+        self.out: dict[tuple[int, int], bytearray] = {}  # by flow and channel: what a reader must find
 
     def command(self, verb: str, text: str, kind: str = "execute", verdict: str = "allow", **more: Any) -> int:
         """A COMMAND and its verdict, "" for none yet."""
@@ -41,7 +41,7 @@ class Story:
 
     def wire(self, flow: int, channel: int, data: bytes) -> None:
         self.tape.append(channel, Kind.WIRE, data, flow=flow)
-        self.out[flow, channel] = self.out.get((flow, channel), b"") + data
+        self.out.setdefault((flow, channel), bytearray()).extend(data)
 
     def result(self, n: int, tag: str, **details: Any) -> None:
         said = {"command": n, "tag": tag, "count": 0, "bytes": details.pop("bytes", 0), **details}
