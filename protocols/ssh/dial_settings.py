@@ -2,11 +2,12 @@
 
 target.settings read here; at least one of the first three must be there, for a host key is never trusted unseen:
 
-- known_hosts: a file in OpenSSH's format, with hashed names, @cert-authority and @revoked. It is read at each dial.
+- known_hosts: OpenSSH's format, with hashed names, @cert-authority and @revoked: its lines, or a file, which is read
+  at each dial.
 - host_keys: public keys of the target, each as "ssh-ed25519 AAAA...".
 - host_ca: public keys of authorities, whose host certificates for the target's name are trusted.
 - host_key_alias: the name that stands in known_hosts and in certificates, where it is not the target's host.
-- connect_timeout_seconds: for everything up to the end of the login. rekey_bytes: how much one key encrypts.
+- connect_timeout_seconds: for everything up to the end of the login. rekey: how many bytes one key encrypts.
 
 As OpenSSH does, a port other than 22 is looked up as [name]:port first and as the name alone if that is unknown.
 Addresses count only if the target is configured by one: what another host showed is no proof of this one.
@@ -30,6 +31,7 @@ PORT: Final = 22
 CONNECT_TIMEOUT_SECONDS: Final = 15.0  # as protocols/postgres/dial_settings.py
 CONNECT_TIMEOUT_LIMIT: Final = 600.0
 REKEY_BYTES: Final = 1 << 30  # RFC 4253 9
+REKEY_BYTES_LIMIT: Final = 1 << 36  # RFC 4344 3.2: 2^32 blocks of 16 bytes; as proxy/ssh_sections.py
 REKEY_BYTES_LEAST: Final = 1 << 16  # below it a connection does little else
 KNOWN_HOSTS_BYTES_LIMIT: Final = 16 * 1024 * 1024  # a hundred thousand hosts
 
@@ -41,7 +43,7 @@ class DialSettings:
     host: str
     port: int
     name: str
-    known_hosts: str | None
+    known_hosts: str | tuple[str, ...]
     host_keys: tuple[SSHKey, ...]
     host_ca: tuple[SSHKey, ...]
     connect_timeout_seconds: float
@@ -73,9 +75,9 @@ def read_settings(target: Target) -> DialSettings:
     """Read and check the settings of a target. Raises ConfigError."""
     if not target.host:
         raise ConfigError(f"target {target.name}: host is empty")
-    known_hosts = _text(target, "known_hosts") or None
+    known_hosts = _known_hosts(target)
     host_keys, host_ca = _keys(target, "host_keys"), _keys(target, "host_ca")
-    if known_hosts is None and not host_keys and not host_ca:
+    if not known_hosts and not host_keys and not host_ca:
         raise ConfigError(f"target {target.name}: one of known_hosts, host_keys and host_ca is needed")
     return DialSettings(
         host=target.host,
@@ -85,7 +87,7 @@ def read_settings(target: Target) -> DialSettings:
         host_keys=host_keys,
         host_ca=host_ca,
         connect_timeout_seconds=_number(target, "connect_timeout_seconds", CONNECT_TIMEOUT_SECONDS, 0.1),
-        rekey_bytes=int(_number(target, "rekey_bytes", REKEY_BYTES, REKEY_BYTES_LEAST)),
+        rekey_bytes=int(_number(target, "rekey", REKEY_BYTES, REKEY_BYTES_LEAST)),
     )
 
 
@@ -93,12 +95,9 @@ def pins_of(settings: DialSettings) -> Pins:
     """Return what is trusted for the target. Blocks on the file. Raises ConfigError."""
     keys, authorities = list(settings.host_keys), list(settings.host_ca)
     revoked: list[SSHKey] = []
-    if settings.known_hosts is not None:
+    if settings.known_hosts:
         try:
-            file = Path(settings.known_hosts)
-            if file.stat().st_size > KNOWN_HOSTS_BYTES_LIMIT:
-                raise ConfigError(f"known_hosts is larger than {KNOWN_HOSTS_BYTES_LIMIT >> 20} MiB")
-            known = asyncssh.import_known_hosts(file.read_text("utf-8", "replace"))
+            known = asyncssh.import_known_hosts(_known_hosts_text(settings.known_hosts))
         except (OSError, ValueError) as error:
             raise ConfigError("the target's known_hosts cannot be read") from error
         port = settings.port if settings.port != PORT else None
@@ -116,14 +115,32 @@ def pins_of(settings: DialSettings) -> Pins:
     return pins
 
 
+def _known_hosts(target: Target) -> str | tuple[str, ...]:
+    value = target.settings.get("known_hosts", ())
+    return _lines(target, "known_hosts") if isinstance(value, tuple | list) else _text(target, "known_hosts")
+
+
+def _known_hosts_text(known_hosts: str | tuple[str, ...]) -> str:
+    if isinstance(known_hosts, tuple):
+        return "\n".join(known_hosts)
+    file = Path(known_hosts)
+    if file.stat().st_size > KNOWN_HOSTS_BYTES_LIMIT:
+        raise ConfigError(f"known_hosts is larger than {KNOWN_HOSTS_BYTES_LIMIT >> 20} MiB")
+    return file.read_text("utf-8", "replace")
+
+
 def _keys(target: Target, setting: str) -> tuple[SSHKey, ...]:
-    value = target.settings.get(setting, ())
-    if not isinstance(value, tuple | list) or not all(isinstance(line, str) for line in value):
-        raise ConfigError(f"target {target.name}: {setting} is a list of public keys")
     try:
-        return tuple(asyncssh.import_public_key(line) for line in value)
+        return tuple(asyncssh.import_public_key(line) for line in _lines(target, setting))
     except (ValueError, asyncssh.Error) as error:
         raise ConfigError(f"target {target.name}: {setting} has a line that is no public key") from error
+
+
+def _lines(target: Target, setting: str) -> tuple[str, ...]:
+    value = target.settings.get(setting, ())
+    if not isinstance(value, tuple | list) or not all(isinstance(line, str) for line in value):
+        raise ConfigError(f"target {target.name}: {setting} is a list of lines")
+    return tuple(value)
 
 
 def _text(target: Target, setting: str) -> str:
@@ -137,7 +154,7 @@ def _text(target: Target, setting: str) -> str:
 
 def _number(target: Target, setting: str, default: float, least: float) -> float:
     value = target.settings.get(setting, default)
-    most = CONNECT_TIMEOUT_LIMIT if setting.endswith("_seconds") else float(REKEY_BYTES)
+    most = CONNECT_TIMEOUT_LIMIT if setting.endswith("_seconds") else float(REKEY_BYTES_LIMIT)
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise ConfigError(f"target {target.name}: {setting} is from {least:g} to {most:g}")
     return float(value)
