@@ -146,12 +146,15 @@ def payload_of(packet: bytes) -> bytes:
 class GcmSealer(_Gcm):
     """Seals packets with AES-GCM."""
 
-    def seal(self, frames: bytes) -> tuple[bytearray, int]:
-        """Make packets of frames (each u32 length || payload), in one buffer; returns it, and how many they are."""
+    def seal(self, frames: bytes) -> tuple[list[bytes], int]:
+        """Make packets of frames (each u32 length || payload); returns their parts in order, and how many they are.
+
+        They are left apart, for a transport sends them together without another copy.
+        """
         view = memoryview(frames)
         total = len(frames)
-        parts: list[tuple[bytes, bytes]] = []
-        position = size = 0
+        parts: list[bytes] = []
+        position = count = 0
         while position < total:
             start = position + 4
             length = int.from_bytes(view[position:start], "big")
@@ -160,19 +163,12 @@ class GcmSealer(_Gcm):
             padding = -(1 + length) % BLOCK
             if padding < PADDING_LEAST:
                 padding += BLOCK
+            head = (1 + length + padding).to_bytes(4, "big")
             plain = b"".join((padding.to_bytes(1, "big"), view[start:position], os.urandom(padding)))
-            parts.append(((1 + length + padding).to_bytes(4, "big"), plain))
-            size += 4 + 1 + length + padding + TAG
-        packets = bytearray(size)
-        out = memoryview(packets)
-        at = 0
-        encrypt_into = self._aes.encrypt_into
-        for head, plain in parts:
-            out[at : at + 4] = head
-            end = at + 4 + len(plain) + TAG
-            encrypt_into(self._nonce(), plain, head, out[at + 4 : end])
-            at = end
-        return packets, len(parts)
+            parts.append(head)
+            parts.append(self._aes.encrypt(self._nonce(), plain, head))
+            count += 1
+        return parts, count
 
     def encrypt_packet(self, seq: int, header: bytes, packet: bytes) -> tuple[bytes, bytes]:
         """For asyncssh: seal one packet of its own."""
