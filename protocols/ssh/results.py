@@ -1,0 +1,28 @@
+"""The RESULT of a channel: how its program, or the forward, ended, and how much went either way.
+
+Details: flow; exit or signal, where the target told; sent (bytes from the user), bytes (towards the user).
+"""
+
+from __future__ import annotations
+
+from protocols.ssh.actions import Action, Record
+from protocols.ssh.channels import Channel
+from protocols.ssh.content import Done
+from proxy.core.events import Result
+
+
+def record(channel: Channel, tag: str, out: list[Action], now: float) -> None:
+    """Tape the end of what was started on a channel, with what is unfinished within."""
+    if channel.content is not None:
+        out.extend(Record(step.permit, step.result) for step in channel.content.ended(now) if isinstance(step, Done))
+        channel.content = None
+    if channel.permit is None:
+        return
+    details: dict[str, object] = {"flow": channel.flow, "sent": channel.up.sent, "bytes": channel.down.sent}
+    error = None
+    if channel.signal is not None:
+        details["signal"] = channel.signal[0]
+        error = {"message": channel.signal[1]} if channel.signal[1] else None
+    elif channel.exit is not None:
+        details["exit"] = channel.exit
+    out.append(Record(channel.permit, Result(tag, size_bytes=channel.down.sent, error=error, details=details)))
