@@ -39,8 +39,8 @@ What rules mean
    the verb is decided as a whole instead: a deny denies, a hold holds, an allow allows; it lets nobody in by who
    and on alone. A deny without kinds, verbs and objects, whose condition (if any) reads nothing of the command
    (rule.OF_COMMANDS), denies session business too. It carries the masks of every rule of the session (a COMMIT can
-   quote data in its error). Not session business, but decided like any other command: dark ones, those that touch an object
-   (SELECT set_config(...) FROM t is of kind session), and those that change a setting of SETTINGS_UNDER_RULES.
+   quote data in its error). Not session business, but decided like any other command: dark ones, those that touch an
+   object (SELECT set_config(...) FROM t is of kind session), and those that change a setting of SETTINGS_UNDER_RULES.
 6. A command with parts (several statements) is decided part by part, the strictest verdict stands, masks add up.
    sql.multi is true for each of them if they are several.
 7. A condition that fails (a label that is not there, an index beyond the list) makes the decision a Deny by

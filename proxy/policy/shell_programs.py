@@ -68,8 +68,8 @@ class Programs:
         if program is None or words[0].splits:
             self._doubt("a program whose name is known only when it runs")
             return
-        if program.startswith("="):
-            self._doubt("a program's name that zsh looks up")
+        if program.startswith(("=", "{")):
+            self._doubt("a program's name that zsh reads otherwise")
         name = program.rpartition("/")[2]
         rest = words[1:]
         if name.startswith(_LOADERS):
@@ -127,13 +127,13 @@ class Programs:
         while place < len(words):
             word = words[place]
             text = word.text
+            if name in ASSIGNING and (sets := _set_by(word)) is not None:
+                self._sets(sets)
+                place += 1
+                continue
             if text is None or word.splits:
                 self._doubt(f"a word behind {name} that is known only when it runs")
                 return None
-            if name in ASSIGNING and word.assigns is not None:
-                self._sets(word.assigns)
-                place += 1
-                continue
             if not text.startswith("-") or text == "-" != name:
                 if text == "-" and name == "env":
                     place += 1
@@ -147,8 +147,8 @@ class Programs:
                 return None
             place += 2 if text in takes else 1
         if name in ASSIGNING:
-            while place < len(words) and words[place].assigns is not None:
-                self._sets(words[place].assigns or "")
+            while place < len(words) and (sets := _set_by(words[place])) is not None:
+                self._sets(sets)
                 place += 1
         for _ in range(OPERANDS.get(name, 0)):
             if place < len(words) and (words[place].text is None or words[place].splits):
@@ -291,6 +291,13 @@ class Programs:
                 self._doubt(f"{name} {text} is not read here")
         else:
             self._sets(text.partition("=")[0] if name in DECLARING else text) if _named(text) else None
+
+
+def _set_by(word: Word) -> str | None:
+    """The variable that a word sets for env and sudo, which take any word with an equals sign in it."""
+    if word.assigns is not None and not word.splits:
+        return word.assigns
+    return word.text.partition("=")[0] if word.text and "=" in word.text and word.text[0] != "-" else None
 
 
 def _named(text: str) -> bool:
