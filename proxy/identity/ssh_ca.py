@@ -45,7 +45,6 @@ from proxy.core.errors import ConfigError
 from proxy.core.parties import Identity
 from proxy.identity.proof import ProofRefused, check_agents, check_groups, check_subject
 from proxy.identity.ssh_certificate import (
-    FOREVER,
     KEY_LIMIT,
     PRINCIPALS_LIMIT,
     Certificate,
@@ -60,7 +59,7 @@ HOST_CA_NAME: Final = "host_ca"
 HOST_KEY_NAME: Final = "host_ed25519"
 
 DEFAULT_SECONDS: Final = 15 * 60.0
-MAX_SECONDS: Final = 12 * 3600.0  # unless configured: identity.ssh.certificate_max
+VALID_LIMIT_SECONDS: Final = 7 * 86_400.0  # as proxy/ssh_sections.py: beyond a week it is a key
 HOST_SECONDS: Final = 86_400.0  # a host certificate is signed again when half of this is over
 BACKDATED_SECONDS: Final = 60.0  # clocks of users and hosts may be behind
 PRIVATE_KEY_LIMIT: Final = 32_768  # a key of RSA 16384 has 13 kB
@@ -127,8 +126,8 @@ class Authority:
         if unknown:
             raise ConfigError(f"{min(unknown)} is no permit; known: {', '.join(sorted(PERMITS))}")
         extensions[IDENTITY_EXTENSION] = pack_identity(identity)
-        if valid_seconds <= 0:
-            raise ConfigError("a certificate holds for some time, or it is none")
+        if not 0 < valid_seconds <= VALID_LIMIT_SECONDS:
+            raise ConfigError("a certificate holds for a week at most, and for some time")
         end = self._clock() + valid_seconds
         if identity.expires_at is not None:
             end = min(end, identity.expires_at)
@@ -161,8 +160,6 @@ class Authority:
             raise ConfigError(f"a certificate is for at most {PRINCIPALS_LIMIT} names")
         if not key_id.isprintable() or len(key_id) > KEY_ID_LIMIT:
             raise ConfigError(f"a key id is one line of at most {KEY_ID_LIMIT} characters")
-        if not 0 < end < FOREVER:
-            raise ConfigError("the time that it holds is out of range")
         try:
             builder = (
                 SSHCertificateBuilder()

@@ -153,9 +153,8 @@ class SshLogins:
         else:
             identity, origin = _others_identity(certificate, other), ""
         self._remember(identity.proof, Holding(serial, origin))
-        end = datetime.fromtimestamp(identity.expires_at, UTC).isoformat() if identity.expires_at else "never"
         how = (
-            f"certificate {certificate.key_id} serial {certificate.serial}, ends {end},"
+            f"certificate {certificate.key_id} serial {certificate.serial}, ends {_day(certificate.valid_before)},"
             f" of {serial[0]}, key {certificate.key.fingerprint}"
         )
         return KeyLogin(identity, how, force_command, PERMITS & certificate.extensions.keys(), logins)
@@ -181,6 +180,14 @@ class SshLogins:
         self._remembered.move_to_end(proof)
         if len(self._remembered) > REMEMBERED_LIMIT:
             self._remembered.popitem(last=False)
+
+
+def _day(valid_before: int) -> str:
+    """An end for people; what is beyond the years of the calendar is never."""
+    try:
+        return datetime.fromtimestamp(valid_before, UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        return "never"
 
 
 def _own_identity(certificate: Certificate) -> tuple[Identity, str]:
@@ -211,6 +218,8 @@ def _critical(certificate: Certificate, peer: str, what: str) -> str | None:
     command = certificate.critical.get(_FORCE_COMMAND)
     if command is None:
         return None
+    if not command:
+        raise ProofRefused("bad-force-command", f"nothing, of {what}")  # which some would read as no restriction
     try:
         return command.decode("utf-8")
     except UnicodeDecodeError as error:
