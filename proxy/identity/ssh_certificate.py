@@ -268,7 +268,9 @@ class _Reader:
 
 
 def _split_line(text: str) -> tuple[str, bytes, str]:
-    parts = text.strip().split(None, 2) if len(text) <= LINE_LIMIT else []
+    if len(text) > LINE_LIMIT:
+        raise ProofRefused("too-long")
+    parts = text.strip().split(None, 2)
     if len(parts) < 2 or "\n" in text.strip():
         raise ProofRefused("malformed-key", "a line is a kind, base64 and a comment")
     try:

@@ -149,7 +149,7 @@ def test_limits() -> None:
     for command in ("", "a\0b", "c" * (COMMAND_LIMIT + 1)):
         with pytest.raises(ConfigError, match="forced command"):
             ours.sign_user(KEY, ANA, logins=["a"], force_command=command)
-    for seconds in (0.0, -1.0, float("nan"), float("inf"), VALID_LIMIT_SECONDS + 1, 0.001):
+    for seconds in (0.0, -1.0, float("nan"), float("inf"), VALID_LIMIT_SECONDS + 1):
         with pytest.raises(ConfigError):
             ours.sign_user(KEY, ANA, logins=["a"], valid_seconds=seconds)
     assert VALID_LIMIT_SECONDS == CERTIFICATE_LIMIT_SECONDS, "of the configuration"
