@@ -268,8 +268,11 @@ def _policy(commands: _Commands) -> None:
         "say what the rules make of a statement, rule by rule",
         "gatecast policy explain shop 'DELETE FROM orders' --subject ana@example.com --group dba",
     )
-    explain.add_argument("target", help="a configured target, or target/database")
-    explain.add_argument("text", help="the statement")
+    explain.add_argument("target", help="a configured target, or target/database, or target/login of SSH")
+    explain.add_argument("text", help="the statement, the command line, the path, host:port")
+    explain.add_argument(
+        "--as", dest="way", metavar="WHAT", help="of SSH: exec (default), line, file-read, forward, ..."
+    )
     explain.add_argument("--subject", required=True, help="who asks")
     explain.add_argument("--group", action="append", default=[], metavar="NAME", help="a group of the subject")
     explain.add_argument("--agent", action="append", default=[], metavar="NAME", help="an agent, the nearest last")

@@ -181,7 +181,14 @@ def policy_explain(options: Namespace) -> int:
     from proxy import trying
 
     data, text = trying.explain(
-        config_path(options), options.target, options.text, options.subject, options.group, options.agent, options.at
+        config_path(options),
+        options.target,
+        options.text,
+        options.subject,
+        options.group,
+        options.agent,
+        options.at,
+        options.way,
     )
     return _print(options, data, text)
 

@@ -15,16 +15,20 @@ from typing import Any, Final
 
 from protocols.postgres.meaning import Known
 from protocols.postgres.reading import CommandReader
+from protocols.ssh.verbs import VERBS
 from proxy.core.errors import ConfigError
 from proxy.core.events import Command
 from proxy.core.parties import Identity, Target
 from proxy.core.statement import Statement
-from proxy.policy.cases import exit_code, read_cases, render_results, run_cases
+from proxy.policy.cases import Asked, exit_code, read_cases, render_results, run_cases
 from proxy.policy.explain import explain_json, explain_text
 from proxy.policy.sql import read_sql
 from proxy.snapshot import Snapshot, read_snapshot
+from proxy.trying_ssh import ssh_command
 
 CASES_LIMIT_BYTES: Final = 1 << 20  # as for a rule file
+# How `policy explain` takes its text where the target is one of SSH.
+WAYS: Final = ("exec", "line", "shell", "subsystem", "forward", "listen", *sorted(v for v in VERBS if v[:5] == "file-"))
 NOTE: Final = "(read without the target's catalogue: names without a schema are taken for public's, views for tables)\n"
 
 
@@ -70,16 +74,37 @@ def to_command() -> Callable[[str], Command]:
 
 
 def explain(
-    path: Path, target: str, text: str, subject: str, groups: Sequence[str], agents: Sequence[str], at: str | None
+    path: Path,
+    target: str,
+    text: str,
+    subject: str,
+    groups: Sequence[str],
+    agents: Sequence[str],
+    at: str | None,
+    way: str | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """Explain the decision on a statement, as JSON values and as text. Raises ConfigError."""
+    """Explain the decision on a statement or, as way says, on something of SSH, as JSON values and as text.
+
+    Raises ConfigError.
+    """
     snapshot = read_snapshot(path, secrets.token_bytes(32))
     place = _target(snapshot, target)
     identity = Identity(subject, frozenset(groups), tuple(agents))
     moment = None if at is None else _moment(at)
-    read = to_command()
-    data = explain_json(snapshot.rules, identity, place, read(text), moment)
-    return data, explain_text(snapshot.rules, identity, place, read(text), moment) + NOTE
+    ssh = place.protocol == "ssh"
+    if way is not None and not ssh:
+        raise ConfigError(f"--as is for targets of SSH, and {place.name} is none")
+    command = _asked(way or "exec", text, place) if ssh else to_command()(text)
+    data = explain_json(snapshot.rules, identity, place, command, moment)
+    shown = explain_text(snapshot.rules, identity, place, command, moment)
+    return data, shown + ("" if ssh else NOTE)
+
+
+def _asked(way: str, text: str, target: Target) -> Command:
+    paths = tuple(text.split(" -> ")) if way.startswith("file-") else ()
+    if not all(path.startswith("/") for path in paths):
+        raise ConfigError(f"{text}: write an absolute path, or two with ' -> ' between them")
+    return ssh_command(Asked(way, text, paths, pty=way == "shell"), target)
 
 
 def test(path: Path, cases: Path) -> tuple[dict[str, Any], str, int]:
@@ -92,7 +117,9 @@ def test(path: Path, cases: Path) -> tuple[dict[str, Any], str, int]:
         raise ConfigError(f"{cases}: cannot be read") from error
     if len(text) > CASES_LIMIT_BYTES:
         raise ConfigError(f"{cases}: is longer than {CASES_LIMIT_BYTES} bytes")
-    results = run_cases(read_cases(text, str(cases), tuple(snapshot.targets.values())), snapshot.rules, to_command())
+    results = run_cases(
+        read_cases(text, str(cases), tuple(snapshot.targets.values())), snapshot.rules, to_command(), ssh_command
+    )
     rows = [
         {"name": one.case.name, "line": one.case.line, "passed": one.passed, "problems": list(one.problems)}
         | {"verdict": one.verdict, "rule": one.rule}
@@ -107,7 +134,7 @@ def _target(snapshot: Snapshot, text: str) -> Target:
     if target is None:
         known = ", ".join(sorted(snapshot.targets)) or "none"
         raise ConfigError(f"there is no target {name}; configured: {known}")
-    return replace(target, database=database or target.database or name)
+    return replace(target, database=database or target.database or ("" if target.protocol == "ssh" else name))
 
 
 def _moment(text: str) -> float:

@@ -13,6 +13,15 @@
         rule: agents-read-shop               # optional: the rule that decides
         masks: [pii]                         # optional: exactly these rules mask, [] = none
 
+Of a target of SSH, one of these stands in the place of sql (and login in that of database)::
+
+        exec: ls -l /srv                     # a command line; pty: true beside it for one with a terminal
+        line: sudo systemctl restart nginx   # the same, typed on a terminal
+        shell: true                          # an interactive one, with a terminal
+        subsystem: sftp
+        file: {read: /etc/passwd}            # or write, list, stat, remove, mkdir, ...; rename: [/a, /b]
+        forward: "db.internal:5432"          # or the path of a socket; listen: what the target is to listen on
+
 Each case is decided by RuleSet.judge, the code of the decision without its cache. Left out: results of a target; a
 case tells which masks apply, not what a masked row looks like. A mistake in the file is a ConfigError with its line.
 """
@@ -26,6 +35,7 @@ from typing import Final
 
 from ruamel.yaml.nodes import ScalarNode
 
+from proxy.core.errors import ConfigError
 from proxy.core.events import KINDS, Command
 from proxy.core.parties import Identity, Target
 from proxy.policy.explain import connect_command, explain_text, verdict_masks, verdict_word
@@ -35,14 +45,34 @@ from proxy.policy.rules import RuleSet
 # As many as the entries of any list (nodes.py): a longer suite is several files.
 EXPECTATIONS: Final = ("allow", "hold", "deny")
 
+_SSH_KEYS: Final = ("exec", "line", "shell", "subsystem", "file", "forward", "listen")
+_FILE_KEYS: Final = (
+    *("read", "write", "list", "stat", "readlink", "remove", "rmdir", "rename", "mkdir", "setstat", "link", "copy"),
+    "statvfs",
+)
 _CASE_KEYS: Final = (
-    *("name", "identity", "target", "database", "sql", "connect", "command", "at", "expect", "rule", "masks"),
+    *("name", "identity", "target", "database", "login", "sql", "connect", "command", "at", "expect", "rule", "masks"),
+    *_SSH_KEYS,
+    "pty",
 )
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What a case asks over SSH: exec, line, shell, subsystem, forward, listen or the verb of a file, and of what."""
+
+    what: str
+    text: str = ""
+    paths: tuple[str, ...] = ()
+    pty: bool = False
+
+
+SshReader = Callable[[Asked, Target], Command]
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
-    """One case. command is None where sql is to be read."""
+    """One case. command is None where sql, or what is asked over SSH, is to be read."""
 
     name: str
     line: int
@@ -51,6 +81,7 @@ class Case:
     expect: str
     sql: str = ""
     command: Command | None = None
+    asked: Asked | None = None
     at: float | None = None
     rule: str | None = None
     masks: frozenset[str] | None = None
@@ -102,9 +133,11 @@ def _case(fields: Fields, problems: Problems, targets: dict[str, Target]) -> Cas
         if key not in fields:
             problems.add(fields.line, f"the case has no {key}")
     target = _target(fields, problems, targets)
-    asked = [key for key in ("sql", "connect", "command") if key in fields]
-    if len(asked) != 1:
-        problems.add(fields.line, "the case needs one of sql, connect: true and command")
+    ssh = target.protocol == "ssh"
+    ways = (*_SSH_KEYS, "connect", "command") if ssh else ("sql", "connect", "command")
+    found = [key for key in (*_SSH_KEYS, "sql", "connect", "command") if key in fields]
+    if len(found) != 1 or (target.protocol and found[0] not in ways):
+        problems.add(fields.line, f"the case needs one of {', '.join(ways).replace('connect', 'connect: true')}")
     command: Command | None = None
     if "command" in fields:
         command = _command(fields, problems, target)
@@ -123,10 +156,33 @@ def _case(fields: Fields, problems: Problems, targets: dict[str, Target]) -> Cas
         expect=expect,
         sql=fields.text("sql"),
         command=command,
+        asked=_asked(fields, problems, found[0]) if found and found[0] in _SSH_KEYS else None,
         at=_at(fields, problems),
         rule=fields.text("rule") if "rule" in fields else None,
         masks=_masks(fields),
     )
+
+
+def _asked(fields: Fields, problems: Problems, key: str) -> Asked:
+    pty = fields.flag("pty") is True
+    match key:
+        case "shell":
+            if fields.flag("shell") is False:
+                problems.add(fields.line_of("shell"), "shell: false is no case")
+            return Asked("shell", pty=fields.flag("pty") is not False)
+        case "file":
+            part = Fields(fields.nodes["file"], problems, "file", _FILE_KEYS)
+            if len(part.nodes) != 1:
+                problems.add(part.line, "file needs one of read, write, ...: and the path, or [path, path]")
+                return Asked("file-read", paths=("/",))
+            (name, node) = next(iter(part.nodes.items()))
+            paths = (part.text(name),) if isinstance(node, ScalarNode) else part.texts(name) or ("",)
+            for path in paths:
+                if not path.startswith("/"):
+                    problems.add(node, f"the path {path!r} must be absolute")
+            return Asked(f"file-{name}", paths=paths)
+        case _:
+            return Asked(key, fields.text(key), pty=pty)
 
 
 def _masks(fields: Fields) -> frozenset[str] | None:
@@ -145,7 +201,10 @@ def _target(fields: Fields, problems: Problems, targets: dict[str, Target]) -> T
         if name:
             problems.add(fields.line_of("target"), f"unknown target {name!r}{did_you_mean(name, targets.keys())}")
         return Target(name, "")
-    return replace(target, database=fields.text("database")) if "database" in fields else target
+    if "login" in fields and "database" in fields:
+        problems.add(fields.line_of("login"), "login is another word for database; say one of them")
+    key = "login" if "login" in fields else "database"
+    return replace(target, database=fields.text(key)) if key in fields else target
 
 
 def _identity(fields: Fields, problems: Problems) -> Identity:
@@ -193,13 +252,30 @@ def _at(fields: Fields, problems: Problems) -> float | None:
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def run_cases(cases: Sequence[Case], rules: RuleSet, to_command: Callable[[str], Command]) -> list[CaseResult]:
-    """Decide every case; to_command reads SQL as the protocol does."""
-    return [_run(case, rules, to_command) for case in cases]
+def run_cases(
+    cases: Sequence[Case], rules: RuleSet, to_command: Callable[[str], Command], to_ssh: SshReader | None = None
+) -> list[CaseResult]:
+    """Decide every case; to_command reads SQL as the protocol does, to_ssh what is asked over SSH.
+
+    Raises ConfigError where a case asks for what cannot be asked.
+    """
+    return [_run(case, rules, _command_of(case, to_command, to_ssh)) for case in cases]
 
 
-def _run(case: Case, rules: RuleSet, to_command: Callable[[str], Command]) -> CaseResult:
-    command = case.command if case.command is not None else to_command(case.sql)
+def _command_of(case: Case, to_command: Callable[[str], Command], to_ssh: SshReader | None) -> Command:
+    if case.command is not None:
+        return case.command
+    if case.asked is None:
+        return to_command(case.sql)
+    if to_ssh is None:
+        raise ConfigError(f"{case.name}: nothing here knows SSH")
+    try:
+        return to_ssh(case.asked, case.target)
+    except ConfigError as error:
+        raise ConfigError(f"{case.name}: {error}") from error
+
+
+def _run(case: Case, rules: RuleSet, command: Command) -> CaseResult:
     verdict = rules.judge(case.identity, case.target, command, case.at)
     word = verdict_word(verdict)
     problems: list[str] = []
