@@ -148,7 +148,7 @@ class Requests:
             case "exec":
                 script = self._shell(name)
                 facts |= {"shell": script, "opaque": script.opaque}
-                command = self._command("exec", name, channel.flow, request, facts, _programs(script), _kind(script))
+                command = self._command("exec", name, channel.flow, request, facts, script.names, _kind(script))
             case "shell":
                 facts["opaque"] = not channel.pty
                 command = self._command("shell", "shell", channel.flow, request, facts, (), KIND_OF["shell"])
@@ -245,16 +245,13 @@ def cells(columns: int, rows: int) -> tuple[int, int]:
     return min(columns, CELLS_LIMIT) or 80, min(rows, CELLS_LIMIT) or 24
 
 
-def _programs(script: Script) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_last(program) for program in script.programs))
-
-
 def _last(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2] or path
 
 
 def _kind(script: Script) -> Kind:
-    if script.opaque or len(script.invocations) != 1 or script.reads or script.writes:
+    # A program outside of the system's folders has two names: who could put it there may have put anything there.
+    if script.opaque or len(script.invocations) != 1 or len(script.names) != 1 or script.reads or script.writes:
         return "execute"
     words = script.invocations[0].words
     if not words or words[0] is None:

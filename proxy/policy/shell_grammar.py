@@ -21,6 +21,7 @@ _RESERVED: Final = frozenset({
     "!", "{", "}", "[[", "case", "coproc", "do", "done", "elif", "else", "esac", "fi", "for", "function", "if",
     "select", "then", "until", "while",
 })  # fmt: skip
+_ELSEWHERE: Final = _RESERVED | {"foreach", "end", "repeat", "always", "in"}
 _MISPLACED: Final = frozenset({"}", "do", "done", "elif", "else", "esac", "fi", "then"})
 _FUNCTION: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]*")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -295,6 +296,8 @@ class Grammar(Cursor):
             raise Unreadable(f"an unexpected {self.peek()!r}" if self.peek() else "a command is missing")
         if both is not None and len(words) > both:
             self.found.doubt("words behind '&>', which dash takes for a command")
+        if words and words[0].plain and words[0].text in _ELSEWHERE:
+            raise Unreadable(f"{words[0].text!r} behind a redirection or assignment")  # zsh takes it for what it is
         if words:
             self.found.add(Simple(words))
 
