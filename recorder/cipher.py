@@ -75,7 +75,7 @@ class SegmentCipher:
         self._aead = AESGCM(key)
         self._next = 0
 
-    def seal(self, block_header: bytes, seq: int, stored: bytes) -> bytes:
+    def seal(self, block_header: bytes, seq: int, stored: bytes | memoryview) -> bytes:
         """Return the encrypted payload with its tag; block_header is the final 48 bytes, whose stored_len counts it."""
         if not self._next <= seq < SEQ_LIMIT:
             raise ValueError("a block number is encrypted twice")  # the end of GCM's secrecy; our own bug, fails closed

@@ -51,7 +51,7 @@ class Disk:
                 break
         return descriptor
 
-    def write(self, descriptor: int, buffers: Sequence[bytes]) -> None:
+    def write(self, descriptor: int, buffers: Sequence[bytes | memoryview]) -> None:
         """Write all of the buffers; a short write goes on where it stopped."""
         if len(buffers) <= VECTOR_LIMIT:
             done = os.writev(descriptor, buffers) if len(buffers) > 1 else os.write(descriptor, buffers[0])
@@ -61,7 +61,7 @@ class Disk:
         for start in range(0, len(buffers), VECTOR_LIMIT):
             self.write(descriptor, buffers[start : start + VECTOR_LIMIT])
 
-    def _write_rest(self, descriptor: int, buffers: Sequence[bytes], done: int) -> None:
+    def _write_rest(self, descriptor: int, buffers: Sequence[bytes | memoryview], done: int) -> None:
         rest = memoryview(b"".join(buffers))[done:]
         while rest:
             done = os.write(descriptor, rest)

@@ -208,6 +208,7 @@ from recorder.layout import encode_block_header as encode_block_header
 from recorder.layout import encode_header as encode_header
 from recorder.layout import encode_trailer as encode_trailer
 from recorder.layout import is_shallow as is_shallow
+from recorder.layout import looks_dense as looks_dense
 from recorder.layout import restore as restore
 from recorder.layout import store as store
 

@@ -48,7 +48,7 @@ def header_hash(header: bytes) -> bytes:
     return sha256(b"\x03" + header).digest()
 
 
-def leaf_hash(block_header: bytes, stored: bytes) -> bytes:
+def leaf_hash(block_header: bytes, stored: bytes | memoryview) -> bytes:
     """The leaf of a block."""
     if len(stored) < 4096:
         return sha256(b"\x00" + block_header + stored).digest()

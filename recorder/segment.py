@@ -29,6 +29,7 @@ from recorder.format import (
     encode_header,
     encode_trailer,
     fields,
+    looks_dense,
     store,
     verdict_word,
 )
@@ -41,6 +42,11 @@ from recorder.walformat import TRACKS, encode_open
 UNDECIDED_LIMIT: Final = 4096
 # Below this a block is joined for one write; above, the copy costs as much as it saves. Measured: 0.4 us a block.
 JOIN_BELOW_BYTES: Final = 4096
+
+# Bulk that did not compress (what is encrypted or packed already) is tried again only when a sample of it says so, or
+# after so many blocks. Measured: 0.1 s of 1.2 s a GB in blocks of 256 KiB, 0.4 s of 1.7 in those of 32 KiB.
+SAMPLED_FROM_BYTES: Final = 16 * 1024
+DENSE_LIMIT: Final = 32
 
 TAG_BYTES: Final = 16  # of AES-256-GCM
 
@@ -160,6 +166,7 @@ class SegmentWriter:
         self._disk = disk
         self._wal = wal
         self._cipher = cipher
+        self._dense = 0  # blocks since one that did not compress, which are like it
         self._on_fail = on_fail
         self.h0 = self._chain = header_hash(raw)
         self._tree = Tree()
@@ -199,7 +206,7 @@ class SegmentWriter:
         return batch
 
     def _block(self, kind: int, raw: bytes | memoryview, t0_ns: int, n_records: int = 0, full: bool = True) -> int:
-        flags, stored = store(raw)
+        flags, stored = self._stored(raw, full)
         first = self.next_record
         size = len(stored)
         if self._cipher is not None and kind in _SECRET:
@@ -222,11 +229,22 @@ class SegmentWriter:
         self.blocks += 1
         self.next_record = first + n_records
         if full:
-            self.batch = self._wal.add(self, head, stored)
+            self.batch = self._wal.add(self, head, bytes(stored))
         else:
             self._wal.pin(self, head, leaf)
         self.head = (self.blocks, chain)
         return self.batch
+
+    def _stored(self, raw: bytes | memoryview, full: bool) -> tuple[int, bytes | memoryview]:
+        """Flags and stored payload; a view of raw itself where nobody keeps it: full says that the log does."""
+        if len(raw) < SAMPLED_FROM_BYTES:
+            return store(raw)
+        if 0 < self._dense < DENSE_LIMIT and looks_dense(raw):
+            self._dense += 1
+            return 0, bytes(raw) if full else raw
+        flags, stored = store(raw)
+        self._dense = 0 if flags else 1
+        return flags, stored
 
     def finish(self, status: str, reason: str, key: SealKey) -> None:
         """Write the indexes, the seal and the trailer. The file stays open, to be synced."""

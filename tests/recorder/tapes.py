@@ -77,7 +77,7 @@ class FaultyDisk(Disk):
         self.open_descriptors.add(descriptor)
         return descriptor
 
-    def write(self, descriptor: int, buffers: Sequence[bytes]) -> None:
+    def write(self, descriptor: int, buffers: Sequence[bytes | memoryview]) -> None:
         if self._count("write"):
             data = b"".join(buffers)
             os.write(descriptor, data[: len(data) // 2])
