@@ -204,7 +204,8 @@ class FlowTranscript(Transcript):
         self.count += 1
         label = f"Q{self.count}"
         view = self._view(number) if number is not None else None
-        if view is not None and opens(view.flow, said):
+        # What was looked up knows its command before it comes.
+        if view is not None and (view.flow.n == record.n or opens(view.flow, said)):
             view.flow.opened_by(record, said)
             view.label, view.allowed_ns = label, record.t_ns
         style = _style(verb)
