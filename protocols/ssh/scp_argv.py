@@ -113,7 +113,8 @@ def _words(argv: str) -> list[_Word]:
             start, begun = at, True
         quoted, at_next = _unit(argv, at)
         if quoted is None or (char == "#" and at == start):  # a comment
-            return [*words, _Word(tuple((each, True) for each in argv[start:]), opaque=True)]
+            rest = argv[start:].replace("'", "").replace('"', "")
+            return [*words, _Word(tuple((each, True) for each in rest), opaque=True)]
         chars += quoted
         at = at_next
     return [*words, _Word(tuple(chars))] if begun else words

@@ -33,7 +33,7 @@ from proxy.core.errors import Refused
 from proxy.core.events import Result
 from proxy.core.session import Permit
 
-OUTSTANDING_LIMIT: Final = 4096  # OpenSSH's clients keep 64 under way, paramiko's prefetch hundreds: ours
+OUTSTANDING_LIMIT: Final = 4096  # OpenSSH's clients keep 64 under way, paramiko's hundreds; more wait: ours
 HANDLES_LIMIT: Final = 4096  # sftp-server has as many as it may open files, 1,024 by default: ours
 AHEAD_LIMIT: Final = 16 * 1024 * 1024  # of requests that wait: 64 of 256 KiB (sftp -B with its default -R): ours
 

@@ -233,13 +233,11 @@ class Cutter:
             self._at = to
 
     def _need(self, buffer: bytes | bytearray, at: int, have: int) -> tuple[int, int]:
-        if have < 5:
-            return 5, 5
-        total = U32.unpack_from(buffer, at)[0] + 4
-        if not 5 <= total <= PACKET_LIMIT:
+        if have < U32.size:
+            return U32.size, U32.size
+        total = U32.unpack_from(buffer, at)[0] + U32.size
+        if not IDENTIFIED.size <= total <= PACKET_LIMIT:  # the shortest is INIT
             raise Malformed(f"a packet of {total} bytes")
-        if total < IDENTIFIED.size:
-            raise Malformed("a packet without an id")
         if have < IDENTIFIED.size:
             return IDENTIFIED.size, total
         head = self._head(buffer, at, have, total)
