@@ -187,6 +187,7 @@ class Adapted(SSHConnection, Heir):
             self.inbox_bytes = size
             self._auth_final = True  # as asyncssh does at the first message after a login
             self._wake_reader()
+            self._rekey_if_due()
         if packet is None:
             return False
         self._start = end
@@ -256,13 +257,17 @@ class Adapted(SSHConnection, Heir):
         """Send framed messages, or keep them until the running key exchange is over. Raises ConnectionError."""
         if self._transport is None:
             raise ConnectionError("the connection is closed")
-        if self._kex_complete and self._rekey_bytes_sent >= self._rekey_bytes:
-            self._send_kexinit()
-            self._kexinit_sent = True
+        self._rekey_if_due()
         if self._kex_complete and not self._outbox:
             self._seal(frames)
         else:
             self._outbox.append(frames)
+
+    def _rekey_if_due(self) -> None:
+        """Begin a key exchange once the key has been used for long, as asyncssh does at its own packets."""
+        if self._kex_complete and self._rekey_bytes_sent >= self._rekey_bytes:
+            self._send_kexinit()
+            self._kexinit_sent = True
 
     @property
     def congested(self) -> bool:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, Protocol
 
+from asyncssh.misc import DisconnectError
+
 from protocols.ssh.adapt import Adapted
 from protocols.ssh.pipe import ChannelPipe as ChannelPipe
 from protocols.ssh.user_side import HostKey as HostKey
@@ -104,7 +106,10 @@ class Leg:
     def _mapped(self, failure: Exception) -> PeerError:
         if isinstance(failure, OSError):
             return self._error(f"the {self._side}'s connection failed")
-        return self._error(clean(str(failure)), str(getattr(failure, "code", "")))
+        if isinstance(failure, DisconnectError):
+            return self._error(clean(failure.reason), str(failure.code))
+        # A parser stumbled over the peer's bytes: its words are for a log (the cause), and the fault is the peer's.
+        return self._error(f"the {self._side} sent what is not SSH")
 
 
 class UserLeg(Leg):
