@@ -174,17 +174,10 @@ def _target(
     encrypt_to: tuple[Recipient, ...],
     original_to: tuple[Recipient, ...],
 ) -> Target:
-    settings: dict[str, object] = {
-        name: value
-        for name in ("sslmode", "sslnegotiation", "channel_binding", "hostaddr", "require_auth")
-        if (value := getattr(section, name))
-    }
-    for name in ("sslrootcert", "sslcert", "sslkey"):
-        path = getattr(section, name)
-        if path is not None:
-            settings[name] = str(loaded.resolve(path))
     if section.ssh is not None:
-        settings |= settings_of(loaded, section.ssh, section.credential.user)
+        settings = settings_of(loaded, section.ssh, section.credential.user)
+    else:
+        settings = _libpq_settings(loaded, section)
     settings["connect_timeout_seconds"] = section.connect_timeout
     if section.limits.max_connections is not None:
         settings["max_connections"] = section.limits.max_connections
@@ -203,6 +196,19 @@ def _target(
     if protocol.check is not None:
         protocol.check(target)
     return target
+
+
+def _libpq_settings(loaded: Loaded, section: TargetSection) -> dict[str, object]:
+    settings: dict[str, object] = {
+        name: value
+        for name in ("sslmode", "sslnegotiation", "channel_binding", "hostaddr", "require_auth")
+        if (value := getattr(section, name))
+    }
+    for name in ("sslrootcert", "sslcert", "sslkey"):
+        path = getattr(section, name)
+        if path is not None:
+            settings[name] = str(loaded.resolve(path))
+    return settings
 
 
 def _issuer(loaded: Loaded, section: IssuerSection) -> Issuer:

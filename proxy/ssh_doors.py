@@ -95,8 +95,9 @@ def door_of(loaded: Loaded, listener: Listener) -> SshDoor:
     keys = host_keys(loaded, section) or (_host_key(files.host_key),)
     authority = files.host_ca(loaded.resolve(section.host_ca) if section.host_ca is not None else None)
     given = tuple(one.line for one in host_certificates(loaded, section, keys))
+    if not given:
+        authority.sign_host(keys[0].public, names_of(section))  # an error of the start, not of the first user
     certificates = HostCertificates(authority, tuple(key.public for key in keys), names_of(section), given)
-    certificates("")  # what cannot be certified is an error of the start, not of the first user
     methods: tuple[str, ...] = tuple(section.login)
     return SshDoor(tuple(key.private for key in keys), certificates, section.banner, methods)
 

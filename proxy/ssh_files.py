@@ -42,6 +42,7 @@ def settings_of(loaded: Loaded, section: TargetSsh, login: str) -> dict[str, obj
         "record_contents": section.record_contents,
         "hold_when_unsure": section.hold_when_unsure,
         "rekey": section.rekey,
+        **({"host_key_alias": section.host_key_alias} if section.host_key_alias else {}),
     }
 
 

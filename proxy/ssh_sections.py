@@ -5,6 +5,7 @@ What a target's ``ssh:`` says reaches protocols/ssh as Target.settings, under th
 - "login" (str): the login where the user asks for none: credential.user; Target.database is the same.
 - "known_hosts", "host_keys", "host_ca" (tuples of str): lines of a known_hosts file; public keys that the target may
   show; public keys of authorities that certify it. At least one of them holds something.
+- "host_key_alias" (str, where it is given): the name that these lines and certificates have it under.
 - "exec_only", "hold_when_unsure" (bool); "env", "logins", "record_contents" (tuples of globs, as fnmatch has them).
 - "rekey" (int): bytes after which keys are exchanged anew.
 - "connect_timeout_seconds" (float), "max_connections" (int, where it is limited): as for every protocol.
@@ -14,6 +15,7 @@ A listener's ``ssh:`` becomes an SshDoor (proxy/core/doors.py), made by proxy/ss
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 SSH: Final = "ssh"  # the protocol's name
 DEFAULT_ENV: Final = ("LANG", "LC_*", "TERM", "COLORTERM", "GATECAST_*")
 BANNER_LIMIT: Final = 8192  # a screenful of text; every client prints it
-REKEY_MIN: Final = 1 << 20  # below this, most of the work would be key exchanges
+REKEY_MIN: Final = 1 << 16  # below this, most of the work would be key exchanges
 REKEY_LIMIT: Final = 1 << 36  # RFC 4344 3.2: 2^32 blocks of 16 bytes
 CERTIFICATE_LIMIT_SECONDS: Final = 7 * 86_400.0  # beyond a week it is a key: gatecast ssh key add
 
@@ -76,6 +78,13 @@ class ListenerSsh(Section):
     banner: Annotated[str, Field(max_length=BANNER_LIMIT)] = ""
     """Text that users see before they log in."""
 
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name in self.names:
+            if not re.fullmatch(r"[^\s,*?]{1,255}", name):
+                raise ValueError("names are those of hosts, without wildcards")
+        return self
+
 
 class TargetSsh(Section):
     """What only targets of SSH have. One of known_hosts, host_keys and host_ca is needed: no host is taken on trust."""
@@ -86,6 +95,8 @@ class TargetSsh(Section):
     """Public keys of the target: ssh-ed25519 AAAA..."""
     host_ca: Words = ()
     """Authorities that certify the target: public keys, or files with one a line."""
+    host_key_alias: str = ""
+    """The name that stands in known_hosts and in certificates, where it is not the target's host."""
     exec_only: bool = False
     """Refuse shells: what is typed on a terminal can only be reconstructed, what is executed is known exactly."""
     env: Words = DEFAULT_ENV

@@ -131,6 +131,110 @@ def test_a_password_is_no_verifier(tmp_path: Path) -> None:
     assert "CANARY" not in found[0]
 
 
+SSH = """\
+listeners:
+  - name: ssh
+    protocol: ssh
+    address: '*:2222'
+targets:
+  - name: web
+    protocol: ssh
+    host: web.internal
+    credential: {user: deploy, key_file: id_ed25519}
+    ssh: {known_hosts: known_hosts}
+rules_file: rules.yaml
+"""
+
+
+def ssh_problems(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "gatecast.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigErrors) as caught:
+        load_config(path, frozenset({"postgres", "ssh"}))
+    return [problem.removeprefix(f"{path}:") for problem in caught.value.problems]
+
+
+def test_ssh_needs_no_certificate_of_tls(tmp_path: Path) -> None:
+    path = tmp_path / "gatecast.yaml"
+    path.write_text(SSH)
+    config = load_config(path, frozenset({"ssh"})).config
+    target = config.targets[0]
+    assert config.listeners[0].ssh is None
+    assert target.ssh is not None
+    assert target.ssh.env == ("LANG", "LC_*", "TERM", "COLORTERM", "GATECAST_*")
+    assert (target.ssh.rekey, target.ssh.exec_only, target.ssh.logins) == (1 << 30, False, ())
+    assert target.credential.key_file == Path("id_ed25519")
+    assert config.identity.ssh.certificate_max == 12 * 3600
+
+
+def test_authorities_of_others_are_files_or_more(tmp_path: Path) -> None:
+    path = tmp_path / "gatecast.yaml"
+    more = "    ssh: {user_cas: [a.pub, {file: b.pub, subject: principal, groups: ops}], login: [publickey]}\ntargets:"
+    path.write_text(SSH.replace("targets:", more, 1))
+    section = load_config(path, frozenset({"ssh"})).config.listeners[0].ssh
+    assert section is not None
+    assert [(str(one.file), one.subject, one.groups) for one in section.user_cas] == [
+        ("a.pub", "key_id", ()),
+        ("b.pub", "principal", ("ops",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("    ssh: {known_hosts: known_hosts}\n", "", "6: targets[0]: needs ssh: {known_hosts, host_keys or host_ca}"),
+        (
+            "{known_hosts: known_hosts}",
+            "{exec_only: true}",
+            "10: targets[0].ssh: say how the target's host key is known",
+        ),
+        ("{known_hosts: known_hosts}", "{known_host: x}", "10: targets[0].ssh.known_host: unknown key; did you mean"),
+        ("known_hosts: known", "rekey: 1KiB, known_hosts: known", "10: targets[0].ssh.rekey: should be greater"),
+        ("    ssh:", "    sslmode: require\n    ssh:", "10: targets[0].sslmode: means nothing to protocol ssh"),
+        ("    ssh:", "    database: x\n    ssh:", "10: targets[0].database: means nothing to protocol ssh"),
+        (
+            "    host:",
+            "    conninfo: sslmode=require\n    host:",
+            "8: targets[0].conninfo: means nothing to protocol ssh",
+        ),
+        ("    address", "    plain: true\n    address", "4: listeners[0].plain: means nothing to protocol ssh: it enc"),
+        ("    address", "    login: token\n    address", "4: listeners[0].login: means nothing to protocol ssh; ssh:"),
+        (
+            "    address",
+            "    tls: {cert: a, key: b}\n    address",
+            "4: listeners[0].tls: means nothing to protocol ssh",
+        ),
+        ("    address", "    ssh: {login: []}\n    address", "4: listeners[0].ssh.login: "),
+        ("    address", "    ssh: {login: [hostbased]}\n    address", "4: listeners[0].ssh.login[0]: should be 'publ"),
+        ("    address", "    ssh: {user_cas: [{fil: x}]}\n    address", "4: listeners[0].ssh.user_cas[0].fil: unknown"),
+        ("key_file: id_ed25519", "passphrase_env: X", "9: targets[0].credential: passphrase_env goes with key_file"),
+        ("key_file: id_ed25519", "certificate_file: x", "9: targets[0].credential: certificate_file goes with"),
+        ("key_file: id", "passphrase_env: A, passphrase_file: b, key_file: id", "9: targets[0].credential: give pass"),
+        (
+            "protocol: ssh\n    host",
+            "protocol: postgres\n    host",
+            "10: targets[0].ssh: means nothing to protocol pos",
+        ),
+        ("protocol: ssh\n    host", "protocol: postgres\n    host", "9: targets[0].credential.key_file: means nothing"),
+        (
+            "rules_file",
+            "identity: {ssh: {certificate_max: 8d}}\nrules_file",
+            "11: identity.ssh.certificate_max: should",
+        ),
+        ("rules_file", "identity: {ssh: {certificate_max: 59s}}\nrules_file", "11: identity.ssh.certificate_max: shou"),
+    ],
+)
+def test_an_error_of_ssh_names_its_line(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    assert old in SSH
+    found = ssh_problems(tmp_path, SSH.replace(old, new, 1))
+    assert any(line.startswith(problem) for line in found), found
+
+
+def test_ssh_means_nothing_to_a_listener_of_postgres(tmp_path: Path) -> None:
+    text = GOOD.replace("    plain: true", "    plain: true\n    ssh: {banner: hello}")
+    assert problems(tmp_path, text) == ["6: listeners[0].ssh: means nothing to protocol postgres"]
+
+
 @pytest.mark.parametrize(
     ("text", "place"),
     [
@@ -223,3 +327,6 @@ def test_the_schema_describes_every_key() -> None:
     listener = schema["$defs"]["Listener"]["properties"]
     assert set(listener) == {"name", "protocol", "address", "tls", "plain", "login", "ssh"}
     assert "JWT" in listener["login"]["description"]
+    authorities = schema["$defs"]["ListenerSsh"]["properties"]["user_cas"]
+    assert {"type": "string"} in authorities["items"]["anyOf"], "a file's path will do"
+    assert "known_hosts" in schema["$defs"]["TargetSsh"]["properties"]
