@@ -44,7 +44,7 @@ class Cues:
         self._rest = b""
 
     def split(self, data: bytes) -> Iterator[tuple[bytes, tuple[Cue, ...]]]:
-        """Yield the output in pieces, each with the cues behind it. The mark B stays in the text: it has a place."""
+        """Yield the output in pieces, each with the cues that it ends with."""
         if self._rest:
             data = self._rest + data
             self._rest = b""
@@ -60,7 +60,7 @@ class Cues:
             for found in _CUE.finditer(data):
                 cues = _read(found)
                 if cues:
-                    yield data[position : found.start()], cues
+                    yield data[position : found.end()], cues
                     position = found.end()
         if position < len(data):
             yield (data[position:] if position else data), ()

@@ -24,6 +24,7 @@ from protocols.ssh.screen import Screen
 from protocols.ssh.typed import Typed
 
 BACKLOG_LIMIT: Final = 64 * 1024
+SHOWN_LIMIT: Final = 256 * 1024  # of a line of 500 keys that redraw 500 bytes each, as fish does
 KEPT_BYTES: Final = 16 * 1024  # a line of 100 rows and its redraws; more than anybody reads before approving
 MODEL_ROWS: Final = 120  # a line of 9,600 characters on 80 columns
 PROMPTS_LIMIT: Final = 8  # a primary and a continuation prompt in each of some nested shells
@@ -31,6 +32,7 @@ PROMPTS_LIMIT: Final = 8  # a primary and a continuation prompt in each of some 
 _SEARCH: Final = re.compile(
     r"^(?:\((?:failed )?(?:reverse-)?i-search\)`(?P<bash>.*?)': |(?:failing )?(?:bck|fwd)-i-search: )"
 )
+_FISH_SEARCH: Final = re.compile(r"\nsearch: [^\n]*\Z")
 _GENERIC: Final = re.compile(r"^.{0,200}?[$#%>❯»] ")  # noqa: RUF001
 _SECRET: Final = re.compile(
     r"(?i)(pass(word|phrase|code|wort)|\bpwd\b|\bpin\b|secret|token|verification|one-time|\botp\b|mot de passe"
@@ -39,24 +41,32 @@ _SECRET: Final = re.compile(
 
 
 class Backlog:
-    """A screen that is fed only when it is looked at."""
+    """A screen that is fed only when it is looked at, and no more than SHOWN_LIMIT bytes a line otherwise."""
 
     def __init__(self, columns: int, rows: int) -> None:
         self.columns, self.rows = columns, rows
         self._bytes = bytearray()
         self._screen: Screen | None = None
+        self._shown = 0
         self.clipped = False  # something was left out: the model may be wrong
 
-    def add(self, data: bytes) -> None:
-        """Take output."""
+    def add(self, data: bytes, edited: bool = False) -> None:
+        """Take output. edited: it may all belong to a line that somebody is typing."""
         self._bytes += data if len(data) <= BACKLOG_LIMIT else data[-KEPT_BYTES:]
-        if len(self._bytes) > BACKLOG_LIMIT or len(data) > BACKLOG_LIMIT:
-            del self._bytes[:-KEPT_BYTES]
+        if len(data) > BACKLOG_LIMIT:
             self.clipped = True
+        if len(self._bytes) > BACKLOG_LIMIT:
+            if edited and self._shown < SHOWN_LIMIT:
+                self._shown += len(self._bytes)
+                self.look()
+            else:
+                del self._bytes[:-KEPT_BYTES]
+                self.clipped = True
 
     def restart(self, data: bytes = b"") -> None:
         """Begin at the start of a row, with data."""
         self._screen = None
+        self._shown = 0
         self.clipped = len(data) > KEPT_BYTES
         self._bytes = bytearray(data[-KEPT_BYTES:])
 
@@ -74,7 +84,7 @@ class Backlog:
             data = bytes(self._bytes)
             self._bytes.clear()
             try:
-                self._screen.feed(data)
+                self.clipped = not self._screen.feed(data) or self.clipped
             except Exception:  # fails closed: without a model the line is a guess from the keys
                 self._screen = Screen(self.columns, self.rows)
                 self.clipped = True
@@ -125,7 +135,7 @@ class Line:
             if start >= 0:
                 self._backlog.restart(data[start + 1 :])
                 return
-        self._backlog.add(data)
+        self._backlog.add(data, edited=bool(self.keys.keys))
 
     def _taken(self) -> None:
         """What was submitted is gone from the line: a line break or a cue has shown it."""
@@ -150,7 +160,6 @@ class Line:
         self.cues = self.editing = True
         self._end = self._prompt = None
         self._ahead = bool(self.keys.keys)
-        self.keys.forget_answer()
         self.secret = False
 
     def run_begins(self) -> None:
@@ -178,28 +187,34 @@ class Line:
         """Before the first key of a line goes out: the prompt ends at the cursor."""
         if self._end is not None or self._ahead or self._prefilled or self.keys.keys or self._before is not None:
             return
-        screen = self._backlog.look()
-        y, x = (screen.y, screen.x) if screen.mark is None or not self.editing else screen.mark
-        self._end = (y + screen.scrolled, x)
-        self._learn(screen, y, x)
-        self.secret = not self.editing and bool(_SECRET.search(screen.text(y, 0, x).rstrip() or screen.text(y - 1)))
+        try:
+            screen = self._backlog.look()
+            y, x = (screen.y, screen.x) if screen.mark is None or not self.editing else screen.mark
+            self._end = (y + screen.scrolled, x)
+            self._learn(screen, y, x)
+            self.secret = not self.editing and bool(_SECRET.search(screen.text(y, 0, x).rstrip() or screen.text(y - 1)))
+        except Exception:  # fails closed: nothing is known of the prompt, and the keys are taped
+            self._end = self._prompt = None
 
     def submitted(self, key: bytes, to_shell: bool, hidden: bool = False) -> None:
-        """The line has been submitted. hidden: what was typed is forgotten at once."""
+        """The line has been submitted. hidden: what was typed is forgotten at once, as no echo will show its end."""
         if hidden:
             self.keys = Typed()
-        self._leave(handed_over=to_shell and self.editing)
-        self._prefill = key == b"\x0f"
+        self._leave(handed_over=to_shell and self.editing, prefill=key == b"\x0f")
 
     def cancelled(self) -> None:
         """The line was thrown away with Ctrl-C."""
-        self._leave(handed_over=False)
-        self._prefill = False
+        self._leave(handed_over=False, prefill=False)
 
-    def _leave(self, handed_over: bool) -> None:
-        if self._before is None or not _weighs(self._before):
-            self._before = self.keys
+    def _leave(self, handed_over: bool, prefill: bool) -> None:
+        self._prefill = prefill
         self._handed_over = handed_over
+        if self._before is None and not _weighs(self.keys):
+            self._prefilled = prefill
+            self._end = self._prompt = None
+            self._ahead = self.secret = False
+        elif self._before is None or not _weighs(self._before):
+            self._before = self.keys
         self.keys = Typed()
 
     def inherit(self, keys: Typed) -> None:
@@ -213,8 +228,10 @@ class Line:
 
     def _learn(self, screen: Screen, y: int, x: int) -> None:
         self._prompt = screen.text(y, 0, x)
+        if self.running:
+            return
         self._right = screen.text(y, x).strip()
-        if self._prompt.strip() and not self.running:
+        if self._prompt.strip():
             self._prompts = [*(each for each in self._prompts if each != self._prompt), self._prompt][-PROMPTS_LIMIT:]
 
     # -- reading --------------------------------------------------------------------------------------
@@ -237,17 +254,24 @@ class Line:
     @property
     def veiled(self) -> bool:
         """Whether it is typed at a prompt for a password, and nothing of it was echoed."""
-        return self.secret and not self.keys.echoed
+        return self.secret and not self.keys.shows_up(1)
 
     def drawn(self) -> list[str]:
         """The rows from the prompt on as they are drawn, so that they can be drawn once more."""
-        screen = self._backlog.look()
-        top = screen.y if self._end is None else self._end[0] - screen.scrolled
-        return [screen.text(y).rstrip(" ") for y in range(max(0, top), screen.y)] + [screen.text(screen.y, 0, screen.x)]
+        try:
+            screen = self._backlog.look()
+            top = screen.y if self._end is None else self._end[0] - screen.scrolled
+            rows = [screen.text(y).rstrip(" ") for y in range(max(0, top), screen.y)]
+            return [*rows, screen.text(screen.y, 0, screen.x)]
+        except Exception:  # it is only for the eye
+            return [""]
 
-    def shows_prompt(self, row: str) -> bool:
-        """Whether a row begins with a shell's prompt that was seen before."""
-        return any(row.startswith(prompt) for prompt in self._prompts)
+    def behind_prompt(self, row: str) -> str | None:
+        """What stands in a row behind a shell's prompt that was seen before; None: it shows none."""
+        for prompt in self._prompts[::-1]:
+            if row.startswith(prompt):
+                return row[len(prompt) :]
+        return None
 
     def read(self) -> Reading:
         """Tell what the line is, by all that is known at this moment."""
@@ -283,7 +307,9 @@ class Line:
                 return self._text(screen, y, search.end()), "search"
         start = self._start(screen)
         if start is not None:
-            return self._text(screen, *start), "screen"
+            text = self._text(screen, *start)
+            found = _FISH_SEARCH.search(text)
+            return (text, "screen") if found is None else (text[: found.start()], "search")
         generic = _GENERIC.match(screen.text(here))
         return self._text(screen, here, generic.end() if generic else 0), "guess"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from protocols.ssh.keys import KeyKind
 from protocols.ssh.lines import Backlog
-from protocols.ssh.reading import UNREADABLE, Reading, judge
+from protocols.ssh.reading import Reading, judge
 from protocols.ssh.typed import Typed
 
 
@@ -38,21 +38,20 @@ class Pane:
 
     def row(self) -> str:
         """The cursor's row."""
-        screen = self._backlog.look()
-        return screen.text(screen.y)
+        try:
+            screen = self._backlog.look()
+            return screen.text(screen.y)
+        except Exception:  # fails closed: no row is no known prompt, and read() has the keys
+            return ""
 
     @property
     def keys(self) -> Typed:
         """What was typed."""
         return self._keys
 
-    def read(self) -> Reading:
-        """The cursor's row; what was typed plainly stands beside it if it is not part of it."""
-        try:
-            row = self.row().strip()
-            typed = self._keys.text.strip()
-            if not self._keys.keys or (self._keys.plain and typed and typed in row):
-                return Reading(row, "app", empty=not row)
-            return judge(self._keys, row, "app", False, plain=self._keys.plain, ahead=False, secret=False)
-        except Exception:  # fails closed: the keys alone tell
-            return Reading(self._keys.text.strip() or UNREADABLE, "app", opaque=True)
+    def read(self, row: str) -> Reading:
+        """Tell what the line is; row: the cursor's, without a prompt that is known. Plain typing stands beside it."""
+        shown = row.strip()
+        if not self._keys.keys:
+            return Reading(shown, "app", empty=not shown)
+        return judge(self._keys, shown, "app", False, plain=self._keys.plain, ahead=False, secret=False)

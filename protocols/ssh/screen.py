@@ -24,6 +24,8 @@ COLUMNS_LIMIT: Final = 1000  # the widest terminals seen are around 500
 ROWS_LIMIT: Final = 300
 SEQUENCE_LIMIT: Final = 4096  # xterm takes longer strings, but none of them says anything about the line
 COMBINING_LIMIT: Final = 8  # Unicode's stream-safe format allows 30; no keyboard makes more than a few
+WORK_LIMIT: Final = 4_000_000  # cells that one feed() may make, clear or move: some 20 ms
+_ROW_WORK: Final = 200  # what a row costs beside its cells
 _PARAMETER_LIMIT: Final = 9999
 
 _TOKEN: Final = re.compile(
@@ -87,10 +89,11 @@ class Screen:
         self.height = _within(rows, 1, ROWS_LIMIT)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._rest = ""
+        self._work = 0
         self._reset()
 
     def _reset(self) -> None:
-        self.rows = [Row(self.columns)]
+        self.rows = [self._blank()]
         self.x = self.y = 0
         self.mark: tuple[int, int] | None = None  # (row, column) of the last OSC 133;B
         self.scrolled = 0  # rows that have left at the top
@@ -141,18 +144,21 @@ class Screen:
         self._region = None
         self._place(self.y, self.x)
 
-    def feed(self, data: bytes) -> None:
-        """Show data, in any pieces."""
+    def feed(self, data: bytes) -> bool:
+        """Show data, in any pieces; returns False if it was more work than WORK_LIMIT, and the rest is left out."""
+        self._work = 0
         text = self._rest + self._decoder.decode(data)
         self._rest = ""
         position = 0
         while position < len(text):
+            if self._work > WORK_LIMIT:
+                return False
             found = _TOKEN.match(text, position)
             if found is None:
                 # An escape sequence that is not whole (or never was one).
                 if _PARTIAL.match(text, position):
                     self._rest = text[position:]
-                    return
+                    return True
                 position += 1
                 continue
             position = found.end()
@@ -168,6 +174,7 @@ class Screen:
                         self.mark = (self.y, self.x)
                 case "escape":
                     self._escape(found["escape"])
+        return True
 
     def _print(self, text: str) -> None:
         if not self._insert and self._wrap and _NARROW.match(text):
@@ -208,6 +215,10 @@ class Screen:
         row.grey[self.x : self.x + width] = (b"\x01" if self._grey else b"\x00") * width
         self._advance(width)
 
+    def _blank(self) -> Row:
+        self._work += self.columns + _ROW_WORK
+        return Row(self.columns)
+
     def _advance(self, width: int) -> None:
         self.x += width
         self._margin = self.x >= self.columns
@@ -235,7 +246,7 @@ class Screen:
         self.x = _within(x, 0, self.columns - 1)
         self.y = _within(y, 0, self.height - 1)
         while len(self.rows) <= self.y:
-            self.rows.append(Row(self.columns))
+            self.rows.append(self._blank())
 
     def _edges(self) -> tuple[int, int]:
         return self._region or (0, self.height - 1)
@@ -248,12 +259,12 @@ class Screen:
             else:
                 self._drop_top()
                 if bottom < self.height - 1:
-                    self.rows.insert(min(bottom, len(self.rows)), Row(self.columns))
+                    self.rows.insert(min(bottom, len(self.rows)), self._blank())
                 self.y = bottom
         elif self.y < self.height - 1:
             self.y += 1
         while len(self.rows) <= self.y:
-            self.rows.append(Row(self.columns))
+            self.rows.append(self._blank())
 
     def _drop_top(self) -> None:
         del self.rows[0]
@@ -265,11 +276,11 @@ class Screen:
     def _scroll(self, top: int, bottom: int, count: int) -> None:
         """Move the rows of a region up (negative: down) and leave blank ones."""
         while len(self.rows) <= bottom:
-            self.rows.append(Row(self.columns))
+            self.rows.append(self._blank())
         for _ in range(min(abs(count), bottom - top + 1)):
             gone, new = (top, bottom) if count > 0 else (bottom, top)
             del self.rows[gone]
-            self.rows.insert(new, Row(self.columns))
+            self.rows.insert(new, self._blank())
 
     def _control(self, char: str) -> None:
         match char:
@@ -314,6 +325,7 @@ class Screen:
         if final == "m":
             self._colour(numbers)
             return
+        self._work += self.columns
         action = _ACTIONS.get(final)
         if action is not None:
             action(self, numbers[0], numbers[1] if len(numbers) > 1 else 0)
@@ -346,9 +358,9 @@ class Screen:
             del self.rows[self.y + 1 :]
         elif first == 1:
             row.clear(0, self.x + 1)
-            self.rows[: self.y] = [Row(self.columns) for _ in range(self.y)]
+            self.rows[: self.y] = [self._blank() for _ in range(self.y)]
         elif first == 2:
-            self.rows = [Row(self.columns) for _ in range(self.y + 1)]
+            self.rows = [self._blank() for _ in range(self.y + 1)]
 
     def _erase_line(self, first: int, _: int) -> None:
         row = self.rows[self.y]
@@ -357,8 +369,7 @@ class Screen:
             row.wrapped = False
 
     def _repeat(self, first: int, _: int) -> None:
-        for _index in range(min(max(first, 1), self.columns * 4)):
-            self._print_one(self._last)
+        self._print(self._last * min(max(first, 1), self.columns))
 
     def _lines(self, count: int) -> None:
         top, bottom = self._edges()

@@ -41,6 +41,7 @@ from protocols.ssh.lines import Line
 from protocols.ssh.pane import Pane
 from protocols.ssh.reading import Reading
 from protocols.ssh.screen import COLUMNS_LIMIT, ROWS_LIMIT
+from protocols.ssh.wording import refusal_text
 from proxy.core.errors import Refused
 from proxy.core.events import Command, Result
 from proxy.core.gate import ShellReader
@@ -104,7 +105,7 @@ class Terminal:
         self._out_bytes = 0
         self._outer: _Run | None = None  # run by the shell
         self._inner: _Run | None = None  # typed into what it runs
-        self._status = ""
+        self._tells_status = False  # this shell marks how its commands end
 
     # -- the user -------------------------------------------------------------------------------------
 
@@ -156,7 +157,7 @@ class Terminal:
     def _submit(self, key: bytes, rest: bytes, now: float) -> list[Step] | None:
         """Withhold the key, or return None: it passes with the rest behind it."""
         if self._pane is not None:
-            if not self._settings.hold_when_unsure and not self._line.shows_prompt(self._pane.row()):
+            if not self._settings.hold_when_unsure and self._line.behind_prompt(self._pane.row()) is None:
                 self._pane.submitted()
                 return None
         elif self._line.untouched and self._line.read().empty:
@@ -214,7 +215,12 @@ class Terminal:
 
     def _read(self, now: float) -> list[Step]:
         """Read the line and ask for it."""
-        reading = self._line.read() if self._pane is None else self._pane.read()
+        if self._pane is None:
+            reading = self._line.read()
+        else:
+            row = self._pane.row()
+            behind = self._line.behind_prompt(row)
+            reading = self._pane.read(row if behind is None else behind)
         key, self._key = self._key, b""
         if reading.empty:
             if self._pane is not None:
@@ -227,7 +233,7 @@ class Terminal:
         if self._inner is not None:
             steps.append(self._done(self._inner))
             self._inner = None
-        if self._outer is not None and reading.how != "app" and not self._line.cues:
+        if self._outer is not None and self._pane is None and not self._line.running:
             steps.append(self._done(self._outer))
             self._outer = None
         self._ask = Ask(self._command(reading), key)
@@ -289,12 +295,12 @@ class Terminal:
         self._ask = None
         self._queue = b""  # what stood behind a refused line was typed in the belief that it ran
         self._last_in = now
-        text = "withdrawn" if refused.withdrawn else f'denied by rule "{refused.deny.rule}": {refused.deny.reason}'
+        text = refusal_text(refused)
         if self._pane is not None:
             self._pane_submitted()
-            return [ToUser(self._status_line(f"gatecast: {text}"), by_gate=True)]
+            return [ToUser(self._status_line(text), by_gate=True)]
         line = self._line
-        told = b"\r\n" + _one_line(f"gatecast: {text}") + b"\r\n"
+        told = b"\r\n" + _one_line(text) + b"\r\n"
         if line.running:
             # The program takes its line back itself; what it then erases has to stand where it believes it to.
             again = "\r\n".join(line.drawn()).encode()
@@ -337,7 +343,7 @@ class Terminal:
         match cue.kind:
             case "alternate-on":
                 # Not while a line is typed at a prompt: no program of the user's could draw there now.
-                typing = self._line.editing and self._line.keys.printed and self._line.is_plain
+                typing = not self._line.running and self._line.keys.printed and self._line.is_plain
                 if self._pane is None and not self._key and self._ask is None and not typing:
                     self._pane = Pane(*self._size)
             case "alternate-off":
@@ -345,13 +351,15 @@ class Terminal:
                     self._leaving = True
                 else:
                     self._leave_pane()
-            case "exit":
-                self._status = cue.status
             case _ if self._pane is not None:
                 return  # vim and its like use bracketed paste too, and tmux passes marks of its panes on
+            case "exit":
+                self._tells_status = True
+                steps += self._finished(cue.status)
             case "editor-on" | "prompt":
                 self._line.prompt_begins()
-                steps += self._finished()
+                if not self._tells_status:  # bash switches its editor on before it prints its marks
+                    steps += self._finished()
             case "editor-off" | "run":
                 self._line.run_begins()
 
@@ -367,12 +375,10 @@ class Terminal:
         self._pane = None
         self._leaving = False
 
-    def _finished(self) -> list[Step]:
+    def _finished(self, status: str = "") -> list[Step]:
         runs = [run for run in (self._inner, self._outer) if run is not None]
         self._inner = self._outer = None
-        steps: list[Step] = [self._done(run, self._status if run is runs[-1] else "") for run in runs]
-        self._status = ""
-        return steps
+        return [self._done(run, status if run is runs[-1] else "") for run in runs]
 
     def _done(self, run: _Run, status: str = "") -> Done:
         size = self._out_bytes - run.since_bytes

@@ -83,15 +83,15 @@ class Typed:
         if len(self._echo) < ECHO_LIMIT:
             self._echo += data[:ECHO_LIMIT]
 
-    def forget_answer(self) -> None:
-        """What came so far was no echo of this line."""
-        self._echo.clear()
-
     @property
     def echoed(self) -> bool:
-        """Whether it shows up in what came back: its first three characters in a row; if not plain, anything."""
+        """Whether it shows up in what came back."""
+        return self.shows_up(3)
+
+    def shows_up(self, count: int) -> bool:
+        """Whether its first characters stand in a row in what came back; if it is not plain, whether anything does."""
         if not self._echo:
             return False
         shown = _ESCAPES.sub("", self._echo.decode("utf-8", "replace"))
-        start = self.text.strip()[:3]
+        start = self.text.strip()[:count]
         return start in shown if self.plain and start else bool(shown.strip())

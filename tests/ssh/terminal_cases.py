@@ -127,8 +127,18 @@ CASES: Final = (
     _case("less", ["seq 500 | less\r", 0.5, "q", 0.3, "echo back2\r"], ["seq 500 | less", "echo back2"]),
 )
 _DASH: Final = frozenset(
-    "simple backspace ctrl-w/u backslash-cont for-loop quote-multi heredoc wrap-200 raw-paste-cr raw-paste-2 type-ahead"
-    " wide ctrl-c-then lf empty leading-# prompt-like less".split()
+    {
+        "simple",
+        "backspace",
+        "ctrl-w/u",
+        "backslash-cont",
+        "for-loop",
+        "quote-multi",
+        "heredoc",
+        "wrap-200",
+        "raw-paste-cr",
+    }
+    | {"raw-paste-2", "type-ahead", "wide", "ctrl-c-then", "lf", "empty", "leading-#", "prompt-like", "less"}
 )
 
 
@@ -215,7 +225,7 @@ class Driver:
         if self.pid == 0:
             os.chdir(cwd)
             home = {"HOME": str(cwd), "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "HISTFILE": "/dev/null"}
-            os.execvpe(argv[0], list(argv), {"PATH": os.environ["PATH"], **home, **(env or {})})  # noqa: S606
+            os.execvpe(argv[0], list(argv), {"PATH": os.environ["PATH"], **home, **(env or {})})
         self._size(80, 24)
         os.set_blocking(self.fd, False)
         self._loop.add_reader(self.fd, self._read)
@@ -340,3 +350,148 @@ async def run_case(shell: Shell, case: Case, cwd: Path) -> list[tuple[str, str]]
         return driver.lines()
     finally:
         driver.close()
+
+
+class Desk:
+    """A Content without any I/O: a pretended target answers at once, and time passes only while somebody waits."""
+
+    def __init__(
+        self,
+        answer: Callable[[bytes], bytes] = lambda data: b"",
+        deny: Callable[[Ask], bool] = lambda ask: False,
+        answering: bool = True,
+        **settings: Any,
+    ) -> None:
+        self.content: Content = terminal_content(Settings(flow=7, login="root", **settings), programs)
+        self.now = 100.0
+        self.answer = answer
+        self.deny = deny
+        self.answering = answering  # decide at once
+        self.asks: list[Ask] = []
+        self.open: Ask | None = None
+        self.done: list[Done] = []
+        self.sent = b""  # of the user's keys
+        self.cleared = b""  # by the gate
+        self.untaped = b""
+        self.shown = b""
+        self.told = b""  # by the gate
+        self.wake: float | None = None
+
+    def out(self, data: bytes) -> None:
+        """The target says something."""
+        self.carry_out(self.content.from_target("out", data, self.now))
+
+    def keys(self, data: bytes, settle: bool = True) -> None:
+        """The user presses keys; settle: and waits for what comes of it."""
+        self.carry_out(self.content.from_user(data, self.now))
+        if settle:
+            self.settle()
+
+    def settle(self) -> None:
+        """Let the time pass that the Content waits for."""
+        for _ in range(100_000):
+            if self.wake is None:
+                return
+            self.now, self.wake = max(self.now, self.wake), None
+            self.carry_out(self.content.tick(self.now))
+        raise AssertionError("it never comes to rest")
+
+    def decide(self, ask: Ask) -> None:
+        """Allow or deny it, as deny says."""
+        self.open = None
+        if self.deny(ask):
+            self.carry_out(self.content.refused(ask, Refused(Deny("x", "not here")), self.now))
+            return
+        self.sent += ask.data
+        said = self.answer(ask.data)
+        self.carry_out(self.content.allowed(ask, permit_for(ask), self.now))
+        if said:
+            self.out(said)
+
+    def carry_out(self, steps: list[Step]) -> None:
+        for step in steps:
+            match step:
+                case ToTarget():
+                    if step.by_gate:
+                        self.cleared += step.data
+                    else:
+                        self.sent += step.data
+                    if not step.taped:
+                        self.untaped += step.data
+                    said = self.answer(step.data)
+                    if said:
+                        self.out(said)
+                case ToUser():
+                    if step.by_gate:
+                        self.told += step.data
+                    else:
+                        self.shown += step.data
+                case Ask():
+                    assert self.open is None, "two questions at once"
+                    self.asks.append(step)
+                    self.open = step
+                case Done():
+                    self.done.append(step)
+                case Wake():
+                    assert step.seconds > 0
+                    self.wake = self.now + step.seconds
+                case Broken():
+                    raise AssertionError(step.text)
+        if self.open is not None and self.answering:
+            self.decide(self.open)
+
+    def texts(self) -> list[str]:
+        return [ask.command.text for ask in self.asks]
+
+    def hows(self) -> list[str]:
+        return [str(ask.command.facts["how"]) for ask in self.asks]
+
+
+class Bash:
+    """What bash would send, as far as plain typing goes; cues False: a shell without them. ran: what it ran."""
+
+    def __init__(self, cues: bool = True, echo: bool = True) -> None:
+        self.cues, self.echo = cues, echo
+        self.line = ""
+        self.ran: list[str] = []
+        self.output: Callable[[str], bytes] = lambda line: b""
+        self._escape = b""
+
+    def prompt(self) -> bytes:
+        return (b"\x1b[?2004h" if self.cues else b"") + PROMPT.encode()
+
+    def __call__(self, data: bytes) -> bytes:
+        said = b""
+        for char in data.decode("latin-1"):
+            said += self._key(char)
+        return said
+
+    def _key(self, char: str) -> bytes:
+        if self._escape:
+            self._escape += char.encode("latin-1")
+            if len(self._escape) > 2 and "@" <= char <= "~":
+                self._escape = b""
+            return b""
+        off = b"\x1b[?2004l\r" if self.cues else b""
+        match char:
+            case "\x1b":
+                self._escape = b"\x1b"
+                return b""
+            case "\r" | "\n":
+                line, self.line = self.line, ""
+                self.ran.append(line)
+                return b"\r\n" + off + self.output(line) + self.prompt()
+            case "\x7f":
+                erased, self.line = self.line[-1:], self.line[:-1]
+                return b"\b \b" if erased and self.echo else b""
+            case "\x15":
+                count, self.line = len(self.line), ""
+                return (b"\b" * count + b"\x1b[K") if self.echo else b""
+            case "\x03":
+                self.line = ""
+                return b"^C\r\n" + off + self.prompt()
+            case _ if char >= " ":
+                self.line += char
+                return char.encode("latin-1") if self.echo else b""
+            case _:
+                return b""
