@@ -173,7 +173,7 @@ def test_whose_user_certificates_count(tmp_path: Path) -> None:
     assert trust.own is not None
     assert trust.own.blob == AuthorityFiles.of(tmp_path / ".gatecast").user_ca().public.blob
     (one, two) = trust.listeners["front"]
-    assert (one.key.blob, one.groups, two.key.blob) == (public_of(other).blob, {"ops"}, public_of(KEY).blob)
+    assert (one.key.blob, one.groups, two.key.blob) == (public_of(other).blob, frozenset({"ops"}), public_of(KEY).blob)
 
 
 def test_authorities_that_cannot_be_read_have_their_line(tmp_path: Path) -> None:

@@ -105,10 +105,10 @@ def test_we_read_what_ssh_keygen_signs(tmp_path: Path, house: SshHouse, kind: st
     )  # fmt: skip
     blob = base64.b64decode((tmp_path / "id-cert.pub").read_text().split()[1])
     found = house.login(blob)
-    assert (found.identity.subject, found.identity.groups) == ("bob@agency.example", {"ops"})
+    assert (found.identity.subject, found.identity.groups) == ("bob@agency.example", frozenset({"ops"}))
     assert found.identity.expires_at == 2_208_988_800.0
     assert found.permits == {"permit-pty", "permit-agent-forwarding"}
-    assert (found.force_command, found.logins) == ("uptime", {"deploy", "root"})
+    assert (found.force_command, found.logins) == ("uptime", frozenset({"deploy", "root"}))
     assert "serial 4711" in found.how
     assert house.refused(blob, peer="198.51.100.1:2") == "wrong-source-address"
     assert house.refused(blob, login="admin") == "wrong-login"

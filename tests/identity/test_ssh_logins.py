@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from proxy.admission import Admission
+from proxy.connections import Connection, _current
 from proxy.core.errors import ConfigError, LoginRefused
-from proxy.core.parties import Identity
+from proxy.core.parties import Identity, KeyLogin
 from proxy.identity import ssh_logins
 from proxy.identity.local import LocalUser, make_verifier
 from proxy.identity.service import Service
@@ -24,7 +26,7 @@ from proxy.identity.ssh_keys import DEFAULT_SECONDS as KEY_SECONDS
 from proxy.identity.ssh_keys import Keys, SshKeyError, named, sign_and_note
 from proxy.identity.ssh_logins import SshTrust, UserAuthority
 from proxy.identity.tokens import Tokens
-from tests.identity.ssh_kit import SshHouse, blob_of, craft, make_rsa, public_of
+from tests.identity.ssh_kit import PEER, SshHouse, blob_of, craft, make_rsa, public_of
 from tests.identity.stores import opened
 
 KEY = ed25519.Ed25519PrivateKey.generate()
@@ -49,7 +51,7 @@ def test_a_certificate_carries_the_identity_of_its_making(house: SshHouse) -> No
     found = house.login(made.blob)
     end = float(int(house.clock.now + DEFAULT_SECONDS))
     assert found.identity == replace(ANA, proof=made.proof, expires_at=end)
-    assert found.logins == {"deploy", "root"}
+    assert found.logins == frozenset({"deploy", "root"})
     assert found.permits == DEFAULT_PERMITS
     assert found.force_command is None
     assert f"laptop serial {made.serial}, ends " in found.how
@@ -184,7 +186,7 @@ def test_another_authority_names_the_person_and_the_configuration_the_groups(hou
     issuer = f"ssh-ca:{public_of(house.other).fingerprint}"
     proof = read_certificate(blob).proof
     assert found.identity == Identity("bob@agency.example", frozenset({"contractors"}), (), issuer, proof, None)
-    assert found.logins == {"deploy", "root"}
+    assert found.logins == frozenset({"deploy", "root"})
     assert house.refused(blob, "admin") == "wrong-login"
     assert house.refused(craft(BLOB, house.other, principals=["*"])) == "wrong-login", "no wildcard of theirs"
 
@@ -258,7 +260,7 @@ def test_a_registered_key(house: SshHouse) -> None:
 
 def test_a_registered_key_for_some_logins(house: SshHouse) -> None:
     house.keys.add(PUBLIC, "ana", logins=["deploy"])
-    assert house.login(BLOB, "deploy").logins == {"deploy"}
+    assert house.login(BLOB, "deploy").logins == frozenset({"deploy"})
     assert house.refused(BLOB, "root") == "wrong-login"
     assert not house.login(BLOB, "").allows("root")
 
@@ -306,6 +308,36 @@ def test_the_last_use_is_noted(house: SshHouse) -> None:
     house.service.ssh_proved(found)
     house.service._submit_used()
     assert house.keys.find_now(entry.id).used == house.clock.now
+
+
+def test_the_door_brings_the_address_and_the_listener(house: SshHouse) -> None:
+    """What a protocol asks of the gate's identities is asked for the connection that asks, and counted for it."""
+    admission = Admission(house.service)
+    blob = craft(BLOB, house.other, critical=[("source-address", "192.0.2.0/24")])
+
+    async def ask(peer: str, listener: str) -> tuple[KeyLogin, Connection]:
+        task = asyncio.current_task()
+        assert task is not None
+        connection = Connection(listener, "ssh", peer, 0.0, task)
+        _current.set(connection)
+        return await admission.ssh_key("deploy", blob), connection
+
+    found, connection = asyncio.run(ask(PEER, "front"))
+    assert connection.unproved, "until it has signed"
+    assert connection.identity is None
+    for peer, listener in (("198.51.100.1:2", "front"), (PEER, "back")):
+        with pytest.raises(LoginRefused):
+            asyncio.run(ask(peer, listener))
+
+    async def prove() -> Connection:
+        offered, connection = await ask(PEER, "front")
+        admission.ssh_proved(offered)
+        return connection
+
+    proved = asyncio.run(prove())
+    assert not proved.unproved
+    assert proved.identity == found.identity
+    assert proved.subject == "ana@example.com"
 
 
 # -- what ends them ---------------------------------------------------------------------------------------
