@@ -44,7 +44,7 @@ from protocols.ssh.requests import Requests
 from protocols.ssh.results import record
 from protocols.ssh.verbs import VERBS as VERBS
 from protocols.ssh.wording import gate_text, refusal_text
-from proxy.core.errors import PeerError, Refused
+from proxy.core.errors import PeerError, Refused, TargetPeerError
 from proxy.core.events import Chunk, Frame, Result
 from proxy.core.gate import ShellReader
 from proxy.core.parties import Target
@@ -124,7 +124,7 @@ class Conversation:
         try:
             self._message(side, wire.decode(payload, ERRORS[side]), payload, out, now)
         except PeerError as error:
-            self._end(error, side, out)
+            self._end(error, out)
         return out
 
     def _message(self, side: Side, message: wire.Message, payload: bytes, out: list[Action], now: float) -> None:
@@ -346,8 +346,11 @@ class Conversation:
     def held(self, key: int, text: str, now: float) -> list[Action]:
         """A command waits for a human; text is one line that says so."""
         out = self.settle()
-        if not self._over:
-            self._programs.held(key, text, out, now)
+        try:
+            if not self._over:
+                self._programs.held(key, text, out, now)
+        except PeerError as error:
+            self._end(error, out)
         return out
 
     def allowed(self, key: int, permit: Permit, now: float) -> list[Action]:
@@ -377,7 +380,7 @@ class Conversation:
                 if channel is not None:
                     self._balance(channel, out)
         except PeerError as error:  # what had waited for the decision broke the protocol
-            self._end(error, USER, out)
+            self._end(error, out)
         return out
 
     def _opened(self, key: int, verdict: Permit | Refused, out: list[Action]) -> None:
@@ -418,9 +421,12 @@ class Conversation:
         """The time of a channel's last Alarm has come."""
         out = self.settle()
         channel = self._channels.get(flow)
-        if channel is not None and channel.content is not None and not channel.over and not self._over:
-            self._programs.carry(channel, channel.content.tick(now), out, now)
-            self._balance(channel, out)
+        try:
+            if channel is not None and channel.content is not None and not channel.over and not self._over:
+                self._programs.carry(channel, channel.content.tick(now), out, now)
+                self._balance(channel, out)
+        except PeerError as error:
+            self._end(error, out)
         return out
 
     def flush(self, flow: int) -> list[Action]:
@@ -463,6 +469,7 @@ class Conversation:
             return [wire.frame(wire.RequestFailure().encode())]
         return []
 
-    def _end(self, error: PeerError, side: Side, out: list[Action]) -> None:
+    def _end(self, error: PeerError, out: list[Action]) -> None:
         self._over = True
+        side = TARGET if isinstance(error, TargetPeerError) else USER
         out.append(Disconnect(wire.PROTOCOL_ERROR, str(error), NAMES[side]))
