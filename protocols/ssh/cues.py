@@ -20,7 +20,8 @@ LOOK_BACK_LIMIT: Final = 256  # the longest cue in use (OSC 633 with a command l
 CueKind = Literal["editor-on", "editor-off", "prompt", "run", "exit", "alternate-on", "alternate-off"]
 
 _CUE: Final = re.compile(
-    rb"\x1b(?:\[\?([0-9;]{1,32})([hl])|\](?:133|633);([ABCD])([^\x07\x1b]{0,240})(?:\x07|\x1b\\)|(c))"
+    rb"\x1b(?:\[\?((?:[0-9]{1,6};){0,8}(?:2004|104[79]|47)(?:;[0-9]{1,6}){0,8})([hl])"
+    rb"|\](?:133|633);([ACD])([^\x07\x1b]{0,240})(?:\x07|\x1b\\)|(c))"
 )
 _PARTIAL: Final = re.compile(rb"\x1b(?:\[(?:\?[0-9;]{0,32})?|\](?:[136][0-9;A-Z][^\x07\x1b]{0,240}|[136]?)\x1b?)?\Z")
 _ALTERNATE: Final = frozenset({b"47", b"1047", b"1049"})
@@ -48,6 +49,9 @@ class Cues:
         if self._rest:
             data = self._rest + data
             self._rest = b""
+        if b"\x1b" not in data:
+            yield data, ()
+            return
         start = data.rfind(b"\x1b", -LOOK_BACK_LIMIT)
         if start >= 0:
             if start == len(data) - 1:  # perhaps the first half of the end of an OSC
@@ -56,7 +60,7 @@ class Cues:
             if _PARTIAL.match(data, start):
                 data, self._rest = data[:start], data[start:]
         position = 0
-        if b"\x1b[?" in data or b"\x1b]" in data or b"\x1bc" in data:
+        if _may_hold_one(data):
             for found in _CUE.finditer(data):
                 cues = _read(found)
                 if cues:
@@ -64,6 +68,13 @@ class Cues:
                     position = found.end()
         if position < len(data):
             yield (data[position:] if position else data), ()
+
+
+def _may_hold_one(data: bytes) -> bool:
+    """Rule most output out with searches for single bytes and short strings, which cost far less than the pattern."""
+    if b"?" in data and b"\x1b[?" in data and any(number in data for number in (b"2004", b"49", b"47")):
+        return True
+    return (b"]" in data and b"\x1b]" in data) or b"\x1bc" in data
 
 
 def _read(found: re.Match[bytes]) -> tuple[Cue, ...]:

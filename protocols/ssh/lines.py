@@ -52,9 +52,11 @@ class Backlog:
 
     def add(self, data: bytes, edited: bool = False) -> None:
         """Take output. edited: it may all belong to a line that somebody is typing."""
-        self._bytes += data if len(data) <= BACKLOG_LIMIT else data[-KEPT_BYTES:]
-        if len(data) > BACKLOG_LIMIT:
+        if len(data) > KEPT_BYTES and not edited:
+            self._bytes = bytearray(data[-KEPT_BYTES:])
             self.clipped = True
+            return
+        self._bytes += data
         if len(self._bytes) > BACKLOG_LIMIT:
             if edited and self._shown < SHOWN_LIMIT:
                 self._shown += len(self._bytes)

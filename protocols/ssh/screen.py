@@ -25,7 +25,7 @@ ROWS_LIMIT: Final = 300
 SEQUENCE_LIMIT: Final = 4096  # xterm takes longer strings, but none of them says anything about the line
 COMBINING_LIMIT: Final = 8  # Unicode's stream-safe format allows 30; no keyboard makes more than a few
 WORK_LIMIT: Final = 4_000_000  # cells that one feed() may make, clear or move: some 20 ms
-_ROW_WORK: Final = 200  # what a row costs beside its cells
+_ROW_WORK: Final = 400  # what a row costs beside its cells
 _PARAMETER_LIMIT: Final = 9999
 
 _TOKEN: Final = re.compile(
@@ -37,7 +37,7 @@ _TOKEN: Final = re.compile(
     r"|\x1b(?P<escape>[0-OQ-WYZ\\`-~])"
     r"|(?P<control>[\x00-\x1a\x1c-\x1f\x7f])"
 )
-_PARTIAL: Final = re.compile(r"\x1b(?:\[[0-?]{0,64}[ -/]{0,4}|[\]PX^_][^\x07\x1b\x18\x1a]{0,4096}\x1b?|[ -/]{0,4})\Z")
+_BEGUN: Final = re.compile(r"\x1b(?:\[[0-?]{0,64}[ -/]{0,4}|[\]PX^_][^\x07\x1b\x18\x1a]{0,4096}(?:\x1b\Z)?|[ -/]{0,4})")
 _NARROW: Final = re.compile(r"[ -~\xa1-\xac\xae-\u02ff]+\Z")
 _GREY_NUMBERS: Final = frozenset({8, *range(238, 247)})  # of the 256 colours: bright black and the middle of the ramp
 
@@ -156,10 +156,11 @@ class Screen:
             found = _TOKEN.match(text, position)
             if found is None:
                 # An escape sequence that is not whole (or never was one).
-                if _PARTIAL.match(text, position):
+                begun = _BEGUN.match(text, position)
+                if begun is not None and begun.end() == len(text):
                     self._rest = text[position:]
                     return True
-                position += 1
+                position = position + 1 if begun is None else begun.end()  # broken off: no terminal shows it
                 continue
             position = found.end()
             match found.lastgroup:
