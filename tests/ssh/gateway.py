@@ -147,7 +147,10 @@ def ssh_gateway(
     listener: Mapping[str, Any] | None = None,
     limits: Mapping[str, Any] | None = None,
 ) -> Iterator[GatewayProcess]:
-    """Run a gateway whose target "box" is the server; targets: further ones, by what differs from box."""
+    """Run a gateway whose target "box" is the server.
+
+    targets: further ones, by what differs from box; listener: keys of the listener's ssh section.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     credential = folder / "target_key"
     credential.write_bytes(server.login.file.read_bytes())
@@ -209,7 +212,9 @@ def _config(
     pinned = {"host_keys": [server.host_key.line]}
     return {
         "state": "state",
-        "listeners": [{"name": "ssh", "protocol": "ssh", "address": "127.0.0.1:0", **listener}],
+        "listeners": [{
+            "name": "ssh", "protocol": "ssh", "address": "127.0.0.1:0", "ssh": {"names": ["gatecast"], **listener},
+        }],
         "targets": [
             {"name": name, **box, **{key: value for key, value in more.items() if key != "ssh"},
              "ssh": {**pinned, **more.get("ssh", {})}}

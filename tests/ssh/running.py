@@ -126,7 +126,7 @@ class Runner:
             known.write_text(f"gatecast {self.gateway.host_key}\n")
             hosts = {self.host: {**base, **near, "User": self.login, "HostKeyAlias": "gatecast"}}
         else:
-            known.write_text(f"gatecast {self.gateway.host_key}\n@cert-authority * {self.gateway.host_authority}\n")
+            known.write_text(f"@cert-authority * {self.gateway.host_authority}\n")  # gateway and targets alike
             outer = {**proof, **near, "UserKnownHostsFile": known, "User": "ana", "HostKeyAlias": "gatecast"}
             inner = {**base, "HostName": self.target, "User": self.server.user, "ProxyJump": "gate"}
             hosts = {self.host: inner, "gate": outer}

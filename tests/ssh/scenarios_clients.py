@@ -346,7 +346,7 @@ def wrong_host_key(run: Runner) -> None:
     other = run.folder / "other"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(other)], check=True)
     line = " ".join(other.with_suffix(".pub").read_text().split()[:2])
-    known.write_text(f"box {line}\ngatecast {line}\n")
+    known.write_text(f"box {line}\ngatecast {line}\n@cert-authority * {line}\n")
     done = run.ssh("echo in", config=config)
     assert (done.returncode, done.stdout) == (255, b"")
 

@@ -132,6 +132,7 @@ def stdio_forward(run: Runner) -> None:
 def remote_forward(run: Runner) -> None:
     port = free_port()
     with serving(echo) as home, shared(run, "-R", f"{port}:127.0.0.1:{home}") as path:
+        until(lambda: _listens(port), "forward")
         assert talk(port, b"hello") == b"hello|5"
         data = os.urandom(2 * MIB)
         with ThreadPoolExecutor(4) as pool:
@@ -155,6 +156,7 @@ def _listens(port: int) -> bool:
 def remote_forward_whose_end_refuses(run: Runner) -> None:
     port = free_port()
     with shared(run, "-R", f"{port}:127.0.0.1:1"):
+        until(lambda: _listens(port), "forward")
         for _ in range(3):
             with connect(port) as connection, contextlib.suppress(ConnectionResetError):
                 assert connection.recv(10) == b""
@@ -164,6 +166,7 @@ def remote_forward_whose_end_refuses(run: Runner) -> None:
 def remote_forward_of_a_port_in_use(run: Runner) -> None:
     spec = f"{free_port()}:127.0.0.1:1"
     with shared(run, "-R", spec):  # sshd itself has it now, for IPv6 as well
+        until(lambda: _listens(int(spec.partition(":")[0])), "forward")
         done = run.ssh("true", "-R", spec, "-o", "ExitOnForwardFailure=yes")
     assert done.returncode == 255
     assert b"remote port forwarding failed" in done.stderr
@@ -180,10 +183,12 @@ def remote_unix_socket(run: Runner) -> None:
 @scenario()
 def remote_dynamic_forward(run: Runner) -> None:
     port = free_port()
-    with serving(echo) as home, shared(run, "-R", f"{port}"), socks(5, port, "127.0.0.1", home) as connection:
-        connection.sendall(b"hello")
-        connection.shutdown(socket.SHUT_WR)
-        assert read_all(connection) == b"hello|5"
+    with serving(echo) as home, shared(run, "-R", f"{port}"):
+        until(lambda: _listens(port), "forward")
+        with socks(5, port, "127.0.0.1", home) as connection:
+            connection.sendall(b"hello")
+            connection.shutdown(socket.SHUT_WR)
+            assert read_all(connection) == b"hello|5"
 
 
 @scenario()

@@ -62,6 +62,14 @@ class Terminal:
             time.sleep(0.02)
         return screen
 
+    def until_count(self, text: str, count: int) -> str:
+        """Look until the text is on the screen so many times."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while (screen := self.screen()).count(text) != count:
+            assert time.monotonic() < deadline, f"not {count} times {text!r}:\n{screen}"
+            time.sleep(0.02)
+        return screen
+
     def until_line(self, line: str) -> str:
         """Look until a line of the screen is this one."""
         deadline = time.monotonic() + DEADLINE_SECONDS

@@ -21,6 +21,7 @@ from tests.ssh.running import Runner, Via
 pytestmark = pytest.mark.peer
 
 LOGIN_SECONDS = 8
+TOLD = ("-o", "LogLevel=INFO")  # what the answer to an open says is no error to OpenSSH
 BANNER = "This gateway records what you do."
 
 
@@ -56,10 +57,8 @@ def doors(sshd: SshServer, moved: SshServer, certified: KeyPair) -> Iterator[Gat
             "by-authority": {"ssh": {"host_ca": [sshd.host_authority.line], "host_keys": []}},
         }
         listener = {
-            "ssh": {
-                "banner": BANNER,
-                "user_cas": [{"file": "other_ca.pub", "subject": "key_id", "groups": ["dev"]}],
-            }
+            "banner": BANNER,
+            "user_cas": [{"file": "other_ca.pub", "subject": "key_id", "groups": ["dev"]}],
         }
         limits = {"login_seconds": LOGIN_SECONDS}
         with ssh_gateway(folder, sshd, ALLOW_ALL, targets=targets, listener=listener, limits=limits) as gateway:
@@ -191,7 +190,7 @@ def _key_config(run: Runner, key: KeyPair) -> Path:
 
 
 def _with_key(run: Runner, key: KeyPair) -> Any:
-    return run.ssh("echo in", config=_key_config(run, key))
+    return run.ssh("echo in", *TOLD, config=_key_config(run, key))
 
 
 # -- those that are not -------------------------------------------------------------------------------
@@ -210,11 +209,12 @@ def test_a_wrong_token_and_a_wrong_target_look_alike(make: Any) -> None:
 
 
 def test_an_unknown_target_is_told_after_the_login(make: Any) -> None:
-    done = make(target="no-such-target").ssh("echo in")
+    done = make(target="no-such-target").ssh("echo in", *TOLD)
+    assert (done.returncode, done.stdout) == (255, b"")
+    assert b"open failed: administratively prohibited: gatecast: no target" in done.stderr
+    done = make("jump", target="no-such-target").ssh("echo in", *TOLD)
     assert (done.returncode, done.stdout) == (255, b"")
     assert b"no-such-target" in done.stderr
-    done = make("jump", target="no-such-target").ssh("echo in")
-    assert (done.returncode, done.stdout) == (255, b"")
 
 
 def test_who_no_rule_lets_in(make: Any, doors: GatewayProcess) -> None:
@@ -235,7 +235,7 @@ def test_who_no_rule_lets_in(make: Any, doors: GatewayProcess) -> None:
 )  # fmt: skip
 def test_a_target_that_cannot_be_reached(make: Any, doors: GatewayProcess, via: Via, target: str, words: bytes) -> None:
     started = time.monotonic()
-    done = make(via, target).ssh("echo in")
+    done = make(via, target).ssh("echo in", *TOLD)
     assert (done.returncode, done.stdout) == (255, b"")
     assert words in done.stderr.lower(), done.stderr
     assert time.monotonic() - started < 15
@@ -247,7 +247,7 @@ def test_a_login_that_is_not_configured(make: Any) -> None:
     run = make()
     config = run.folder / "other_login"
     config.write_text(run.config.read_text().replace(f"User {run.login}", "User daemon:box"))
-    done = run.ssh("echo in", config=config)
+    done = run.ssh("echo in", *TOLD, config=config)
     assert (done.returncode, done.stdout) == (255, b"")
     assert b"daemon" in done.stderr
 

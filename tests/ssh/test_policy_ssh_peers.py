@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.peers.ssh import SshServer, program
+from tests.peers.ssh import SshServer, free_port, program
 from tests.ssh.gateway import ALL_KINDS, GatewayProcess, Story, ssh_gateway, story
 from tests.ssh.running import Argument, Runner, noise, sha256, until
 from tests.ssh.scenarios_forwards import shared
@@ -28,7 +28,7 @@ rules:
   - {name: all, who: {groups: [dev]}, on: {targets: [box, masked, agents, scripts]},
      commands: {kinds: KINDS, opaque: true}, allow: true}
   - {name: mask-addresses, on: {targets: [masked]}, mask: [{detectors: [email], action: redact}]}
-  - {name: agents, who: {groups: [dev]}, on: {targets: [agents]}, commands: {verbs: [auth-agent]}, allow: true}
+  - {name: agents, who: {groups: [dev]}, on: {targets: [agents]}, commands: {verbs: [auth-agent], opaque: true}, allow: true}
   - {name: harmless, who: {groups: [dev]}, on: {targets: [guarded, reviewed]},
      commands: {verbs: [exec, line], objects: PROGRAMS}, allow: true}
   - {name: shells, who: {groups: [dev]}, on: {targets: [guarded, reviewed]}, commands: {verbs: [shell]}, allow: true}
@@ -178,9 +178,6 @@ def test_a_secret_is_not_read_through_a_link_or_dots(way: Runner) -> None:
 @to("guarded")
 def test_forwards_go_where_a_rule_says(way: Runner, port: int) -> None:
     with serving(echo) as other:
-        near, closed = 0, 0
-        from tests.peers.ssh import free_port
-
         near, closed = free_port(), free_port()
         options = ["-L", f"{near}:127.0.0.1:{port}", "-L", f"{closed}:127.0.0.1:{other}"]
         with shared(way, *options) as path:
@@ -191,7 +188,7 @@ def test_forwards_go_where_a_rule_says(way: Runner, port: int) -> None:
             denied = way.ssh(None, "-S", path, "-O", "forward", "-R", f"0:127.0.0.1:{port}")
             assert denied.returncode != 0
             assert way.ssh("echo alive", "-S", path).stdout == b"alive\n"
-        done = way.ssh(None, "-W", f"127.0.0.1:{other}")
+        done = way.ssh(None, "-W", f"127.0.0.1:{other}", "-o", "LogLevel=INFO")
         assert done.returncode == 255
         assert b"administratively prohibited" in done.stderr
 
@@ -362,7 +359,7 @@ def test_masked_output_is_exact_around_the_values(way: Runner, ruled: GatewayPro
 
 @to("masked")
 def test_binary_output_without_values_passes_masks_unchanged(way: Runner) -> None:
-    data = os.urandom(3_000_000)
+    data = os.urandom(3_000_000).replace(b"@", b"A")  # chance makes addresses of noise
     (way.remote / "data").write_bytes(data)
     got = way.ssh(f"cat {way.remote}/data").stdout
     assert hashlib.sha256(got).digest() == hashlib.sha256(data).digest()
@@ -405,7 +402,7 @@ def test_the_tape_holds_transfers_by_their_sums(way: Runner, ruled: GatewayProce
         (result,) = [each for each in found.results if each.get("direction") == "upload"]
         assert (result["path"], result["sha256"]) == (f"{way.remote}/up", sha256(source))
         assert sum(len(data) for data in found.flows.values()) < 100_000, "the content is on the tape"
-        assert next(command["objects"] for command in found.of("file-write"))[-1] == f"{way.remote}/up"
+        assert f"{way.remote}/up" in found.of("file-write")[0]["objects"]
         assert way.scp(*options, f"box:{way.remote}/up", "back").returncode == 0
         (result,) = [each for each in told(ruled).results if each.get("direction") == "download"]
         assert (result["size"], result["sha256"]) == (2_000_000, sha256(source))
@@ -438,7 +435,7 @@ def test_a_session_replays_exports_and_lists(way: Runner, ruled: GatewayProcess)
     listed = ruled.json("sessions", "list")
     sid = max(row["sid"] for row in listed)
     assert "ontape" in ruled.gatecast("replay", sid, "--speed", "64").stdout
-    assert ruled.gatecast("export", sid, "--format", "text").returncode == 0
+    assert ruled.gatecast("export", sid, "--format", "txt").returncode == 0
 
 
 @to("box")
