@@ -31,6 +31,10 @@ listeners:
     address: localhost:6432   # *:6432 listens on every IPv4 and IPv6 address
     tls: {cert: tls.crt, key: tls.key}   # read again when the files change
     login: token              # the password is a gateway token or a JWT; scram: users defined below
+  # - name: ssh               # ssh login:target@host -p 2222; tokens, registered keys and certificates: gatecast ssh
+  #   protocol: ssh
+  #   address: '*:2222'
+  #   ssh: {names: [gate.example.com]}
 
 targets:
   # psql connects to a target by name: dbname=local, or dbname=local/otherdb
@@ -45,6 +49,11 @@ targets:
                               # strict: answers, too, are on the disk before the user sees them
     # encrypt_to: [ana.key.pub]       # tapes that only the owners of these keys can read: gatecast keys generate
     # original_to: [auditor.key.pub]  # what masks change is kept as it was, too, for the owners of these keys alone
+  # - name: web
+  #   protocol: ssh
+  #   host: web.internal
+  #   credential: {user: deploy, key_file: web.key}     # or certificate_file beside it, passphrase_file, password_file
+  #   ssh: {known_hosts: known_hosts, logins: [root]}   # or host_keys, host_ca: no host is taken on trust
 
 # identity:
 #   tokens: {max_days: 30}

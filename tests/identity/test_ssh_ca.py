@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from proxy.core.errors import ConfigError
 from proxy.core.parties import Identity
+from proxy.identity import ssh_ca
 from proxy.identity.ssh_ca import (
     COMMAND_LIMIT,
     KEY_ID_LIMIT,
@@ -78,6 +79,13 @@ def test_processes_that_race_use_one_key(tmp_path: Path) -> None:
     said = {process.communicate(timeout=60)[0].strip() for process in started}
     assert said == {AuthorityFiles.of(tmp_path).user_ca().fingerprint}
     assert sorted(path.name for path in (tmp_path / "ssh").iterdir()) == ["user_ca", "user_ca.pub"]
+
+
+def test_who_comes_second_uses_the_first_one_s_key(tmp_path: Path) -> None:
+    ssh_ca._place(tmp_path / "key", b"first", 0o600)
+    ssh_ca._place(tmp_path / "key", b"second", 0o600)
+    assert (tmp_path / "key").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
 def test_keys_of_others_are_loaded(tmp_path: Path) -> None:

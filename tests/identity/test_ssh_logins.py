@@ -281,6 +281,15 @@ def test_a_key_is_registered_once_and_never_again_when_revoked(house: SshHouse) 
         house.keys.revoke("nothing")
 
 
+def test_a_revocation_counts_for_every_registration_of_a_key(house: SshHouse) -> None:
+    first = house.keys.add(PUBLIC, "ana", seconds=100)
+    house.clock.advance(100)
+    house.keys.add(PUBLIC, "ana", seconds=100)
+    assert house.login(BLOB).identity.subject == "ana"
+    house.keys.revoke(first.id)
+    assert house.refused(BLOB) == "revoked-key"
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan"), 366 * 86400.0])
 def test_a_registered_key_always_ends(house: SshHouse, seconds: float) -> None:
     with pytest.raises(SshKeyError, match="at most 365 days"):
