@@ -25,6 +25,7 @@ from proxy.demo.shop import open_shop
 from proxy.masking import ACTIONS, DETECTORS
 from proxy.policy.conditions import VARIABLES
 from proxy.sections import Target
+from proxy.ssh_sections import IdentitySsh, ListenerSsh, TargetSsh
 from proxy.store.approvals import State
 from tests.test_cli import COMMANDS
 
@@ -262,6 +263,12 @@ def test_settings_of_the_gateway_s_own_are_all_there() -> None:
 def test_fields_of_targets_are_all_there() -> None:
     page = (ROOT / "docs" / "postgres.md").read_text()
     assert not [name for name in Target.model_fields if not re.search(rf"\b{name}\b", page)]
+
+
+def test_fields_of_ssh_are_all_there() -> None:
+    page = (ROOT / "docs" / "ssh.md").read_text()
+    fields = [*TargetSsh.model_fields, *ListenerSsh.model_fields, *IdentitySsh.model_fields]
+    assert not [name for name in fields if not re.search(rf"\b{name}\b", page)]
 
 
 # -- blocks marked gateway, in the demo's folder with the agent's token ------------------------------------
