@@ -10,10 +10,10 @@ line of a paste the shell gets a moment to come back. Enter alone is no command 
 
 Facts of a line: shell (Script), opaque, login, how (both, screen, search, guess, app: see lines.py), unsure (guess or
 app), hidden, alternate; typed and shown where plain typing and the screen disagree: then the text is what was typed,
-and the objects and the script are those of both.
+and the objects and the script are those of both. A line that nobody can read is "(unreadable)", and opaque.
 
 What is not echoed (password prompts, read -s, stty -echo) is asked for as "(hidden input)": neither text, objects nor
-typed hold it; its programs are in the fact beneath, which rules see and no tape does. The keys themselves: they are
+typed hold it; what it would run is in the facts beneath and shell, which rules see and no tape holds. The keys themselves: they are
 sent before their echo could be known, so the user's channel of the tape holds them, except at a prompt that asks for a
 password (a row like "Password:", no line editor active, nothing echoed): there they are not taped from the first key
 on. A secret that something asks for in other words, or one typed ahead, is on the tape as bytes of the user's channel.
@@ -39,8 +39,9 @@ from protocols.ssh.cues import Cue, Cues
 from protocols.ssh.keys import KeyKind, Keys
 from protocols.ssh.lines import Line
 from protocols.ssh.pane import Pane
-from protocols.ssh.reading import Reading
+from protocols.ssh.reading import UNREADABLE, Reading
 from protocols.ssh.screen import COLUMNS_LIMIT, ROWS_LIMIT
+from protocols.ssh.typed import Typed
 from protocols.ssh.wording import refusal_text
 from proxy.core.errors import Refused
 from proxy.core.events import Command, Result
@@ -240,7 +241,10 @@ class Terminal:
         return [*steps, self._ask]
 
     def _command(self, reading: Reading) -> Command:
-        scripts = [self._shell(text) for text in _texts(reading, self._line)]
+        keys, plain = (
+            (self._line.keys, self._line.is_plain) if self._pane is None else (self._pane.keys, self._pane.keys.plain)
+        )
+        scripts = [self._shell(text) for text in _texts(reading, keys)]
         script = scripts[0]
         for other in scripts[1:]:
             script = _join(script, other)
@@ -250,7 +254,7 @@ class Terminal:
         if reading.hidden:
             facts |= {"hidden": True, "beneath": objects}
             objects = ()
-            opaque = not reading.secret and (opaque or not self._line.is_plain)
+            opaque = not reading.secret and (opaque or not plain)
         if reading.typed is not None and not reading.hidden:
             facts |= {"typed": reading.typed, "shown": reading.shown or ""}
         if self._pane is not None:
@@ -297,8 +301,10 @@ class Terminal:
         self._last_in = now
         text = refusal_text(refused)
         if self._pane is not None:
+            at_shell = self._line.behind_prompt(self._pane.row()) is not None
             self._pane_submitted()
-            return [ToUser(self._status_line(text), by_gate=True)]
+            clear: list[Step] = [ToTarget(_CLEAR_SHELL, by_gate=True)] if at_shell else []
+            return [ToUser(self._status_line(text), by_gate=True), *clear]
         line = self._line
         told = b"\r\n" + _one_line(text) + b"\r\n"
         if line.running:
@@ -433,13 +439,12 @@ def _size(columns: int, rows: int) -> tuple[int, int]:
     return max(1, min(columns or 80, COLUMNS_LIMIT)), max(1, min(rows or 24, ROWS_LIMIT))
 
 
-def _texts(reading: Reading, line: Line) -> tuple[str, ...]:
+def _texts(reading: Reading, keys: Typed) -> tuple[str, ...]:
     """All that the line may be: rules have to allow each."""
     if reading.hidden:
-        return (line.keys.text.strip(),)
-    if reading.typed is not None and reading.shown and reading.shown != reading.typed:
-        return (reading.text, reading.shown)
-    return (reading.text,)
+        return (keys.text.strip(),)
+    found = (text for text in (reading.text, reading.typed, reading.shown) if text and text != UNREADABLE)
+    return tuple(dict.fromkeys(found)) or ("",)
 
 
 def _join(one: Script, other: Script) -> Script:
