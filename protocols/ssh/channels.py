@@ -58,8 +58,10 @@ WAITING_LIMIT: Final = 256
 ENV_LIMIT: Final = 128
 # Ports and sockets that the target listens on for one connection.
 FORWARDS_LIMIT: Final = 256
-# Messages that were ignored with a remark on the tape: a peer that sends more of them has nothing else to say.
-REMARKS_LIMIT: Final = 1000
+# Messages that nobody understands, each with a remark on the tape: one for each of 10,000 sessions on one connection is
+# what a client with an extension of its own may send; a peer that sends more of them has nothing else to say.
+REMARKS_LIMIT: Final = 10_000
+UNKNOWN: Final = "ssh-unknown"
 NAME_CHARS: Final = 100  # names of RFC 4250 4.6.1 have at most 64 characters
 
 
@@ -88,10 +90,11 @@ class Remarks:
         self._left = limit
 
     def add(self, out: list[Action], side: Side, label: str, text: str) -> None:
-        """Remark on something of a side. Raises its PeerError beyond the limit."""
-        if not self._left:
-            raise ERRORS[side]("too many messages that nobody understands")
-        self._left -= 1
+        """Remark on something of a side. Raises its PeerError where too much is unknown; refusals do not count."""
+        if label == UNKNOWN:
+            if not self._left:
+                raise ERRORS[side]("too many messages that nobody understands")
+            self._left -= 1
         out.append(Mark(label, f"{NAMES[side]}: {text}"))
 
 

@@ -437,6 +437,11 @@ def test_only_so_much_nonsense_is_taken(count: int) -> None:
     assert bool(play.of(Disconnect)) is (count > 2)
 
 
+def test_what_is_refused_may_be_asked_for_again_and_again() -> None:
+    play = Play(limits=Limits(remarks=1)).opened().user(*[env("LD_PRELOAD", "x")] * 5)
+    assert not play.of(Disconnect) and play.marks == ["ssh-refused"] * 5
+
+
 def test_sessions_end_where_no_more_are_wanted() -> None:
     play = Play().user(wire.GlobalRequest("no-more-sessions@openssh.com", False), session(0))
     assert play.at_target() == [wire.GlobalRequest("no-more-sessions@openssh.com", False)]

@@ -326,3 +326,17 @@ def test_what_the_gate_said_is_taken_from_the_next_adjust() -> None:
     assert play.at_target() == []
     play.user(wire.WindowAdjust(0, 11))
     assert play.at_target() == [wire.WindowAdjust(0, 10)]
+
+
+def test_a_sender_gets_no_room_for_what_still_waits_for_the_receiver() -> None:
+    content = Distorting()
+    play = Play(contents=lambda *_: content).started(window=100)
+    play.target(wire.Data(0, b"+" * 100))
+    assert len(play.texts()[0]) == 100
+    for _ in range(4):
+        assert play.at_target() == []
+        play.user(wire.WindowAdjust(0, 100))
+        assert len(play.texts()[0]) == 100
+    assert play.at_target() == []
+    play.user(wire.WindowAdjust(0, 100))
+    assert play.at_target() == [wire.WindowAdjust(0, 100)] and play.texts() == (b"", b"")
