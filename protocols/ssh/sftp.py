@@ -14,7 +14,7 @@ user does not, and their replies are swallowed. The version is 3, whatever the u
 decoded are neither announced nor passed on.
 
 On the tape: all packets but WRITE and DATA, which are there if record_contents has their path; of each file a RESULT
-with size and SHA-256 (transfers.py). Left out: the RESULT of plumbing.
+with size and SHA-256 (transfers.py). Left out: the RESULT of plumbing, and masks.
 
 Specification: draft-ietf-secsh-filexfer-02; OpenSSH's PROTOCOL file, section 4; ssh note 6.
 """

@@ -42,9 +42,8 @@ class File:
             self.transfer.drop()
             return result
         details: dict[str, object] = {"flow": flow, "path": self.names[0], "complete": closed}
-        if error:
-            details["error"] = error
-        return Result(f"{self.verb} {self.names[0]}", row_count=self.entries, details=details)
+        said = {"message": error} if error else None
+        return Result(f"{self.verb} {self.names[0]}", row_count=self.entries, error=said, details=details)
 
 
 @dataclass(slots=True)

@@ -228,21 +228,19 @@ class Transfer:
             "size": size,
             "seconds": round(now - self._started, 6),
             "complete": complete,
+            "in_order": digest is not None,
         }
         if digest is not None:
             details["sha256"] = digest
-        else:
-            details["in_order"] = False
-            if course.ranges is not None:
-                details["ranges"] = course.ranges[:RANGES_SHOWN]
+        elif course.ranges is not None:
+            details["ranges"] = course.ranges[:RANGES_SHOWN]
         if upload and self.read is not None:
             self.read.end()
             details["also_read"] = self.read.total
         if self._failed:
             details["failed"] = self._failed
-        if error:
-            details["error"] = error
-        return Result(f"{verb} {self.path}", size_bytes=size, details=details)
+        said = {"message": error} if error else None
+        return Result(f"{verb} {self.path}", size_bytes=size, error=said, details=details)
 
     def drop(self) -> None:
         """Give the reorder buffer back what it holds of this file."""

@@ -43,21 +43,22 @@ def test_an_upload_is_a_command_and_a_record() -> None:
     details = dict(stage.results[0].details)
     assert details.pop("seconds") == 0
     assert details == {
-        "flow": 7, "path": "/srv/app", "direction": "upload", "size": 5, "complete": True, "sha256": sha(b"hello"),
+        "flow": 7, "path": "/srv/app", "direction": "upload", "size": 5, "complete": True, "in_order": True,
+        "sha256": sha(b"hello"),
     }  # fmt: skip
 
 
 def test_nothing_of_an_undecided_file_passes() -> None:
     stage = channel("scp -t /srv")
     stage.decide = lambda command: None
-    stage.target(b"\0").user(b"C0640 5 app\nhello\0")
-    assert stage.up == b""
+    stage.target(b"\0").user(b"C0640 5 app\nC12\no\0")
+    assert stage.up == b"" and not stage.broken and len(stage.asks) == 1
     stage.do(stage.content.waiting(stage.asks[0], "held"))
     assert stage.err.startswith(b"gatecast: held: file-write /srv (or /srv/app)")
     stage.allow(stage.asks[0])
     assert stage.up == b"C0640 5 app\n", "the body passed before the target took the file"
     stage.target(b"\0")
-    assert stage.up == b"C0640 5 app\nhello\0"
+    assert stage.up == b"C0640 5 app\nC12\no\0" and not stage.broken
 
 
 def test_a_refused_upload_is_skipped() -> None:
@@ -89,10 +90,10 @@ def test_directories_are_commands_and_paths_follow_them() -> None:
 def test_what_the_target_refuses_is_recorded_so() -> None:
     stage = channel("scp -t /srv")
     stage.target(b"\0").user(b"C0640 5 app\n").target(b"\1scp: /srv/app: Permission denied\n")
-    assert stage.results[0].details["error"] == "scp: /srv/app: Permission denied"
+    assert stage.results[0].error == {"message": "scp: /srv/app: Permission denied"}
     assert stage.results[0].details["complete"] is False
     stage.user(b"C0640 3 two\n").target(b"\0").user(b"two\0").target(b"\1scp: disk full\n")
-    assert (stage.results[1].details["error"], stage.results[1].details["complete"]) == ("scp: disk full", False)
+    assert stage.results[1].error == {"message": "scp: disk full"} and stage.results[1].details["complete"] is False
     assert stage.up == b"C0640 5 app\nC0640 3 two\ntwo\0"
 
 
@@ -100,7 +101,8 @@ def test_a_file_that_its_giver_could_not_read_has_no_hash() -> None:
     stage = channel("scp -t /srv")
     stage.target(b"\0").user(b"C0640 3 app\n").target(b"\0").user(b"abc\1I/O error\n").target(b"\0")
     details = stage.results[0].details
-    assert "sha256" not in details and details["complete"] is False and details["error"] == "I/O error"
+    assert "sha256" not in details and details["complete"] is False
+    assert stage.results[0].error == {"message": "I/O error"}
 
 
 def test_a_channel_that_closes_in_the_middle_is_recorded() -> None:
@@ -123,7 +125,8 @@ def test_a_download_is_a_command_and_a_record() -> None:
     details = dict(stage.results[0].details)
     assert details.pop("seconds") == 0
     assert details == {
-        "flow": 7, "path": "/srv/app", "direction": "download", "size": 5, "complete": True, "sha256": sha(b"hello"),
+        "flow": 7, "path": "/srv/app", "direction": "download", "size": 5, "complete": True, "in_order": True,
+        "sha256": sha(b"hello"),
     }  # fmt: skip
 
 
@@ -165,9 +168,17 @@ def test_directories_of_a_download_are_listed() -> None:
 )
 def test_names_that_were_not_asked_for_are_refused(line: bytes) -> None:
     """CVE-2019-6111."""
-    stage = channel("scp -r -f x 'b*'")
+    stage = channel("scp -r -f x b* .*")
     stage.user(b"\0").target(line)
     assert not stage.commands and stage.gate_up == stage.down and stage.down.startswith(b"\1gatecast: ")
+    stage.target(b"D0755 0 x\n").user(b"\0").target(line)
+    assert [command.objects[0] for command in stage.commands[1:]] == (["/home/alice/x/evil"] if b"evil" in line else [])
+
+
+@pytest.mark.parametrize("name", [b"..", b".", b"../x", b"a/b", b"a\0b"])
+def test_names_that_leave_their_directory_are_refused_on_the_way_up_too(name: bytes) -> None:
+    stage = channel("scp -r -t /srv").target(b"\0").user(b"C0644 5 " + name + b"\n")
+    assert not stage.commands and not stage.up and stage.down == b"\0\1gatecast: unexpected filename\n"
 
 
 def test_errors_of_the_target_pass() -> None:

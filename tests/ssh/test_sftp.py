@@ -179,6 +179,20 @@ def test_a_link_itself_is_not_followed_where_the_target_does_not() -> None:
     stage.user(opening(b"soft", 7))
     assert stage.commands[-1].objects == ("/home/alice/soft", "/etc/passwd")
     assert stage.commands[-1].text == "file-read /home/alice/soft (a link to /etc/passwd)"
+    stage.user(request(wire.LSTAT, 8, S(b"soft/")))  # a slash makes the target follow
+    assert stage.commands[-1].objects == ("/home/alice/soft", "/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("path", "real"),
+    [(b"link/..", "/etc"), (b"link/.", "/etc/ssh"), (b"link/../", "/etc"), (b"/", "/"), (b"///", "/"),
+     (b"", "/home/alice"), (b".", "/home/alice"), (b"./", "/home/alice"), (b"..", "/home")],
+)  # fmt: skip
+def test_a_path_without_a_name_of_its_own_is_resolved_whole(path: bytes, real: str) -> None:
+    stage = begun(lambda command: None)
+    stage.links = {HOME + b"/link": b"/etc/ssh"}
+    stage.user(request(wire.LSTAT, 5, S(path)))
+    assert stage.commands[0].objects == (real,) and stage.commands[0].facts["resolved"] is True
 
 
 def test_a_path_that_the_target_does_not_know_is_read_as_text() -> None:

@@ -29,7 +29,7 @@ def test_a_download_is_recorded_with_its_hash() -> None:
     assert result.tag == "file-read /x/a" and result.size_bytes == len(data)
     assert dict(result.details) == {
         "flow": 7, "path": "/x/a", "direction": "download", "size": len(data), "seconds": 2.5, "complete": True,
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "in_order": True, "sha256": hashlib.sha256(data).hexdigest(),
     }  # fmt: skip
     assert stage.done[-1].permit.command is stage.commands[0]
     assert [code for code, _ in packets(stage.down_untaped)] == [wire.DATA] * 8
@@ -78,7 +78,7 @@ def test_what_the_target_did_not_take_is_not_counted() -> None:
     stage.user(closing(b"h", 9)).target(wire.status(9, wire.FX_FAILURE, ""))
     details = stage.results[-1].details
     assert "sha256" not in details and details["complete"] is False
-    assert (details["size"], details["failed"], details["error"]) == (6, 5, "failure")
+    assert (details["size"], details["failed"]) == (6, 5) and stage.results[-1].error == {"message": "failure"}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_what_is_open_at_the_end_is_recorded_as_incomplete() -> None:
         ("closed", None),
         ("file-write /x/a", False),
     ]
-    assert stage.results[-1].details["error"] == "the channel was closed"
+    assert stage.results[-1].error == {"message": "the channel was closed"}
     stage.end()
     assert len(stage.results) == 3
 
