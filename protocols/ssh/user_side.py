@@ -161,7 +161,7 @@ class UserConnection(Adapted, SSHServerConnection):
             held.cancel()
             SSHServerConnection._send_kexinit(self)
 
-    def _first_kexinit(self, pkttype: int, pktid: int, packet: SSHPacket) -> Any:
+    async def _first_kexinit(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
         """Offer AES-GCM alone to a user who knows it."""
         if not self._session_id and self._held_back is not None:
             theirs = SSHPacket(packet.get_full_payload())
@@ -173,7 +173,15 @@ class UserConnection(Adapted, SSHServerConnection):
             if fast:
                 self._enc_algs = fast
             self._send_held_back()
-        return self._process_kexinit(pkttype, pktid, packet)
+        body = SSHPacket(packet.get_full_payload())
+        body.get_bytes(17)
+        names = [body.get_namelist() for _ in range(10)]  # RFC 4253 7.1
+        guessed = body.get_boolean()
+        await self._process_kexinit(pkttype, pktid, packet)  # until it is done, no further packet is looked at
+        # A guess is wrong if the first key exchange or the first kind of host key differs (RFC 4253 7). asyncssh looks
+        # at the exchange alone, and would take dropbear's guess for the real one where we have a certificate.
+        ours = [self._kex_algs[:1], list(self._server_host_key_algs or ())[:1]]
+        self._ignore_first_kex = guessed and ours != [names[0][:1], names[1][:1]]
 
     _packet_handlers = {**SSHServerConnection._packet_handlers, MSG_KEXINIT: _first_kexinit}  # noqa: RUF012
 

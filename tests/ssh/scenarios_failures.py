@@ -185,6 +185,7 @@ def garbage_instead_of_ssh(run: Runner) -> None:
         version + b"\xff" * 40_000,
         version + b"\0\0\0\x0c\x0a\x15" + bytes(10),  # NEWKEYS before any key
         version + b"\0\0\0\x0c\x06\x5a" + bytes(10),  # a channel before any login
+        version + b"\0\0\0\x0c\x0a\x14" + bytes(10),  # a KEXINIT that ends in its cookie
         version + bytes(100_000),
         b"",
     ):

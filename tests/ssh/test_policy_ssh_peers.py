@@ -28,7 +28,8 @@ rules:
   - {name: all, who: {groups: [dev]}, on: {targets: [box, masked, agents, scripts]},
      commands: {kinds: KINDS, opaque: true}, allow: true}
   - {name: mask-addresses, on: {targets: [masked]}, mask: [{detectors: [email], action: redact}]}
-  - {name: agents, who: {groups: [dev]}, on: {targets: [agents]}, commands: {verbs: [auth-agent], opaque: true}, allow: true}
+  - {name: agents, who: {groups: [dev]}, on: {targets: [agents]},
+     commands: {verbs: [auth-agent], opaque: true}, allow: true}
   - {name: harmless, who: {groups: [dev]}, on: {targets: [guarded, reviewed]},
      commands: {verbs: [exec, line], objects: PROGRAMS}, allow: true}
   - {name: shells, who: {groups: [dev]}, on: {targets: [guarded, reviewed]}, commands: {verbs: [shell]}, allow: true}
