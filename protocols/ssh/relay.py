@@ -193,6 +193,12 @@ class Relay:
     # -- actions --------------------------------------------------------------------------------------
 
     def _do(self, actions: Iterable[Action]) -> None:
+        """Carry actions out, and what becomes clear by that: how much of a piece a mask let go."""
+        while actions:
+            self._carry_out(actions)
+            actions = self._conversation.settle()
+
+    def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
             match action:
                 case Down():
