@@ -13,10 +13,11 @@ app), hidden, alternate; typed and shown where plain typing and the screen disag
 and the objects and the script are those of both. A line that nobody can read is "(unreadable)", and opaque.
 
 What is not echoed (password prompts, read -s, stty -echo) is asked for as "(hidden input)": neither text, objects nor
-typed hold it; what it would run is in the facts beneath and shell, which rules see and no tape holds. The keys themselves: they are
-sent before their echo could be known, so the user's channel of the tape holds them, except at a prompt that asks for a
-password (a row like "Password:", no line editor active, nothing echoed): there they are not taped from the first key
-on. A secret that something asks for in other words, or one typed ahead, is on the tape as bytes of the user's channel.
+typed hold it; what it would run is in the facts beneath and shell, which rules see and no tape holds. The keys
+themselves are sent before their echo could be known, so the user's channel of the tape holds them, except at a prompt
+that asks for a password (a row like "Password:", no line editor active, nothing echoed): there they are not taped from
+the first key on. A secret that something asks for in other words, or one typed ahead, is on the tape as bytes of the
+user's channel.
 
 What this cannot promise. The text is a reconstruction. A shell whose user or owner works against it shows one line and
 runs another: after plain typing that does not help, as what was typed counts, but keys that were bound to something,
