@@ -419,7 +419,9 @@ def _described(style: _Style, verb: str, said: Mapping[str, Any]) -> str:
     objects = said.get("objects")
     names = [str(name) for name in objects] if isinstance(objects, list | tuple) else []
     text = str(said.get("text") or verb)
-    if style == "file" and names:
+    if style == "file" and text.startswith(f"{verb} "):  # which says more than the paths: modes, other names
+        text = _FILES[verb] + text[len(verb) :]
+    elif style == "file" and names:
         text = f"{_FILES[verb]} {' -> '.join(names)}"
     elif style == "forward" and names:
         word = "listen" if verb.endswith("-forward") else "forward from" if verb.startswith("forwarded") else "forward"

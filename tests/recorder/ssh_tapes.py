@@ -151,7 +151,7 @@ def sftp(story: Story) -> None:
 
     def file(verb: str, kind: str, *objects: str, verdict: str = "allow") -> int:
         story.wire(0, USER, b"\x00\x00\x00\x05" + verb.encode())
-        return story.command(verb, f"{verb} {' '.join(objects)}", kind, verdict, flow=0, objects=list(objects))
+        return story.command(verb, f"{verb} {' -> '.join(objects)}", kind, verdict, flow=0, objects=list(objects))
 
     listed = file("file-list", "read", "/srv")
     story.wire(0, OUT, b"\x00\x00\x01\x00names of files")

@@ -433,3 +433,23 @@ def test_an_unknown_kind_and_nonsense_are_survived(tmp_path: Path) -> None:
         for payload in (b"", b"\xc1", pack([1]), pack({"flow": 0, "command": "x", "objects": 1, "verb": 3})):
             transcript.feed(Record(5, 0, 2, kind, payload, flow=0))
     assert transcript.reset() != ""
+
+
+def test_after_a_jump_the_terminal_that_began_first_has_the_screen(tmp_path: Path) -> None:
+    """As if all had been played: whichever of the two happens to print first behind the place."""
+
+    async def tell(story: Story) -> None:
+        story.shell(0)
+        story.shell(1)
+        for number in range(400):
+            story.wire(1, OUT, b"other %d\r\n" % number)
+            await story.tape.written()
+            story.wire(0, OUT, b"first %d\r\n" % number)
+            await story.tape.written()
+
+    path, _ = write(tmp_path, tell)
+    last = TapeReader(path).next_record - 2
+    text = drawn(path, tmp_path, Spot(last, 10**9), 0.1)
+    assert "first 399" in text and "other" not in text
+    text = drawn(path, tmp_path, Spot(last, 10**9), 0.1, flow=1)
+    assert "other 399" in text and "first" not in text
