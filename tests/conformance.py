@@ -26,7 +26,7 @@ from proxy.core.gate import Gate
 from proxy.core.parties import Target
 from proxy.core.stream import MemoryStream
 from proxy.masking.masker import Masking
-from recorder.tape import GATE, OUT, Kind
+from recorder.tape import ERR, GATE, OUT, Kind
 from tests.fakes import TOKEN, FakeApprovals, FakeRecorder, FakeTape, Rule, allow_all, fake_gate
 
 T = TypeVar("T")
@@ -70,6 +70,7 @@ class Caller(Protocol):
 
     sent: bytearray  # since the login
     heard: bytearray  # since the login
+    on_heard: Any  # where adapter.streams: called with each piece as it arrives
 
     async def say(self, *words: str) -> None:
         """Send one command for each of the words, without waiting for anything."""
@@ -98,10 +99,17 @@ class Backend(Protocol):
 
 
 class Adapter(Protocol):
-    """One protocol's part. serve is in protocol."""
+    """One protocol's part. serve is in protocol.
+
+    streams: the connection is encrypted and holds several streams: what a caller has heard is what came in these, and
+    is looked for on the tape in the records that have a flow; the callers tell of it by on_heard. A held command stops
+    its own stream alone, and a command beyond the limit is refused alone. transactions: whether there are any.
+    """
 
     protocol: protocols.Protocol
     limit: int  # of a command's text in bytes: settings make it so
+    streams: bool
+    transactions: bool
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -144,6 +152,7 @@ class WatchedTape(FakeTape):
         self.may_write.set()
         self.may_commit.set()
         self.calls = {"append": 0, "written": 0, "commit": 0}
+        self.flows: list[int | None] = []
         self.failing = fail
         self.failed = False
 
@@ -162,6 +171,7 @@ class WatchedTape(FakeTape):
         flow: int | None = None,
     ) -> int:
         self._called("append")
+        self.flows.append(flow)
         return super().append(channel, kind, payload)
 
     async def written(self) -> None:
@@ -191,9 +201,13 @@ class WatchedTape(FakeTape):
                     return True
         return False
 
-    def safe_output(self) -> bytes:
-        """What went to the user, as far as it is safe."""
-        return b"".join(p for c, k, p in self.records[: self.covered] if k == Kind.WIRE and c == OUT)
+    def safe_output(self, streams: bool = False) -> bytes:
+        """What went to the user, or came to it in streams, as far as it is safe."""
+        return b"".join(
+            payload
+            for (channel, kind, payload), flow in zip(self.records[: self.covered], self.flows, strict=False)
+            if kind == Kind.WIRE and (channel in (OUT, ERR) and flow is not None if streams else channel == OUT)
+        )
 
     def dump(self) -> bytes:
         """All that it holds."""
@@ -246,6 +260,7 @@ class Stage:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     ends: list[MemoryStream] = field(default_factory=list)
     watching: bool = True
+    shown: int = 0
 
     @property
     def recorder(self) -> WatchedRecorder:
@@ -280,7 +295,16 @@ class Stage:
         """Connect a user whose login holds."""
         caller = await self.connect(TOKEN)
         assert not isinstance(caller, str), caller
+        if self.adapter.streams and self.watching and len(self.tasks) == 1:
+            caller.on_heard = self._heard
         return caller
+
+    def _heard(self, data: bytes) -> None:
+        """The first caller has got this in a stream."""
+        safe = self.tape.safe_output(streams=True) if self.tape is not None else b""
+        if safe[self.shown : self.shown + len(data)] != data:
+            self.early.append(f"to the user: {data[:80]!r}")
+        self.shown += len(data)
 
     async def _serve(self, end: MemoryStream) -> None:
         try:

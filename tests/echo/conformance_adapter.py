@@ -104,6 +104,7 @@ class EchoUser:
         self.stream = stream
         self.sent = bytearray()
         self.heard = bytearray()
+        self.on_heard: Any = None
         self._lines = lines
         self._waiting: list[bytes] = []
 
@@ -155,6 +156,8 @@ class EchoAdapter:
 
     protocol = PROTOCOL
     limit = LINE_LIMIT
+    streams = False
+    transactions = True
 
     @property
     def settings(self) -> Mapping[str, Any]:

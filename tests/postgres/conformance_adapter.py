@@ -172,6 +172,7 @@ class User:
         self.stream = stream
         self.sent = bytearray()
         self.heard = bytearray()
+        self.on_heard: Any = None
 
     async def say(self, *words: str) -> None:
         data = b"".join(wire.encode_query(ADAPTER.text(word).encode()) for word in words)
@@ -278,6 +279,8 @@ class PostgresAdapter:
 
     protocol = PROTOCOL
     limit = QUERY_LIMIT
+    streams = False
+    transactions = True
 
     @property
     def settings(self) -> Mapping[str, Any]:
