@@ -198,7 +198,7 @@ def _settings(folder: Path, home: Path, internal_sftp: bool) -> dict[str, str]:
         "KbdInteractiveAuthentication": "no",
         "PermitUserEnvironment": "no",
         "AcceptEnv": "*",
-        "SetEnv": f"HOME={home} HISTFILE={home}/history",
+        "SetEnv": f"HOME={home} HISTFILE=/dev/null",
         "PrintMotd": "no",
         "PrintLastLog": "no",
         "AllowAgentForwarding": "yes",
