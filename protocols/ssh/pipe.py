@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from proxy.core.stream import Heir
 
+HIGH_WATER_BYTES: Final = 64 * 1024  # as proxy/core/stream.py
 CLOSE_SECONDS: Final = 5.0  # as proxy/core/stream.py
 
 
@@ -46,6 +47,7 @@ class ChannelPipe:
         self._paused_heir = False
         self._over = False
         self._kicked = False
+        self._waiting_bytes = 0  # pushed since out was last empty
 
     # -- for whoever holds the channel ----------------------------------------------------------------
 
@@ -127,18 +129,31 @@ class ChannelPipe:
         if self.out and not self._full:
             out, self.out = self.out, []
             self._send(b"".join(out))
-        congested = bool(self.out)
+        self._tell(heir, bool(self.out))
+        self._deliver(heir)
+        if (self.closing and not self.out) or self._broken:
+            self._over = True
+            heir.connection_lost(None)
+            self._closed()
+
+    def push(self, data: bytes) -> None:
+        """Take bytes of the heir; it is told at once to wait, for a writer that never waits never lets the loop run."""
+        self.out.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > HIGH_WATER_BYTES and self._heir is not None:
+            self._tell(self._heir, True)
+        self.kick()
+
+    def _tell(self, heir: Heir, congested: bool) -> None:
+        """Tell the heir whether it may write, where that has changed."""
+        if not congested:
+            self._waiting_bytes = 0
         if congested != self._paused_heir:
             self._paused_heir = congested
             if congested:
                 heir.pause_writing()
             else:
                 heir.resume_writing()
-        self._deliver(heir)
-        if (self.closing and not self.out) or self._broken:
-            self._over = True
-            heir.connection_lost(None)
-            self._closed()
 
     def _deliver(self, heir: Heir) -> None:
         while self._fed and (self.reading or self.closing):
@@ -160,8 +175,7 @@ class _PipeTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         if not self._pipe.closing:
-            self._pipe.out.append(bytes(data))
-            self._pipe.kick()
+            self._pipe.push(bytes(data))
 
     def pause_reading(self) -> None:
         self._pipe.reading = False

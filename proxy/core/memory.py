@@ -37,13 +37,7 @@ class MemoryTransport(asyncio.Transport):
         """Give the heir what has come, and tell it whether it may write."""
         self._kicked = False
         stream = self._stream
-        full = len(stream.other._buffer) > self._high_water_bytes
-        if full != self._congested and not self._closing:
-            self._congested = full
-            if full:
-                self._heir.pause_writing()
-            else:
-                self._heir.resume_writing()
+        self._tell()
         if self._reading and not self._closing and stream._buffer:
             data = bytes(stream._buffer)
             stream._buffer.clear()
@@ -60,6 +54,17 @@ class MemoryTransport(asyncio.Transport):
             self._stream.other._buffer += data
             self._stream._change()
             self._stream.other._change()
+            self._tell()  # at once, as a socket's transport: a writer that is never told to wait never lets the loop run
+
+    def _tell(self) -> None:
+        """Tell the heir whether it may write, where that has changed."""
+        full = len(self._stream.other._buffer) > self._high_water_bytes
+        if full != self._congested and not self._closing:
+            self._congested = full
+            if full:
+                self._heir.pause_writing()
+            else:
+                self._heir.resume_writing()
 
     def pause_reading(self) -> None:
         self._reading = False

@@ -138,7 +138,7 @@ def relaying(
     listening = socket.create_server(("127.0.0.1", 0), backlog=128)
     listening.setblocking(False)
     running = RunningRelay(listening.getsockname()[1], answers)
-    place = target or target_of(server, host_keys=(server.host_key.line,), rekey_bytes=rekey_bytes)
+    place = target or target_of(server, host_keys=(server.host_key.line,), rekey=rekey_bytes)
     given = ServerOptions((HostKey(host_key.file.read_bytes()),), rekey_bytes=rekey_bytes, **options)
     stop = asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []
