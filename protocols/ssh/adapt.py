@@ -12,7 +12,9 @@ their source to what was read.
 What asyncssh does that is undone here: an MSG_IGNORE before each packet (against CBC, which is not offered), logging
 of packets, an input buffer that is sliced for each packet (a flood of small ones costs a square), aborting a
 connection before its last words are written, no back-pressure. Memory is used again rather than asked for: blocks
-of more than 128 KiB come from the kernel page by page, which alone was a fifth of the CPU time of a transfer. Source: RFC 4253 6, 7, 9, 11; RFC 4254.
+of more than 128 KiB come from the kernel page by page, which alone was a fifth of the CPU time of a transfer.
+
+Source: RFC 4253 6, 7, 9, 11; RFC 4254.
 """
 
 from __future__ import annotations

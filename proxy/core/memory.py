@@ -54,7 +54,7 @@ class MemoryTransport(asyncio.Transport):
             self._stream.other._buffer += data
             self._stream._change()
             self._stream.other._change()
-            self._tell()  # at once, as a socket's transport: a writer that is never told to wait never lets the loop run
+            self._tell()  # at once, as a socket's transport: a writer who need not wait does not let the loop run
 
     def _tell(self) -> None:
         """Tell the heir whether it may write, where that has changed."""
