@@ -29,6 +29,7 @@ WINDOW_BYTES: Final = 2 * 1024 * 1024  # OpenSSH's own: 64 packets of 32 KiB (ch
 PACKET_BYTES: Final = 32_768
 TUNNELS_LIMIT: Final = 64  # of one outer connection; ansible opens one a host and connection
 QUEUE_LIMIT: Final = 4 * 1024 * 1024  # bytes for the user that wait for the outer connection
+NAME_LIMIT: Final = 64  # characters of a name that is shown back; targets' names are shorter
 HOW: Final = "connect as LOGIN:TARGET, or with ssh -J to a target of the gateway"
 
 ServeInner = Callable[[ChannelPipe, UserLogin, Target, Any], Awaitable[None]]
@@ -113,8 +114,12 @@ class _Tunnel:
 class Jump:
     """One outer connection."""
 
-    def __init__(self, leg: JumpLeg, proof: KeyLogin, gate: Gate, log: Any, serve_inner: ServeInner) -> None:
+    def __init__(
+        self, leg: JumpLeg, proof: KeyLogin, gate: Gate, log: Any, serve_inner: ServeInner, named: str = ""
+    ) -> None:
+        """named: what the user name gave as a target, which is none; '' where it gave nothing."""
         self._leg = leg
+        self._missing = f'gatecast has no target "{named[:NAME_LIMIT]}"' if named else "gatecast: no target is named here"
         self._proof = proof
         self._gate = gate
         self._log = log
@@ -196,13 +201,13 @@ class Jump:
 
     def _open(self, opened: wire.ChannelOpen, group: asyncio.TaskGroup) -> None:
         if opened.kind != "direct-tcpip":
-            self._refuse(opened, f"gatecast: no target is named here; {HOW}")
+            self._refuse(opened, f"{self._missing}; {HOW}")
             return
         place = Tcpip.read(opened.body, UserPeerError)
         target = self._gate.targets.find(place.host)
         if target is None or target.protocol != "ssh":
-            self._log.warning("unknown target", name=place.host[:64])
-            self._refuse(opened, f'gatecast has no target "{place.host[:64]}"')
+            self._log.warning("unknown target", name=place.host[:NAME_LIMIT])
+            self._refuse(opened, f'gatecast has no target "{place.host[:NAME_LIMIT]}"')
         elif "permit-port-forwarding" not in self._proof.permits:
             self._refuse(opened, "gatecast: this certificate permits no forwarding")
         elif len(self._tunnels) >= TUNNELS_LIMIT:

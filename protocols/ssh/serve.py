@@ -89,12 +89,12 @@ async def serve_login(leg: UserLeg, login: UserLogin, gate: Gate, log: Any) -> N
     name = split_name(login.user)
     target = gate.targets.find(name.target)
     if target is None or target.protocol != "ssh":
-        await _serve_jump(leg, proof, gate, log)
+        await _serve_jump(leg, proof, gate, log, name.target if ":" in login.user else "")
     else:
         await serve_target(leg, name.login, target, proof, gate, log.bind(target=target.name))
 
 
-async def _serve_jump(leg: UserLeg, proof: KeyLogin, gate: Gate, log: Any) -> None:
+async def _serve_jump(leg: UserLeg, proof: KeyLogin, gate: Gate, log: Any, named: str) -> None:
     async def serve_inner(pipe: ChannelPipe, login: UserLogin, target: Target, log: Any) -> None:
         inner = await open_user(pipe, login, server_options(gate, target.name))
         try:
@@ -103,7 +103,7 @@ async def _serve_jump(leg: UserLeg, proof: KeyLogin, gate: Gate, log: Any) -> No
         finally:
             await asyncio.shield(inner.close())
 
-    await Jump(leg, proof, gate, log, serve_inner).run()
+    await Jump(leg, proof, gate, log, serve_inner, named).run()
 
 
 async def serve_target(leg: UserLeg, login: str, target: Target, proof: KeyLogin, gate: Gate, log: Any) -> None:
