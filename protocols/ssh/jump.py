@@ -119,7 +119,8 @@ class Jump:
     ) -> None:
         """named: what the user name gave as a target, which is none; '' where it gave nothing."""
         self._leg = leg
-        self._missing = f'gatecast has no target "{named[:NAME_LIMIT]}"' if named else "gatecast: no target is named here"
+        missing = f'there is no target "{named[:NAME_LIMIT]}"' if named else "no target is named here"
+        self._missing = f"gatecast: {missing}"
         self._proof = proof
         self._gate = gate
         self._log = log

@@ -19,10 +19,10 @@ from functools import lru_cache
 from typing import Any, Final
 
 import structlog
-from protocols.ssh.commands import Conversation
-from protocols.ssh.dial import dial
 
+from protocols.ssh.commands import Conversation
 from protocols.ssh.contents import content_for
+from protocols.ssh.dial import dial
 from protocols.ssh.jump import Jump
 from protocols.ssh.login import UserLogin, split_name
 from protocols.ssh.relay import Over, Relay
