@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import base64
 import os
 import re
 import shlex
@@ -47,9 +48,16 @@ RUNNABLE = [
 
 
 def test_there_are_pages_and_runnable_blocks() -> None:
-    assert {"README.md", "CHANGELOG.md", "operations.md", "policy.md", "masking.md", "postgres.md", "tape.md"} <= {
-        page.name for page in PAGES
-    }
+    assert {
+        "README.md",
+        "CHANGELOG.md",
+        "operations.md",
+        "policy.md",
+        "masking.md",
+        "postgres.md",
+        "ssh.md",
+        "tape.md",
+    } <= {page.name for page in PAGES}
     assert RUNNABLE
 
 
@@ -169,6 +177,8 @@ TARGETS = """\
 targets:
   - {name: shop, host: 127.0.0.1, database: shop, credential: {user: x}, labels: {env: prod}}
   - {name: shop-test, host: 127.0.0.1, database: shop, credential: {user: x}, labels: {env: staging}}
+  - {name: web, protocol: ssh, host: 127.0.0.1, credential: {user: deploy, password_file: shop.password},
+     ssh: {known_hosts: known_hosts}, labels: {env: prod}}
 """
 LISTENERS = "listeners: [{name: pg, protocol: postgres, address: '127.0.0.1:0', plain: true}]\n"
 
@@ -195,6 +205,10 @@ def write_config(folder: Path, text: str, rules: str = "rules: []\n") -> Path:
     (folder / "shop.password").write_text("x\n")
     (folder / "shop.password").chmod(0o600)
     (folder / "ca.crt").write_bytes((folder / "tls.crt").read_bytes())
+    (folder / "web.key").write_bytes((folder / "tls.key").read_bytes())
+    (folder / "web.key").chmod(0o600)
+    key = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + bytes(range(32))).decode()
+    (folder / "known_hosts").write_text(f"127.0.0.1,web.internal ssh-ed25519 {key}\n")
     (folder / "rules.yaml").write_text(rules)
     keys = set(re.findall(r"^(\w+):", text, re.MULTILINE))
     parts = [text]
