@@ -79,7 +79,7 @@ class Caller(Protocol):
         """Read up to the end of one command's answer, or of the connection."""
 
     async def violate(self) -> None:
-        """Send a well-framed message of a type that does not exist."""
+        """Send a well-framed message that the protocol does not have: of a type that does not exist, as a rule."""
 
     async def note(self) -> str:
         """Read one remark that comes before its command's answer."""
@@ -103,7 +103,7 @@ class Adapter(Protocol):
 
     streams: the connection is encrypted and holds several streams: what a caller has heard is what came in these, and
     is looked for on the tape in the records that have a flow; the callers tell of it by on_heard. A held command stops
-    its own stream alone, and a command beyond the limit is refused alone. transactions: whether there are any.
+    its own stream alone. transactions: whether there are any.
     """
 
     protocol: protocols.Protocol

@@ -483,6 +483,9 @@ def test_a_masker_that_fails_shows_nothing(adapter: Adapter) -> None:
         def plan(self, *arguments: Any) -> Any:
             raise RuntimeError("a bug in the masks")
 
+        def stream(self, *arguments: Any) -> Any:
+            raise RuntimeError("a bug in the masks")
+
     async def body() -> None:
         async with stage(adapter, masked, masker=Broken()) as on:
             caller = await on.call()
@@ -712,7 +715,7 @@ def test_a_command_at_its_limit(adapter: Adapter, over: int) -> None:
             if over <= 0:
                 assert not reply.error and on.backend.commands == [word.rstrip()]
             else:
-                assert reply.error and reply.ended is not adapter.streams
+                assert reply.error and reply.ended
                 assert on.backend.commands == [] and b"xxxx" not in on.backend.received
 
     play(body())

@@ -17,15 +17,20 @@ from typing import Any
 import asyncssh
 
 from protocols.ssh import PROTOCOL
-from protocols.ssh.requests import ARGV_LIMIT
+from protocols.ssh.records import PACKET_LIMIT
 from proxy.core.doors import SshDoor
 from proxy.core.gate import Gate
 from proxy.core.parties import Secret, Target
 from proxy.core.stream import MemoryStream
+from proxy.policy.shell import read_shell
 from tests.conformance import CANARY, FLOOD_BYTES, Reply
 from tests.fakes import SECRET
 
-UNKNOWN_MESSAGE = 120  # RFC 4250 4.1.2: 101 to 127 are of channel related messages, and not assigned
+# Data of a channel that nobody has opened. A message of an unknown type would be no violation: RFC 4253 11.4.
+CHANNEL_DATA = 94
+NOWHERE = (4711).to_bytes(4, "big") + (7).to_bytes(4, "big") + b"write 1"
+# What fits into the largest packet beside padding (5 bytes) and an exec's own fields (18 bytes).
+ARGV_LIMIT = PACKET_LIMIT - 5 - 18
 KEEP_BYTES = 1 << 20
 PAUSE_BYTES = 64 * 1024  # what a user who does not read takes before its window does the rest
 
@@ -74,7 +79,7 @@ class Server:
                         self._say(out, "x" * 400 + "\t" + "y" * 622 + "\n")
                         await out.drain()
                 case "garbage":
-                    process.channel.get_connection().send_packet(UNKNOWN_MESSAGE, b"what")
+                    process.channel.get_connection().send_packet(CHANNEL_DATA, NOWHERE)
                     return
                 case "stall":
                     await asyncio.Event().wait()
@@ -201,7 +206,7 @@ class User:
             await running.closed.wait()
 
     async def violate(self) -> None:
-        self._connection.send_packet(UNKNOWN_MESSAGE, b"write 1")
+        self._connection.send_packet(CHANNEL_DATA, NOWHERE)
 
     async def _current(self) -> _Exec | None:
         while not self._execs:
@@ -237,7 +242,6 @@ class User:
                     break
         if running is not None:
             self._execs.popleft()
-        await asyncio.sleep(0)
         reply.cells = [cell for line in out.decode().splitlines() for cell in line.split("\t")]
         reply.raw = bytes(out + err)
         if status is None:
@@ -310,7 +314,7 @@ class SshAdapter:
             await server.wait_closed()
 
     def prepare(self, gate: Gate) -> None:
-        pass
+        object.__setattr__(gate, "shell", read_shell)
 
     async def login(self, user: MemoryStream, token: str, target: str) -> User | str:
         client = _Client()
@@ -336,7 +340,9 @@ class SshAdapter:
             made = client.user = User(connection)
             await self._probe(connection)
         except (asyncssh.Error, OSError) as error:
-            return str(error)
+            connection.abort()
+            await connection.wait_closed()
+            return str(client.reason or error)
         return made
 
     @staticmethod
