@@ -387,11 +387,18 @@ def test_an_answer_waits_for_the_tape(adapter: Adapter) -> None:
             caller = await on.call()
             tape = on.tape
             assert tape is not None
-            tape.may_write.clear()
+            arrived = on.backend.on_command
+
+            def from_now_on(word: str) -> None:
+                arrived(word)
+                tape.may_write.clear()
+
+            on.backend.on_command = from_now_on
             await caller.say("read 1")
             while not on.backend.commands:
                 await turns()
             await turns(200)
+            assert not caller.heard or not adapter.streams
             assert not on.ends[0]._buffer
             tape.may_write.set()
             assert (await caller.hear()).cells == ["1", CANARY]

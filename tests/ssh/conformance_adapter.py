@@ -332,15 +332,16 @@ class SshAdapter:
             preferred_auth=("password",),
         )
         options.waiter = loop.create_future()
-        connection = asyncssh.SSHClientConnection(loop, options, wait="auth")
+        connection: Any = asyncssh.SSHClientConnection(loop, options, wait="auth")
         connection.set_extra_info(remote_peername=("memory", 22))
         try:
             await user.hand_over(connection)
             await options.waiter
+            # asyncssh keeps the reason of a DISCONNECT (11, by application) to itself, but where somebody waits.
+            connection._wait, connection._waiter = "auth", None
             made = client.user = User(connection)
             await self._probe(connection)
         except (asyncssh.Error, OSError) as error:
-            connection.abort()
             await connection.wait_closed()
             return str(client.reason or error)
         return made
