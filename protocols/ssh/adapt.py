@@ -24,7 +24,7 @@ from collections.abc import Awaitable
 from typing import Any, Final, cast
 
 from asyncssh.connection import SSHConnection
-from asyncssh.constants import MSG_IGNORE
+from asyncssh.constants import DISC_PROTOCOL_ERROR, MSG_IGNORE
 from asyncssh.encryption import GCMEncryption
 from asyncssh.misc import ConnectionLost, DisconnectError, ProtocolError
 from asyncssh.packet import SSHPacket
@@ -35,6 +35,10 @@ from proxy.core.stream import Heir
 FIRST_RELAYED: Final = 80  # RFC 4254 9: SSH_MSG_GLOBAL_REQUEST is the first of the connection protocol
 INBOX_BYTES_LIMIT: Final = 256 * 1024  # one read of the event loop
 INBOX_MESSAGES_LIMIT: Final = 1000
+# While our KEXINIT is unanswered, what the peer had on its way must be read to get at the answer: two legs that rekey
+# at once would else wait for each other. TCP's buffers at both ends (tcp_rmem, tcp_wmem) hold 10 MiB at most on Linux.
+REKEY_INBOX_BYTES_LIMIT: Final = 32 * 1024 * 1024
+REKEY_INBOX_MESSAGES_LIMIT: Final = 500_000  # as many bytes of the smallest packets
 READ_BYTES: Final = 128 * 1024  # of one read: fewer makes more calls, more leaves the processor's caches
 BUFFER_BYTES: Final = 256 * 1024 + 64 + READ_BYTES  # a whole packet and a read; only pages that were used take memory
 UNREAD_BYTES_LIMIT: Final = 128 * 1024  # while asyncssh is busy
@@ -163,11 +167,12 @@ class Adapted(SSHConnection, Heir):
         opener = self._opener()
         data = self._view[: self._end]
         inbox, size, position = self.inbox, self.inbox_bytes, self._start
-        room = INBOX_MESSAGES_LIMIT - len(inbox)
+        messages_limit, bytes_limit = self._limits()
+        room = messages_limit - len(inbox)
         count = received = 0
         seq = self._recv_seq
         packet = None
-        while count < room and size < INBOX_BYTES_LIMIT:
+        while count < room and size < bytes_limit:
             found = opener.open(seq, data, position)
             if found is None:
                 break
@@ -218,15 +223,23 @@ class Adapted(SSHConnection, Heir):
         if is_async:
             self._work()
 
+    def _limits(self) -> tuple[int, int]:
+        """How many messages, and bytes, the inbox holds."""
+        if self._kex_complete:
+            return INBOX_MESSAGES_LIMIT, INBOX_BYTES_LIMIT
+        return REKEY_INBOX_MESSAGES_LIMIT, REKEY_INBOX_BYTES_LIMIT
+
     def _set_reading(self) -> None:
         """Read no more than the inbox and asyncssh can take."""
         if self._transport is None:
             return
-        full = (
-            self.inbox_bytes >= INBOX_BYTES_LIMIT
-            or len(self.inbox) >= INBOX_MESSAGES_LIMIT
-            or self._left() >= UNREAD_BYTES_LIMIT
-        )
+        messages_limit, bytes_limit = self._limits()
+        full = len(self.inbox) >= messages_limit or self.inbox_bytes >= bytes_limit
+        if full and not self._kex_complete:
+            self.part(DISC_PROTOCOL_ERROR, "no answer to a key exchange")
+            self.failure = ProtocolError("no answer to a key exchange")
+            return
+        full = full or self._left() >= UNREAD_BYTES_LIMIT
         if full != self._reading_paused:
             self._reading_paused = full
             if full:
@@ -270,6 +283,12 @@ class Adapted(SSHConnection, Heir):
         if self._kex_complete and self._rekey_bytes_sent >= self._rekey_bytes:
             self._send_kexinit()
             self._kexinit_sent = True
+
+    def _send_kexinit(self) -> None:
+        """Read on: the answer lies behind what the peer has sent."""
+        super()._send_kexinit()
+        if self._auth_complete:
+            self._loop.call_soon(self._work)
 
     @property
     def congested(self) -> bool:

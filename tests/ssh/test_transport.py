@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from typing import Any
 
@@ -31,11 +32,14 @@ def test_a_proof_is_always_asked_for(user: str) -> None:
     assert Guard().begin_auth(user) is True
 
 
-async def meet(here: Any, there: Any, answers: Answers, secret: str, **settings: object) -> tuple[UserLeg, TargetLeg]:
+async def meet(
+    here: Any, there: Any, answers: Answers, secret: str, *, rekey_here: int = 1 << 30, **settings: object
+) -> tuple[UserLeg, TargetLeg]:
     """Log our client in at our server."""
     place = read_settings(Target("box", "ssh", host="h", settings={"host_keys": (LINE,), **settings}))
     connection = make_connection(place, pins_of(place), "me", [], Secret(secret))
-    opening = asyncio.get_running_loop().create_task(open_user(here, answers, OPTIONS))
+    options = dataclasses.replace(OPTIONS, rekey_bytes=rekey_here)
+    opening = asyncio.get_running_loop().create_task(open_user(here, answers, options))
     await there.hand_over(connection)
     await connection.entered
     return await opening, TargetLeg(connection, there)
@@ -101,6 +105,30 @@ def test_a_reader_that_stops_stops_the_writer() -> None:
         got = 0
         while got < written:
             got += sum(len(payload) - 1 for payload in await user.read())
+        await user.close()
+        await target.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [1, 9000])
+def test_a_key_exchange_ends_although_nobody_reads(size: int) -> None:
+    """Two legs that rekey at once, both with a full inbox, waited for each other for ever."""
+
+    async def run() -> None:
+        here, there = memory_pair()
+        user, target = await meet(here, there, Answers(), Answers().token, rekey=1 << 30, rekey_here=1 << 16)
+        frames = framed(b"\x5e" + bytes(size)) * (600_000 // (size + 40))
+        async with asyncio.timeout(8):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(target.write(frames))
+                for _ in range(20):
+                    await user.write(framed(b"\x5e" + bytes(10_000)))
+                    await target.read()
+        got = 0
+        while got < len(frames):
+            got += sum(len(payload) + 4 for payload in await user.read())
+        assert got == len(frames)
         await user.close()
         await target.close()
 
