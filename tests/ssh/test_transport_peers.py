@@ -186,7 +186,8 @@ def test_new_keys_are_made(bench: Bench) -> None:
     """The two before would pass if nobody rekeyed at all."""
     with relaying(bench.server, bench.host_key, bench.answers, rekey_bytes=1 << 20) as relay:
         done = bench.ssh(relay, "cat > /dev/null", "-v", "-o", "LogLevel=DEBUG1", data=pattern(8))
-    assert done.stderr.count(b"SSH2_MSG_NEWKEYS received") >= 8
+    # One at the start; then what is on its way while keys are exchanged, up to a window of 2 MiB, is of the old key.
+    assert done.stderr.count(b"SSH2_MSG_NEWKEYS received") >= 4
 
 
 def test_both_rekey_and_the_target_too(bench: Bench, tmp_path: Path) -> None:
