@@ -541,6 +541,9 @@ async def _until_the_tape_fails(adapter: Adapter, call: str, count: int) -> bool
         assert tape is not None
         if not tape.failed:
             return False
+        if not isinstance(caller, str) and not reply.ended:  # it failed behind the last answer
+            said.append("read 5")
+            texts.append((await ask(caller, "read 5")).error)
         await on.ended()
         assert "recorded" in texts[-1], texts
         # What got to the target before is on the tape, durably; nothing got there afterwards.
