@@ -128,6 +128,26 @@ def read_keys(credential: Credential) -> list[SSHKeyPair]:
         raise ConfigError("the gateway's key or certificate for the target cannot be read") from None
 
 
+# What asyncssh would take from the gate's own user, its environment and its configuration.
+_NOTHING_OF_OURS: Final[dict[str, Any]] = {
+    "gss_host": None,
+    "gss_kex": False,
+    "gss_auth": False,
+    "gss_delegate_creds": False,
+    "agent_path": None,
+    "agent_identities": None,
+    "agent_forwarding": False,
+    "pkcs11_provider": None,
+    "x11_forwarding": False,
+    "proxy_command": None,
+    "tunnel": None,
+    "canonicalize_hostname": False,
+    "command": None,
+    "env": None,
+    "send_env": None,
+}
+
+
 def make_connection(
     settings: DialSettings, pins: Pins, login: str, keys: Sequence[SSHKeyPair], secret: Secret | None
 ) -> TargetConnection:
@@ -164,21 +184,7 @@ def make_connection(
             public_key_auth=bool(keys),
             kbdint_auth=secret is not None,
             password_auth=secret is not None,
-            gss_host=None,
-            gss_kex=False,
-            gss_auth=False,
-            gss_delegate_creds=False,
-            agent_path=None,
-            agent_identities=None,
-            agent_forwarding=False,
-            pkcs11_provider=None,
-            x11_forwarding=False,
-            proxy_command=None,
-            tunnel=None,
-            canonicalize_hostname=False,
-            command=None,
-            env=None,
-            send_env=None,
+            **_NOTHING_OF_OURS,
             rekey_bytes=settings.rekey_bytes,
             rekey_seconds=0,
             login_timeout=0,
