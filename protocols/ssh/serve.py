@@ -43,6 +43,7 @@ OPEN_SECONDS: Final = 10.0  # for a user who cannot be served to open a channel,
 TURN_AWAY_SECONDS: Final = 1.0  # for a client that opens several
 BY_APPLICATION: Final = 11  # RFC 4253 11.1
 PROTOCOL_ERROR: Final = 2
+NOT_AVAILABLE: Final = 7  # a failure; of code 11 some clients (asyncssh) show no text, as it is a normal end
 TOO_MANY_CONNECTIONS: Final = 12
 PROHIBITED: Final = 1  # RFC 4254 5.1
 CONNECT_FAILED: Final = 2
@@ -120,7 +121,7 @@ async def serve_target(leg: UserLeg, login: str, target: Target, proof: KeyLogin
         )
     except TapeError as error:
         log.error("no tape, no session", error=str(error))
-        leg.disconnect(BY_APPLICATION, "the session cannot be recorded, so it is not opened")
+        leg.disconnect(NOT_AVAILABLE, "the session cannot be recorded, so it is not opened")
         return
     session = Session(gate, proof.identity, target, tape)
     log = log.bind(session=session.id)
@@ -149,13 +150,14 @@ class _Connection:
         except TapeError as error:
             self._log.error("recording failed, the session ends", error=str(error))
             over = Over(f"recording failed: {error}")
-            self._leg.disconnect(BY_APPLICATION, "the session can no longer be recorded, so it ends")
+            self._leg.disconnect(NOT_AVAILABLE, "the session can no longer be recorded, so it ends")
         except PeerError as error:
             self._log.info("session ended by a peer", error=str(error))
-            over = Over(str(error), _code(error))
+            fault = "the target's fault: " if isinstance(error, TargetPeerError) else ""
+            over = Over(f"{fault}{error}", _code(error))
         except Exception:  # a bug of ours or a service's: the session ends, and whoever runs serve() logs it
             over = Over("internal error")
-            self._leg.disconnect(BY_APPLICATION, "internal error of the gateway; the session ends")
+            self._leg.disconnect(NOT_AVAILABLE, "internal error of the gateway; the session ends")
             raise
         except asyncio.CancelledError as cancelled:
             over = Over("terminated")
@@ -314,4 +316,4 @@ def _code(error: PeerError) -> int:
     """The code of RFC 4253 11.1 that goes with an error."""
     if error.code.isdigit():
         return int(error.code)
-    return PROTOCOL_ERROR if isinstance(error, UserPeerError) else BY_APPLICATION
+    return PROTOCOL_ERROR if isinstance(error, UserPeerError) else NOT_AVAILABLE

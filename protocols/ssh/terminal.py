@@ -251,7 +251,7 @@ class Terminal:
             script = _join(script, other)
         opaque = script.opaque
         facts: dict[str, object] = {"how": reading.how, "login": self._settings.login}
-        objects = tuple(dict.fromkeys(name.rpartition("/")[2] for name in script.programs))
+        objects = script.names
         if reading.hidden:
             facts |= {"hidden": True, "beneath": objects}
             objects = ()
