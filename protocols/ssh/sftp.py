@@ -25,8 +25,8 @@ from typing import Final, Literal
 
 from protocols.ssh import sftp_wire as wire
 from protocols.ssh.content import Ask, Broken, Content, Done, Settings, Step, ToTarget, ToUser
-from protocols.ssh.sftp_commands import Place, command, places, real_name
-from protocols.ssh.sftp_state import LOOKUP, File, Job, Known, Sent, opened
+from protocols.ssh.sftp_commands import Place, command, places
+from protocols.ssh.sftp_state import LOOKUP, File, Job, Known, Lookup, Sent, opened, read_answer
 from protocols.ssh.sftp_wire import Cutter, Malformed, Piece, Request, Unfit
 from protocols.ssh.transfers import Notes, Reorder, Steps, refusal
 from proxy.core.errors import Refused
@@ -111,6 +111,11 @@ class Sftp:
         if job is None:
             return []
         request = job.request
+        if job.lost:
+            self._done(permit, wire.status_text(job.lost), job)
+            self._answer(request.id, job.lost, "gatecast: the path cannot be resolved")
+            self._run()
+            return self._steps.take()
         if request.operation.moves:
             self._moving += 1
             self._known.forget_parents()
@@ -289,20 +294,21 @@ class Sftp:
             if place.parent is not None:
                 place.real_parent = self._known.parent(place.parent, self._now)
                 if place.real_parent is None:
-                    self._look_up(place.parent, place, parent=True)
+                    self._look_up("parent", place.parent, place)
             if place.whole is not None:
-                self._look_up(place.whole, place, parent=False)
+                self._look_up("whole", place.whole, place)
         if not job.missing:
             self._put()
 
-    def _look_up(self, path: bytes, place: Place | None, parent: bool) -> None:
-        """Ask the target for the real name of a path."""
+    def _look_up(self, what: Lookup, path: bytes, place: Place | None) -> None:
+        """Ask the target for the real name of a path, or whether there is something of that name."""
         while self._next_id in self._sent:
             self._next_id = (self._next_id - 1) & 0xFFFFFFFF
         if self._job is not None:
             self._job.missing += 1
-        self._sent[self._next_id] = Sent(LOOKUP, lookup=(place, parent))
-        self._steps.add(ToTarget(wire.realpath(self._next_id, path), by_gate=True))
+        self._sent[self._next_id] = Sent(LOOKUP, lookup=(what, place))
+        encode = wire.lstat if what == "exists" else wire.realpath
+        self._steps.add(ToTarget(encode(self._next_id, path), by_gate=True))
         self._next_id = (self._next_id - 1) & 0xFFFFFFFF
 
     def _put(self) -> None:
@@ -318,7 +324,7 @@ class Sftp:
             names, vouched = place.names(self._home)
             job.names.append(names)
             resolved = resolved and vouched
-        self._ask = Ask(command(job.request, job.names, resolved, self._settings), job.data)
+        self._ask = Ask(command(job.request, job.names, resolved, self._settings), b"" if job.lost else job.data)
         self._steps.add(self._ask)
 
     def _decided(self, ask: Ask, now: float) -> Job | None:
@@ -374,37 +380,31 @@ class Sftp:
     def _version(self, piece: Piece, code: int) -> None:
         if self._phase != "version" or code != wire.VERSION:
             raise Malformed("no VERSION in answer to INIT")
-        source, start, end, _, _ = piece
-        changed = wire.version_for_user(source, start, end)
+        changed = wire.version_for_user(piece.source, piece.start, piece.end)
         if changed is None:
-            self._steps.down(source, start, end, True)
+            self._steps.down(piece.source, piece.start, piece.end, True)
         else:
             self._steps.add(ToUser(changed, by_gate=True))
         self._phase = "home"
-        self._look_up(b".", None, parent=False)
+        self._look_up("whole", b".", None)
 
-    def _looked_up(self, piece: Piece, code: int, lookup: tuple[Place | None, bool]) -> None:
-        """Take the answer to a REALPATH of the gate: NAME with one name, or a STATUS."""
-        answer = None
+    def _looked_up(self, piece: Piece, code: int, lookup: tuple[Lookup, Place | None]) -> None:
+        """Take the answer to a request of the gate."""
+        what, place = lookup
         fields = wire.Fields(piece.source, piece.start + wire.IDENTIFIED.size, piece.end)
-        if code == wire.NAME and fields.u32() == 1:
-            answer = real_name(fields.string())
-        elif code != wire.STATUS:
-            raise Malformed("a wrong answer to REALPATH")
-        place, parent = lookup
+        answer, status = read_answer(what, code, fields)
         if place is None:
             self._home = answer or self._home
             self._phase = "open"
             return
-        if parent and place.parent is not None:
-            place.real_parent = answer
-            if answer is not None:
-                self._known.learn_parent(place.parent, answer, self._now)
-        else:
-            place.real_whole = answer
-        assert self._job is not None
-        self._job.missing -= 1
-        if not self._job.missing:
+        job = self._job
+        assert job is not None
+        job.missing -= 1
+        if what == "parent" and answer is not None and place.parent is not None:
+            self._known.learn_parent(place.parent, answer, self._now)
+        if job.learn(what, place, answer, status):
+            self._look_up("exists", place.whole or b"", place)
+        if not job.missing:
             self._put()
 
     def _reply(self, piece: Piece, code: int, sent: Sent) -> None:

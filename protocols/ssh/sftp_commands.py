@@ -5,10 +5,16 @@ is in, so that neither `..` nor a symbolic link on the way hides where it leads;
 symbolic link at the very end, for the whole path as well. Both names are objects of the command if they differ: an
 allow needs all objects, a deny one.
 
+Where the target gives no answer (a directory that does not exist) the path is joined and shortened as text, and
+facts["resolved"] is False. Such a request is decided, and taped, but never sent: if it is allowed it is answered with
+the status that the target gave to REALPATH. For what REALPATH cannot resolve may open all the same: OpenSSH's follows
+32 links and 4,096 characters in all, the kernel 40 and as many in each. Two cases do no harm and pass: a name in a
+known directory where there is nothing (LSTAT says so; some servers' REALPATH wants an existing file), and what a new
+symbolic link holds, for that is resolved when somebody goes there.
+
 What this cannot promise: a path may come to mean something else between the answer and the operation, if somebody else
-on the target (or another channel of the same user) moves a link at that moment; and a server whose REALPATH does not
-resolve links (OpenSSH's does) hides them. Where the target gives no answer (a directory that does not exist) the
-path is joined and shortened as text, and facts["resolved"] is False. Text that is not UTF-8 is shown as \\xNN.
+on the target (or another channel of the same user) moves a link at that moment, or while a human decides; and a server
+whose REALPATH does not resolve links (OpenSSH's does) hides them. Text that is not UTF-8 is shown as \\xNN.
 
 facts: path (the first object), paths (all), flags (of an OPEN), via "sftp", resolved, login.
 
@@ -41,7 +47,7 @@ PROTOCOL = "ssh"
 class Place:
     """One path of a request. Of parent and whole, those that are not None are to be asked of the target.
 
-    real_parent and real_whole are its answers: None where it had none.
+    real_parent and real_whole are its answers: None where it had none. loose: its text will do in that case.
     """
 
     raw: bytes
@@ -50,6 +56,7 @@ class Place:
     whole: bytes | None
     real_parent: bytes | None = None
     real_whole: bytes | None = None
+    loose: bool = False
 
     def names(self, home: bytes) -> tuple[list[str], bool]:
         """Return the absolute names that the path may stand for, and whether the target vouched for them."""
@@ -80,7 +87,9 @@ def places(request: Request) -> list[Place]:
         holds, link = paths
         if not holds.startswith(b"/"):  # it counts from where the link is
             holds = link.rstrip(b"/").rpartition(b"/")[0] + (b"/" if b"/" in link.rstrip(b"/") else b"") + holds
-        return [place(link, False), place(holds, True)]
+        held = place(holds, True)
+        held.loose = True
+        return [place(link, False), held]
     return [place(path, follow) for path, follow in zip(paths, request.operation.follow, strict=True)]
 
 

@@ -6,11 +6,11 @@ Specification: none; these are the gate's own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from protocols.ssh import sftp_wire as wire
 from protocols.ssh.content import Settings
-from protocols.ssh.sftp_commands import Place
+from protocols.ssh.sftp_commands import Place, real_name
 from protocols.ssh.sftp_wire import Operation, Request
 from protocols.ssh.transfers import Reorder, Transfer, is_recorded
 from proxy.core.events import Result
@@ -20,7 +20,9 @@ PARENT_SECONDS: Final = 1.0  # how long a directory's real name is believed: our
 PARENTS_LIMIT: Final = 256  # directories whose real name is remembered: ours
 SIZES_LIMIT: Final = 256  # files whose size is remembered from STAT to OPEN: ours
 
-# The gate's own request for the real name of a path.
+# What the gate asks of a place: the real name of its directory, its own, or whether there is something of its name.
+Lookup = Literal["parent", "whole", "exists"]
+# The gate's own request for it.
 LOOKUP: Final = Operation(wire.REALPATH, "realpath of the gate", "p")
 
 
@@ -55,6 +57,21 @@ class Job:
     places: list[Place] = field(default_factory=list)
     names: list[list[str]] = field(default_factory=list)
     missing: int = 0  # answers to look-ups
+    lost: int = 0  # the status of a path that cannot be resolved: then the request is answered so, and never sent
+
+    def learn(self, what: Lookup, place: Place, answer: bytes | None, status: int) -> bool:
+        """Take what the target says of a place (read_answer()); return whether to ask if there is anything at all."""
+        if what == "parent":
+            place.real_parent = answer
+        elif what == "whole":
+            place.real_whole = answer
+        if answer is not None or place.loose or self.lost:
+            return False
+        if what == "whole" and place.parent is not None and status == wire.FX_NO_SUCH_FILE:
+            return True  # what is not there leads nowhere
+        if what != "exists" or status != wire.FX_NO_SUCH_FILE:
+            self.lost = status or wire.FX_NO_SUCH_FILE
+        return False
 
 
 @dataclass(slots=True)
@@ -67,7 +84,21 @@ class Sent:
     offset: int = 0
     size: int = 0
     job: Job | None = None
-    lookup: tuple[Place | None, bool] | None = None  # of a LOOKUP: for which place (None: home), and if its parent
+    lookup: tuple[Lookup, Place | None] | None = None  # of a LOOKUP: what it asks, for which place (None: home)
+
+
+def read_answer(what: Lookup, code: int, fields: wire.Fields) -> tuple[bytes | None, int]:
+    """Read the answer to a request of the gate: a real name, or None and the status (0: it is there).
+
+    Raises Malformed.
+    """
+    if code == wire.STATUS:
+        return None, fields.u32() or wire.FX_FAILURE
+    if what == "exists" and code == wire.ATTRS:
+        return None, wire.FX_OK
+    if what == "exists" or code != wire.NAME or fields.u32() != 1:
+        raise wire.Malformed("a wrong answer to a request of the gate")
+    return real_name(fields.string()), wire.FX_FAILURE
 
 
 class Known:

@@ -396,6 +396,11 @@ def realpath(request_id: int, path: bytes) -> bytes:
     return packet(REALPATH, U32.pack(request_id) + string(path))
 
 
+def lstat(request_id: int, path: bytes) -> bytes:
+    """Encode an LSTAT request."""
+    return packet(LSTAT, U32.pack(request_id) + string(path))
+
+
 def init() -> bytes:
     """Encode the INIT that is sent in place of a user's who offers more than version 3."""
     return packet(INIT, U32.pack(VERSION_NUMBER))
