@@ -29,6 +29,7 @@ WINDOW_BYTES: Final = 2 * 1024 * 1024  # OpenSSH's own: 64 packets of 32 KiB (ch
 PACKET_BYTES: Final = 32_768
 TUNNELS_LIMIT: Final = 64  # of one outer connection; ansible opens one a host and connection
 QUEUE_LIMIT: Final = 4 * 1024 * 1024  # bytes for the user that wait for the outer connection
+ANSWERS_LIMIT: Final = 4096  # messages that do: more than a client asks for before it looks at an answer; ours
 NAME_LIMIT: Final = 64  # characters of a name that is shown back; targets' names are shorter
 HOW: Final = "connect as LOGIN:TARGET, or with ssh -J to a target of the gateway"
 
@@ -130,6 +131,8 @@ class Jump:
         self._queue: list[bytes] = []
         self._queued_bytes = 0
         self._said = asyncio.Event()
+        self._silent = False  # nothing is written any more
+        self._heard = asyncio.Event()  # what was queued is written, or never will be
 
     async def run(self) -> None:
         """Serve the outer connection to its end, then let the inner ones end."""
@@ -159,20 +162,30 @@ class Jump:
 
     async def _speak(self) -> None:
         with contextlib.suppress(UserPeerError):  # who listens sees the end too
-            while True:
-                await self._said.wait()
-                self._said.clear()
-                congested = self._queued_bytes > QUEUE_LIMIT
-                frames, self._queue, self._queued_bytes = b"".join(self._queue), [], 0
-                await self._leg.write(frames)
-                if congested:
-                    for tunnel in tuple(self._tunnels.values()):
-                        tunnel.adjust(0)
+            await self._speak_on()
+        self._silent = True
+        self._heard.set()
+
+    async def _speak_on(self) -> None:
+        while True:
+            await self._said.wait()
+            self._said.clear()
+            congested = self._queued_bytes > QUEUE_LIMIT
+            frames, self._queue, self._queued_bytes = b"".join(self._queue), [], 0
+            await self._leg.write(frames)
+            self._heard.set()
+            if congested:
+                for tunnel in tuple(self._tunnels.values()):
+                    tunnel.adjust(0)
 
     async def _listen(self, group: asyncio.TaskGroup) -> None:
         while payloads := await self._leg.read():
             for payload in payloads:
                 self._take(wire.decode(payload, UserPeerError), group)
+            # A user who asks and does not read the answers is not heard until he does.
+            while not self._silent and (self._queued_bytes > QUEUE_LIMIT or len(self._queue) > ANSWERS_LIMIT):
+                self._heard.clear()
+                await self._heard.wait()
 
     def _take(self, message: wire.Message, group: asyncio.TaskGroup) -> None:
         match message:

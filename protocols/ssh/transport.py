@@ -164,7 +164,8 @@ async def open_user(way: Way, login: Login, options: ServerOptions) -> UserLeg:
 def _why_not(connection: UserConnection, leg: UserLeg) -> Exception:
     """Why there was no login."""
     if connection.failures:
-        return LoginRefused(f"{connection.failures} wrong attempts to log in, as {connection.name!r}")
+        # Without the name that was tried, which may be a token: the identity service has logged it, as far as it may.
+        return LoginRefused(f"{connection.failures} wrong attempts to log in")
     failure = connection.failure
     if failure is None or isinstance(failure, OSError) or getattr(failure, "code", None) == _LOST:
         return EOFError("the user went away before it logged in")
