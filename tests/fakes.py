@@ -27,6 +27,7 @@ class FakeTape(Tape):
 
     sid: str = "01FAKESESSION0000000000000"
     records: list[tuple[int, Kind, bytes]] = field(default_factory=list)
+    places: list[int | None] = field(default_factory=list)  # the flow of each record
     journal: list[tuple[str, int]] = field(default_factory=list)
     fail: bool = False
     closed: tuple[str, str] | None = None
@@ -42,6 +43,7 @@ class FakeTape(Tape):
         if self.fail or self.closed:
             raise TapeError("the fake tape fails")
         self.records.append((channel, kind, payload))
+        self.places.append(flow)
         return len(self.records) - 1
 
     async def written(self) -> None:
@@ -61,6 +63,13 @@ class FakeTape(Tape):
         """The payloads of one kind, decoded."""
         found = [payload for _, each, payload in self.records if each == kind]
         return found if kind == Kind.WIRE else [msgpack.unpackb(payload) for payload in found]
+
+    def stream(self, channel: int, flow: int | None) -> bytes:
+        """All raw bytes of one channel and flow; None: those of no flow."""
+        records = zip(self.records, self.places, strict=True)
+        return b"".join(
+            payload for (each, kind, payload), of in records if kind == Kind.WIRE and (each, of) == (channel, flow)
+        )
 
     def wire(self, channel: int) -> bytes:
         """All raw bytes of one channel."""

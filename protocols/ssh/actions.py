@@ -27,6 +27,14 @@ class Down:
 
 
 @dataclass(frozen=True, slots=True)
+class Ignored:
+    """Tape this of the user, which does not go to the target. flow: whose data it is; None: a framed message."""
+
+    flow: int | None
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Decide:
     """Have the command decided, without waiting for it here; then call allowed(key, ..) or refused(key, ..).
 
@@ -91,4 +99,4 @@ class Disconnect:
     blame: str = "user"
 
 
-Action = Up | Down | Decide | Withdraw | Record | Alarm | Forget | Intent | Mark | Disconnect
+Action = Up | Down | Ignored | Decide | Withdraw | Record | Alarm | Forget | Intent | Mark | Disconnect

@@ -62,6 +62,8 @@ FORWARDS_LIMIT: Final = 256
 # what a client with an extension of its own may send; a peer that sends more of them has nothing else to say.
 REMARKS_LIMIT: Final = 10_000
 UNKNOWN: Final = "ssh-unknown"
+# What the target says on these is a protocol of its own with what the user lends it; a mask would break it.
+_UNMASKABLE: Final = frozenset({"x11", "auth-agent@openssh.com"})
 NAME_CHARS: Final = 100  # names of RFC 4250 4.6.1 have at most 64 characters
 
 
@@ -158,8 +160,8 @@ class Channel:
     """See the module."""
 
     __slots__ = (
-        "agent_asked", "answer", "asks", "columns", "content", "down", "env", "err", "exit", "flow", "ids", "kind",
-        "opener", "over", "permit", "program", "pty", "replies", "rows", "signal", "states", "up", "waiting",
+        "answer", "asks", "columns", "content", "down", "env", "err", "exit", "flow", "ids", "kind", "lent", "opener",
+        "over", "permit", "program", "pty", "replies", "rows", "signal", "states", "up", "waiting",
     )  # fmt: skip
 
     def __init__(self, flow: int, kind: str, opener: Side, shared: Masked) -> None:
@@ -169,7 +171,7 @@ class Channel:
         self.ids = [0, 0]  # the number that each side has given it
         self.states: list[State] = ["opened", "opened"]
         self.states[1 - opener] = "offered"
-        self.down = DownLane(flow, shared)
+        self.down = DownLane(flow, shared, maskable=kind not in _UNMASKABLE)
         self.up = UpLane(flow)
         self.replies = (Replies(), Replies())  # to the requests of the user, of the target
         self.permit: Permit | None = None  # for what the user sends: the program's, or the forward's
@@ -179,6 +181,7 @@ class Channel:
         self.over = False  # the gate has ended it: nothing but the closing passes any more
         self.asks: set[int] = set()  # the keys of what is undecided; the channel is blocked by them
         self.waiting: deque[Waiting] = deque()
+        self.lent: deque[Permit] = deque()  # of an agent or a display: the target has not answered yet
         self.pty = False
         self.columns = 80
         self.rows = 24
@@ -194,12 +197,14 @@ class Channel:
     @property
     def plain_down(self) -> bool:
         """Whether the target's data pass as they are."""
-        return self.content is None and not self.down.queue and not self.over and self.answer is not None
+        down = self.down
+        return self.content is None and not (down.queue or down.ended or self.over) and self.answer is not None
 
     @property
     def plain_up(self) -> bool:
         """Whether the user's data pass as they are."""
-        return not (self.content is not None or self.asks or self.waiting or self.up.queue or self.over)
+        up = self.up
+        return not (self.content is not None or self.asks or self.waiting or up.queue or up.ended or self.over)
 
     def number(self, side: Side, number: int) -> None:
         """A side has given the channel its number."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 from itertools import count
 
 from protocols.ssh import parcels, wire
-from protocols.ssh.actions import Action, Decide, Disconnect, Down, Forget, Record, Up, Withdraw
+from protocols.ssh.actions import Action, Decide, Disconnect, Down, Forget, Ignored, Record, Up, Withdraw
 from protocols.ssh.channels import (
     ERRORS,
     GRACE_PARTS,
@@ -41,7 +41,7 @@ from protocols.ssh.parcels import to_side
 from protocols.ssh.programs import ContentFactory as ContentFactory
 from protocols.ssh.programs import Programs
 from protocols.ssh.requests import Requests
-from protocols.ssh.results import record
+from protocols.ssh.results import record, unanswered
 from protocols.ssh.verbs import VERBS as VERBS
 from protocols.ssh.wording import gate_text, refusal_text
 from proxy.core.errors import PeerError, Refused, TargetPeerError
@@ -113,7 +113,8 @@ class Conversation:
                     lane.sender -= size
                     lane.sent += size
                     data = payload[wire.DATA_HEAD_BYTES :]
-                    chunk = Chunk(channel.flow, "out", data, wire.frame(payload), Rewrap(lane, "out", size))
+                    rewrap = Rewrap(lane, "out", size)
+                    chunk = Chunk(channel.flow, "out", data, wire.frame(payload), rewrap, masked=lane.maskable)
                     return [Down(channel.answer, chunk)]
         return self._take(TARGET, payload, now)
 
@@ -140,6 +141,7 @@ class Conversation:
             case wire.OpenFailure():
                 self._fail(side, message, payload, out)
             case wire.UnknownMessage():
+                self._ignore(side, payload, out)
                 self._remarks.add(out, side, "ssh-unknown", f"message {message.number}")
             case _:
                 self._on_channel(side, message, payload[0], out, now)
@@ -171,6 +173,7 @@ class Conversation:
                 if side == TARGET and message.code == wire.STDERR:
                     programs.target_data(channel, "err", message.data, out, now)
                 else:
+                    self._ignore(side, message.encode(), out)
                     self._remarks.add(out, side, "ssh-unknown", f"extended data of type {message.code}")
             case wire.Eof():
                 if side == USER:
@@ -189,8 +192,14 @@ class Conversation:
                 programs.reply(channel, side, isinstance(message, wire.ChannelSuccess), out, now)
         self._balance(channel, out)
 
+    def _ignore(self, side: Side, payload: bytes, out: list[Action]) -> None:
+        """A message goes no further; the user's are on the tape all the same."""
+        if side == USER:
+            out.append(Ignored(None, wire.frame(payload)))
+
     def _balance(self, channel: Channel, out: list[Action]) -> None:
         if not channel.over:
+            self._programs.weigh(channel)
             channel.down.settle(out)
             channel.up.settle(out)
 
@@ -222,6 +231,7 @@ class Conversation:
         full = len(self._channels) >= self._limits.channels
         code, text = unwanted(side, asked, self._requests, self._programs, self._globals, full)
         if code:
+            self._ignore(side, asked.encode(), out)
             kind = shown(asked.kind)
             self._remarks.add(out, side, "ssh-refused", f"channel of type {kind}: {text}")
             out.append(to_side(side, wire.OpenFailure(asked.sender, code, gate_text(text)).encode(), by_gate=True))
@@ -319,12 +329,14 @@ class Conversation:
 
     def _close(self, side: Side, channel: Channel, out: list[Action], now: float) -> None:
         other: Side = TARGET if side == USER else USER
+        channel.up.clear(out)
         self._programs.withdraw(channel, out)
-        channel.up.clear()
         if side == USER:
             # Nobody listens any more: what waits for the user is dropped.
-            channel.down.clear()
+            channel.down.clear(out)
             channel.down.ended = True
+            if channel.up.gone:
+                self._ignore(side, wire.Close(channel.ids[TARGET]).encode(), out)
             parcels.close_now(channel, TARGET, out)
             if channel.over:
                 parcels.close_now(channel, USER, out)
@@ -336,6 +348,7 @@ class Conversation:
             channel.down.push(parcels.close(channel, USER), out)
         if channel.states[other] == "closed":
             parcels.close_now(channel, USER, out)
+            unanswered(channel, out)
             record(channel, channel.tag, out, now)
             self._forget(channel, out)
         elif self._by[other].get(channel.ids[other]) is channel:
@@ -422,8 +435,8 @@ class Conversation:
         out = self.settle()
         channel = self._channels.get(flow)
         try:
-            if channel is not None and channel.content is not None and not channel.over and not self._over:
-                self._programs.carry(channel, channel.content.tick(now), out, now)
+            if channel is not None and not self._over:
+                self._programs.tick(channel, out, now)
                 self._balance(channel, out)
         except PeerError as error:
             self._end(error, out)
@@ -440,10 +453,16 @@ class Conversation:
     def user_gone(self, now: float) -> list[Action]:
         """The user's connection has ended: how everything ended that was open. Both of these may be called."""
         self._over = True
-        out: list[Action] = [Withdraw(key) for key in (*self._opening, *self._globals.withdraw_all())]
+        out: list[Action] = [Withdraw(key) for key in self._opening]
         self._opening.clear()
+        self._globals.withdraw_all(out)
+        for (side, _), asked in self._reopen.items():
+            self._ignore(side, asked.encode(), out)
+        self._reopen.clear()
         for channel in list(self._channels.values()):
+            channel.up.clear(out)
             self._programs.withdraw(channel, out)
+            unanswered(channel, out)
             if channel.down.masked and not channel.down.ended:
                 for stream in ("out", "err") if channel.err else ("out",):
                     rewrap = Rewrap(channel.down, stream, 0)

@@ -8,6 +8,11 @@ While a Content waits for an answer to Ask, no more of the user's data reaches i
 the window bounds them); the target's data do. EOF from the user waits its turn as well; a CLOSE does not: it takes
 back what is held.
 
+A Content that waits for the target (an answer that must come first) may keep data of the user meanwhile. It says how
+much in held_bytes, so that the user gets no new room for them, and EOF waits until there are none.
+
+All that a user sent is on the tape: as ToTarget, as the data of an Ask, or as Dropped where it goes nowhere.
+
 Specification: RFC 4254 section 5.
 """
 
@@ -31,13 +36,24 @@ class ToTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """Bytes of the user that go nowhere: another packet stands for them, or the gate has answered them itself."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ToUser:
-    """Bytes for the user. by_gate: the gate made them: they cost window that the target does not know of."""
+    """Bytes for the user. by_gate: the gate made them: they cost window that the target does not know of.
+
+    masked False: no mask looks at them: they are packets, which a mask would break, or words of the gate.
+    """
 
     data: bytes
     stream: Literal["out", "err"] = "out"
     by_gate: bool = False
     taped: bool = True
+    masked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +89,7 @@ class Broken:
     text: str
 
 
-Step = ToTarget | ToUser | Ask | Done | Wake | Broken
+Step = ToTarget | Dropped | ToUser | Ask | Done | Wake | Broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +134,19 @@ class Content(Protocol):
         """The target will send no more."""
 
     def ended(self, now: float) -> list[Step]:
-        """The channel is closed: give back what is unfinished as Done. Only Done counts here."""
+        """The channel is closed: give back what is unfinished as Done, what waits as Dropped. The rest is of no use."""
 
     def resized(self, columns: int, rows: int) -> None:
         """The user's terminal has a new size."""
 
     def tick(self, now: float) -> list[Step]:
         """The time of the last Wake has come."""
+
+
+def held_bytes(content: Content | None) -> int:
+    """How many bytes of the user a Content keeps: neither passed, answered nor asked for.
+
+    0 where only the user's next bytes can help. Only a Content that may keep some has the property.
+    """
+    held: int = getattr(content, "held_bytes", 0)
+    return held

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocols.ssh import wire
-from protocols.ssh.actions import Action, Decide, Up
+from protocols.ssh.actions import Action, Decide, Ignored, Record, Up, Withdraw
+from protocols.ssh.answers import ignored
 from protocols.ssh.channels import ERRORS, TARGET, USER, Limits, Remarks, Replies, Side, shown
 from protocols.ssh.lanes import Item, Parcel
 from protocols.ssh.parcels import to_side
 from protocols.ssh.requests import Requests, place
 from protocols.ssh.wire_bodies import Listen, Word
 from proxy.core.errors import TargetPeerError, UserPeerError
+from proxy.core.events import Result
 from proxy.core.session import Permit
 
 KEEPALIVE: Final = "keepalive@openssh.com"
@@ -35,6 +37,8 @@ _SILENT: Final = frozenset({"hostkeys-00@openssh.com", "hostkeys-prove-00@openss
 
 # A forward: ("tcp", address, port) or ("unix", path, 0).
 Forward = tuple[str, str, int]
+# What a reply is to: a word for it, its forward, and the permit of one that was decided.
+Expected = tuple[str, Forward | None, Permit | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class GlobalRequests:
         self._blocked = 0  # the key of an undecided request that wants a reply
         self._waiting: deque[wire.GlobalRequest] = deque()
         self._replies = (Replies(), Replies())
-        self._expected: deque[tuple[str, Forward | None]] = deque()  # of the user's, beside its Replies
+        self._expected: deque[Expected] = deque()  # of the user's, beside its Replies
         self._allowed: dict[Forward, int] = {}
         self.no_more_sessions = False
 
@@ -71,12 +75,16 @@ class GlobalRequests:
             return any(each[0] == "tcp" and each[2] == port and port for each in self._allowed)
         return ("unix", host, 0) in self._allowed
 
-    def withdraw_all(self) -> list[int]:
-        """The connection is over; returns the keys of what is undecided."""
-        keys = list(self._asked)
+    def withdraw_all(self, out: list[Action]) -> None:
+        """The connection is over: nothing more is decided or answered."""
+        out.extend(Withdraw(key) for key in self._asked)
+        out.extend(ignored(request) for request in self._waiting)
+        for _, _, permit in self._expected:
+            if permit is not None:
+                out.append(Record(permit, Result("closed")))
         self._asked.clear()
         self._waiting.clear()
-        return keys
+        self._expected.clear()
 
     # -- requests -------------------------------------------------------------------------------------
 
@@ -88,29 +96,27 @@ class GlobalRequests:
             self._waiting.append(request)
             return
         if request.name == KEEPALIVE:
-            self._pass(side, request, ("keepalive", None), out)
+            self._pass(side, request, ("keepalive", None, None), out)
         elif side == TARGET or request.name in _SILENT:
             if request.name not in _SILENT:
                 self._remarks.add(out, side, "ssh-unknown", f"global request {shown(request.name)}")
-            self._fail(side, request, out)
+            self._refuse(side, request, out)
         elif request.name == NO_MORE_SESSIONS:
             self.no_more_sessions = True
-            self._pass(side, request, ("plain", None), out)
+            self._pass(side, request, ("plain", None, None), out)
         elif request.name in ("tcpip-forward", STREAMLOCAL):
             self._ask(request, out)
         elif request.name in ("cancel-tcpip-forward", CANCEL_STREAMLOCAL):
             self._cancel(request, out)
         else:
             self._remarks.add(out, side, "ssh-unknown", f"global request {shown(request.name)}")
-            self._fail(side, request, out)
+            self._refuse(side, request, out)
 
-    def _pass(
-        self, side: Side, request: wire.GlobalRequest, what: tuple[str, Forward | None], out: list[Action]
-    ) -> None:
+    def _pass(self, side: Side, request: wire.GlobalRequest, what: Expected, out: list[Action]) -> None:
         self._expect(side, request, what)
         out.append(to_side(TARGET if side == USER else USER, request.encode()))
 
-    def _expect(self, side: Side, request: wire.GlobalRequest, what: tuple[str, Forward | None]) -> None:
+    def _expect(self, side: Side, request: wire.GlobalRequest, what: Expected) -> None:
         if not request.want_reply:
             return
         if len(self._replies[side]) >= self._limits.waiting:
@@ -118,6 +124,12 @@ class GlobalRequests:
         self._replies[side].expect(what[0])
         if side == USER:
             self._expected.append(what)
+
+    def _refuse(self, side: Side, request: wire.GlobalRequest, out: list[Action]) -> None:
+        """Answer a request that nobody decides and that goes no further."""
+        if side == USER:
+            out.append(ignored(request))
+        self._fail(side, request, out)
 
     def _fail(self, side: Side, request: wire.GlobalRequest, out: list[Action]) -> None:
         if request.want_reply:
@@ -138,11 +150,11 @@ class GlobalRequests:
             command = self._requests.listens(verb, request, place(asked.host, asked.port), facts)
         if not self._requests.permits(verb):
             self._remarks.add(out, USER, "ssh-refused", f"{verb}: the login permits no forwarding")
-            self._fail(USER, request, out)
+            self._refuse(USER, request, out)
             return
         if len(self._allowed) + len(self._asked) >= self._limits.forwards:
             self._remarks.add(out, USER, "ssh-refused", f"{verb}: more than {self._limits.forwards} forwards")
-            self._fail(USER, request, out)
+            self._refuse(USER, request, out)
             return
         key = self._next_key()
         self._asked[key] = _Asked(request, forward)
@@ -157,11 +169,11 @@ class GlobalRequests:
             asked = Listen.read(request.body, UserPeerError)
             forward = ("tcp", asked.host, asked.port)
         if forward not in self._allowed:
-            self._fail(USER, request, out)
+            self._refuse(USER, request, out)
             return
         if not request.want_reply:
             self._forget(forward)
-        self._pass(USER, request, ("cancel", forward), out)
+        self._pass(USER, request, ("cancel", forward, None), out)
 
     # -- decisions ------------------------------------------------------------------------------------
 
@@ -171,7 +183,7 @@ class GlobalRequests:
         out.append(Up(permit))
         if asked.forward[0] == "unix" or asked.forward[2]:
             self._allowed[asked.forward] = self._allowed.get(asked.forward, 0) + 1
-        self._expect(USER, asked.request, ("forward", asked.forward))
+        self._expect(USER, asked.request, ("forward", asked.forward, permit))
         self._resume(key, out)
 
     def refused(self, key: int, out: list[Action]) -> None:
@@ -194,11 +206,15 @@ class GlobalRequests:
         what, ready = self._replies[asker].arrived()
         if what is None:
             self._remarks.add(out, side, "ssh-unknown", "a reply to no global request")
+            if side == USER:
+                out.append(Ignored(None, wire.frame(payload)))
             return
         if asker == USER:
-            name, forward = self._expected.popleft()
+            name, forward, permit = self._expected.popleft()
             if forward is not None:
                 self._learn(name, forward, payload)
+            if permit is not None:
+                out.append(Record(permit, Result("ok" if payload[0] == wire.REQUEST_SUCCESS else "failed")))
         out.append(to_side(asker, payload))
         self._say(ready, out)
 

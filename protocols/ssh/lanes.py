@@ -12,6 +12,9 @@ Masks. What a mask makes of a piece is known only when the relay reveals it, so 
 what has become too long for the window goes back to the head of the queue. For that nothing of the same lane may follow
 a piece that a mask can change in the same list of actions: the lane stands still until settle().
 
+The tape. What the user sent is taped when it goes on; what never does (its target has closed the channel, its user has,
+the window never opened) is Ignored, in its place: the tape of a flow has all of it, in order.
+
 Specification: RFC 4254 5.2.
 """
 
@@ -23,8 +26,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from protocols.ssh import wire
-from protocols.ssh.actions import Action, Down, Up
-from proxy.core.events import Chunk, Frame
+from protocols.ssh.actions import Action, Decide, Down, Ignored, Up
+from proxy.core.events import Chunk, Command, Frame
 from proxy.core.session import Input, Permit
 
 Stream = Literal["out", "err"]
@@ -35,7 +38,7 @@ ADJUST_BYTES: Final = 32 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Data, which cost window. revealed: the tape has it, and a mask has seen it. flush: see Chunk."""
+    """Data, which cost window. revealed: the tape has it, and a mask has seen it. flush, masked: see Chunk."""
 
     data: bytes
     permit: Permit | None = None
@@ -44,6 +47,7 @@ class Piece:
     taped: bool = True
     flush: bool = False
     revealed: bool = False
+    masked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class Lane(ABC):
     """What both directions have in common."""
 
     __slots__ = (
-        "closed", "ended", "flow", "gone", "high", "origin", "packet", "paused", "queue", "queued", "receiver",
+        "closed", "ended", "flow", "gone", "held", "high", "origin", "packet", "paused", "queue", "queued", "receiver",
         "recipient", "sender", "sent", "waiting",
     )  # fmt: skip
 
@@ -77,6 +81,7 @@ class Lane(ABC):
         self.queue: deque[Item] = deque()
         self.queued = 0  # bytes of data in the queue
         self.waiting = 0  # bytes of data that wait for a decision, ahead of the queue
+        self.held = 0  # bytes of data that a Content keeps, or has asked for
         self.sent = 0  # bytes of data that went on to the receiver
         self.paused = False  # until the channel's number at the receiver is free
         self.ended = False  # EOF was put in: no data may follow
@@ -91,11 +96,12 @@ class Lane(ABC):
     @property
     def owed(self) -> int:
         """What the sender may be granted, below zero if it has too much already."""
-        return self.receiver - self.queued - self.waiting - self.sender
+        return self.receiver - self.queued - self.waiting - self.held - self.sender
 
     def push(self, item: Item, out: list[Action]) -> None:
         """Let an item go on, or wait for its turn."""
         if self.closed or (self.ended and (isinstance(item, Piece) or item.last == "eof")):
+            self.drop(item, out)
             return
         if isinstance(item, Piece):
             self.queued += len(item.data)
@@ -162,14 +168,19 @@ class Lane(ABC):
             self.sender += owed
             out.append(self.adjust(owed))
 
-    def clear(self) -> None:
-        """Drop what waits: nobody wants it any more."""
-        self.queue.clear()
-        self.queued = self.waiting = 0
+    def drop(self, item: Item, out: list[Action]) -> None:  # noqa: B027 - most are of no interest
+        """Say what became of an item that goes nowhere."""
 
-    def end(self) -> None:
+    def clear(self, out: list[Action]) -> None:
+        """Drop what waits: nobody wants it any more."""
+        for item in self.queue:
+            self.drop(item, out)
+        self.queue.clear()
+        self.queued = self.waiting = self.held = 0
+
+    def end(self, out: list[Action]) -> None:
         """Drop what waits, and let nothing follow: CLOSE goes out at once."""
-        self.clear()
+        self.clear(out)
         self.ended = self.closed = self.gone = True
 
 
@@ -177,6 +188,20 @@ class UpLane(Lane):
     """From the user to the target."""
 
     __slots__ = ()
+
+    def drop(self, item: Item, out: list[Action]) -> None:
+        """See Lane: the tape gets what the user sent."""
+        if isinstance(item, Piece):
+            if item.taped and not item.by_gate and item.data:
+                out.append(Ignored(self.flow, item.data))
+            return
+        match item.action:
+            case Up(Frame(wire=framed, by_gate=False, taped=True)):
+                out.append(Ignored(None, framed))
+            case Decide(command=Command(flow=flow, data=bytes() as data)):
+                out.append(Ignored(flow, data))
+            case Ignored():
+                out.append(item.action)
 
     def let_go(self, piece: Piece, out: list[Action]) -> bool:
         """See Lane."""
@@ -204,10 +229,11 @@ class Masked:
 class DownLane(Lane):
     """From the target to the user."""
 
-    __slots__ = ("_shared", "masked", "still")
+    __slots__ = ("_shared", "maskable", "masked", "still")
 
-    def __init__(self, flow: int, shared: Masked) -> None:
+    def __init__(self, flow: int, shared: Masked, maskable: bool) -> None:
         super().__init__(flow)
+        self.maskable = maskable  # False: a protocol that a mask would break, which no mask may look at
         self.masked = False  # a mask may look at what goes on here
         self.still = False  # a piece is on its way that a mask may change
         self._shared = shared
@@ -215,7 +241,8 @@ class DownLane(Lane):
     def answers(self, permit: Permit | None) -> None:
         """What comes is this permit's answer: masks of a stream add up, see Session.reveal."""
         if self._shared.any if permit is None else permit.masks:
-            self.masked = self._shared.any = True
+            self._shared.any = True
+            self.masked = self.maskable
 
     def drain(self, out: list[Action]) -> None:
         """See Lane."""
@@ -231,10 +258,11 @@ class DownLane(Lane):
             out.append(Down(None, Frame(framed, True, False)))
             return True
         rewrap = Rewrap(self, piece.stream, len(data))
-        chunk = Chunk(self.flow, piece.stream, data, framed, rewrap, piece.flush, piece.taped)
+        masked = piece.masked and self.maskable
+        chunk = Chunk(self.flow, piece.stream, data, framed, rewrap, piece.flush, piece.taped, masked)
         out.append(Down(piece.permit, chunk))
         self.answers(piece.permit)
-        if not piece.taped or not self.masked:
+        if not (piece.taped and masked and self.masked):
             return True
         self.still = True
         self._shared.unsettled[self.flow] = self

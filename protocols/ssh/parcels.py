@@ -23,8 +23,8 @@ def said(channel: Channel, text: str) -> Piece:
     """A line of the gate's for the user: on stderr, on a terminal's screen with CRLF."""
     data = text.encode("utf-8", "replace")
     if channel.pty:
-        return Piece(data + b"\r\n", channel.answer, "out", by_gate=True, flush=True)
-    return Piece(data + b"\n", channel.answer, "err", by_gate=True, flush=True)
+        return Piece(data + b"\r\n", channel.answer, "out", by_gate=True, masked=False)
+    return Piece(data + b"\n", channel.answer, "err", by_gate=True, masked=False)
 
 
 def reply(channel: Channel, side: Side, success: bool, by_gate: bool = True) -> Parcel:
@@ -53,5 +53,5 @@ def close_now(channel: Channel, side: Side, out: list[Action]) -> None:
     """Send CLOSE to a side ahead of whatever waits for it, unless it is on its way."""
     lane = channel.lane_to(side)
     if not lane.gone:
-        lane.end()
+        lane.end(out)
         out.append(close(channel, side).action)

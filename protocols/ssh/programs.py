@@ -9,6 +9,9 @@ A refusal is native: the request succeeds, the reason comes on stderr (on a term
 (130 where the user took it back, as shells have it after an interrupt), EOF, CLOSE. The target's side is closed as
 well, and what it still sends is swallowed.
 
+A command within asks in its place among what the user sent (its Decide stands in the lane towards the target), so that
+the tape has the user's bytes in their order.
+
 Specification: RFC 4254 5, 6; ssh note 1.
 """
 
@@ -19,32 +22,39 @@ from dataclasses import replace
 from typing import Final, assert_never
 
 from protocols.ssh import parcels, wire
-from protocols.ssh.actions import Action, Alarm, Decide, Down, Intent, Mark, Record, Up, Withdraw
-from protocols.ssh.channels import ERRORS, TARGET, USER, Channel, Limits, Remarks, Side, Waiting, shown
-from protocols.ssh.content import Ask, Broken, Content, Done, Settings, Step, ToTarget, ToUser, Wake
+from protocols.ssh.actions import Action, Alarm, Decide, Ignored, Record, Up, Withdraw
+from protocols.ssh.answers import Answers, ignored
+from protocols.ssh.channels import TARGET, USER, Channel, Limits, Remarks, Side, Waiting, shown
+from protocols.ssh.content import (
+    Ask,
+    Broken,
+    Done,
+    Dropped,
+    Step,
+    ToTarget,
+    ToUser,
+    Wake,
+    held_bytes,
+)
+from protocols.ssh.contents import ContentFactory as ContentFactory
 from protocols.ssh.lanes import Item, Parcel, Piece, Stream
 from protocols.ssh.requests import (
     AGENT,
     PLUMBING,
     PLUMBING_ANYWHERE,
     PROGRAMS,
-    PUTTY,
     TARGET_REQUESTS,
     Asked,
     Requests,
-    Start,
     Started,
-    cells,
     taken_back,
 )
 from protocols.ssh.results import record
-from protocols.ssh.wire_bodies import REQUESTS, Env, ExitSignal, Number, Pty, WindowChange, Word
+from protocols.ssh.wire_bodies import REQUESTS, ExitSignal, Number, Word
 from protocols.ssh.wording import gate_text, refusal_text
 from proxy.core.errors import Refused, TargetPeerError, UserPeerError
-from proxy.core.events import Command, Frame, Resize
+from proxy.core.events import Command, Result
 from proxy.core.session import Permit
-
-ContentFactory = Callable[[Start, str, bool, Settings], Content | None]
 
 DENIED_STATUS: Final = 126  # a shell's status for what it may not run: POSIX XCU 2.8.2
 INTERRUPTED_STATUS: Final = 130  # 128 + SIGINT
@@ -53,7 +63,7 @@ INTERRUPT: Final = b"\x03"
 SIGNALS: Final = frozenset({"INT", "QUIT", "TERM", "HUP", "KILL"})  # a held command is taken back by any of these
 
 
-class Programs:
+class Programs(Answers):
     """The open channels' business; Conversation knows which channel a message belongs to."""
 
     def __init__(
@@ -64,10 +74,8 @@ class Programs:
         remarks: Remarks,
         next_key: Callable[[], int],
     ) -> None:
-        self._requests = requests
+        super().__init__(requests, limits, remarks)
         self._contents = contents
-        self._limits = limits
-        self._remarks = remarks
         self._next_key = next_key
         self.asked: dict[int, Asked] = {}
         self.agent: Permit | None = None  # under which the target may use the user's agent
@@ -77,6 +85,8 @@ class Programs:
 
     def user_data(self, channel: Channel, data: bytes, out: list[Action], now: float) -> None:
         """Data of the user, of which the window was checked."""
+        if channel.over:
+            out.append(Ignored(channel.flow, data))
         if channel.over or not data:
             return
         if not channel.asks and not channel.waiting:
@@ -84,7 +94,10 @@ class Programs:
             return
         if channel.pty and INTERRUPT in data and self._take_back(channel, out):
             # As a terminal does on an interrupt: what was typed ahead of it is gone.
-            data = data[data.rindex(INTERRUPT) + 1 :]
+            end = data.rindex(INTERRUPT) + 1
+            out += [Ignored(channel.flow, bytes(item.data)) for item in channel.waiting if item.data is not None]
+            out.append(Ignored(channel.flow, data[:end]))
+            data = data[end:]
             channel.waiting = type(channel.waiting)(item for item in channel.waiting if item.data is None)
             channel.up.waiting = 0
         if data:
@@ -97,8 +110,8 @@ class Programs:
     def user_eof(self, channel: Channel, out: list[Action], now: float) -> None:
         """The user sends no more."""
         if channel.over:
-            return
-        if channel.asks or channel.waiting:
+            out.append(ignored(wire.Eof(channel.ids[TARGET])))
+        elif channel.asks or channel.waiting or held_bytes(channel.content):
             self._wait(channel, Waiting())
         else:
             self._end_input(channel, out, now)
@@ -106,8 +119,8 @@ class Programs:
     def user_request(self, channel: Channel, request: wire.ChannelRequest, out: list[Action], now: float) -> None:
         """A request of the user."""
         if channel.over:
-            return
-        if not channel.asks and not channel.waiting:
+            out.append(ignored(request))
+        elif not channel.asks and not channel.waiting:
             self._request(channel, request, out)
         elif request.name == "window-change" and channel.program == "running":
             self._resize(channel, request, out)  # the program has its terminal already
@@ -130,6 +143,9 @@ class Programs:
                 self._request(channel, item.request, out)
             elif item.told:
                 channel.up.push(parcels.eof(channel, TARGET), out)
+            elif held_bytes(channel.content):  # the target has to say something first
+                channel.waiting.appendleft(item)
+                return
             else:
                 self._end_input(channel, out, now)
 
@@ -137,6 +153,7 @@ class Programs:
         if channel.permit is None:
             if channel.program != "failed":
                 raise UserPeerError("data on a channel before anything was started on it")
+            out.append(Ignored(channel.flow, data))
         elif channel.content is not None:
             self.carry(channel, channel.content.from_user(data, now), out, now)
         else:
@@ -188,107 +205,40 @@ class Programs:
         else:
             self._unknown(channel, USER, request, out)
 
-    def _pass(self, channel: Channel, side: Side, request: wire.ChannelRequest, out: list[Action]) -> None:
-        self._expect(channel, side, request)
-        framed = Frame(wire.frame(request.encode()))
-        if side == USER:
-            channel.up.push(Parcel(Up(framed)), out)
-        else:
-            channel.down.push(Parcel(Down(None, framed)), out)
-
-    def _expect(self, channel: Channel, side: Side, request: wire.ChannelRequest) -> None:
-        if request.want_reply:
-            self._check_replies(channel, side)
-            channel.replies[side].expect(request.name)
-
-    def _check_replies(self, channel: Channel, side: Side) -> None:
-        if len(channel.replies[side]) >= self._limits.waiting:
-            raise ERRORS[side](f"more than {self._limits.waiting} requests of a channel wait for their reply")
-
-    def _answer(
-        self, channel: Channel, side: Side, request: wire.ChannelRequest, success: bool, out: list[Action]
-    ) -> None:
-        """Answer a request in the other side's place, in its turn."""
-        if request.want_reply:
-            self._check_replies(channel, side)
-            self._say(channel, side, (parcels.reply(channel, side, success),), out)
-
-    def _say(self, channel: Channel, side: Side, items: tuple[Item, ...], out: list[Action]) -> None:
-        for item in channel.replies[side].answer(items):
-            channel.lane_to(side).push(item, out)
-
-    def _unknown(self, channel: Channel, side: Side, request: wire.ChannelRequest, out: list[Action]) -> None:
-        if request.name not in PUTTY:
-            self._remarks.add(out, side, "ssh-unknown", f"request {shown(request.name)} on a {channel.kind} channel")
-        self._answer(channel, side, request, False, out)
-
-    def _pty(self, channel: Channel, request: wire.ChannelRequest, out: list[Action]) -> None:
-        if not self._requests.permits("pty"):
-            self._remarks.add(out, USER, "ssh-refused", "pty-req: the login permits no terminal")
-            self._answer(channel, USER, request, False, out)
-            return
-        asked = Pty.read(request.body, UserPeerError)
-        channel.pty = True
-        channel.columns, channel.rows = cells(asked.columns, asked.rows)
-        out.append(Down(None, Resize(channel.columns, channel.rows, channel.flow)))
-        self._pass(channel, USER, request, out)
-
-    def _resize(self, channel: Channel, request: wire.ChannelRequest, out: list[Action]) -> None:
-        asked = WindowChange.read(request.body, UserPeerError)
-        if channel.pty:
-            channel.columns, channel.rows = cells(asked.columns, asked.rows)
-            out.append(Down(None, Resize(channel.columns, channel.rows, channel.flow)))
-            if channel.content is not None:
-                channel.content.resized(channel.columns, channel.rows)
-        self._pass(channel, USER, request, out)
-
-    def _env(self, channel: Channel, request: wire.ChannelRequest, out: list[Action]) -> None:
-        asked = Env.read(request.body, UserPeerError)
-        if asked.name == "GATECAST_INTENT":
-            out.append(Intent(asked.value))
-        elif asked.name == "GATECAST_RUN":
-            out.append(Mark("run", asked.value))
-        elif self._requests.passes(asked) and (asked.name in channel.env or len(channel.env) < self._limits.env):
-            channel.env[asked.name] = asked.value
-            self._pass(channel, USER, request, out)
-            return
-        else:
-            self._remarks.add(out, USER, "ssh-refused", f"variable {shown(asked.name)}")
-            self._answer(channel, USER, request, False, out)
-            return
-        self._answer(channel, USER, request, True, out)
-
     def _start(self, channel: Channel, request: wire.ChannelRequest, out: list[Action]) -> None:
         if channel.program in ("asked", "running"):
             self._remarks.add(out, USER, "ssh-refused", f"a second {request.name} on one channel")
-            self._answer(channel, USER, request, False, out)
+            self._keep(channel, request, False, out)
             return
         started = self._requests.start(channel, request, UserPeerError)
         if isinstance(started, Refused):
+            out.append(ignored(request))
             self._remarks.add(out, USER, "ssh-refused", f"{request.name}: {started.deny.reason}")
             self._deny(channel, request, started, out)
             return
+        if "original_command" in started.command.facts:  # a certificate's command takes its place
+            out.append(ignored(request))
         channel.program = "asked"
-        self._decide(Asked(channel, request=request, started=started), started.command, out)
+        out.append(self._decide(Asked(channel, request=request, started=started), started.command))
 
     def _lend(self, channel: Channel, request: wire.ChannelRequest, out: list[Action]) -> None:
         """The user offers its agent or its display to the target."""
         verb = "auth-agent" if request.name == AGENT else "x11"
         if not self._requests.permits(verb):
             self._remarks.add(out, USER, "ssh-refused", f"{request.name}: the login does not permit it")
-            self._answer(channel, USER, request, False, out)
+            self._keep(channel, request, False, out)
             return
         if verb == "auth-agent":
             command = self._requests.agent(channel.flow, request)
         else:
             command = self._requests.x11(channel.flow, request, UserPeerError)
-        self._decide(Asked(channel, request=request), command, out)
+        out.append(self._decide(Asked(channel, request=request), command))
 
-    def _decide(self, asked: Asked, command: Command, out: list[Action]) -> None:
+    def _decide(self, asked: Asked, command: Command) -> Decide:
         key = self._next_key()
         self.asked[key] = asked
         asked.channel.asks.add(key)
-        out.append(Decide(key, command))
+        return Decide(key, command)
 
     # -- from the target ------------------------------------------------------------------------------
 
@@ -300,6 +250,7 @@ class Programs:
             channel.err = True
         if channel.content is not None:
             self.carry(channel, channel.content.from_target(stream, data, now), out, now)
+            self._resume(channel, out, now)
         elif channel.answer is not None:
             channel.down.push(Piece(data, channel.answer, stream), out)
         else:
@@ -335,7 +286,12 @@ class Programs:
         what, ready = channel.replies[asker].arrived()
         if what is None:
             self._remarks.add(out, side, "ssh-unknown", "a reply to no request")
+            if side == USER:
+                number = channel.ids[TARGET]
+                out.append(ignored(wire.ChannelSuccess(number) if success else wire.ChannelFailure(number)))
             return
+        if asker == USER and what in (AGENT, "x11-req"):
+            self._lent(channel, success, out)
         if asker == USER and not success:
             if what == "pty-req":
                 channel.pty = False
@@ -344,6 +300,14 @@ class Programs:
         channel.lane_to(asker).push(parcels.reply(channel, asker, success, by_gate=False), out)
         for item in ready:
             channel.lane_to(asker).push(item, out)
+
+    def _lent(self, channel: Channel, success: bool, out: list[Action]) -> None:
+        """The target takes what the user lends, or not."""
+        permit = channel.lent.popleft()
+        if not success:
+            self.agent = None if self.agent is permit else self.agent
+            self.x11 = None if self.x11 is permit else self.x11
+        out.append(Record(permit, Result("ok" if success else "failed", details={"flow": channel.flow})))
 
     def _failed(self, channel: Channel, out: list[Action], now: float) -> None:
         """The target could not start the program; another one may be asked for (RFC 4254 6.5)."""
@@ -382,26 +346,34 @@ class Programs:
             self._expect(channel, USER, asked.request)
             if asked.started is not None:
                 self._run(channel, asked.started, permit)
-            elif asked.request.name == AGENT:
-                self.agent = permit
             else:
-                self.x11 = permit
+                self._lend_by(channel, asked.request, permit)
         self._resume(channel, out, now)
         return channel
+
+    def _lend_by(self, channel: Channel, request: wire.ChannelRequest, permit: Permit) -> None:
+        if request.name == AGENT:
+            self.agent = permit
+        else:
+            self.x11 = permit
+        if request.want_reply:
+            channel.lent.append(permit)
 
     def _run(self, channel: Channel, started: Started, permit: Permit) -> None:
         channel.program = "running"
         channel.permit = channel.answer = permit
         channel.down.answers(permit)
         settings = self._requests.settings(channel)
-        channel.content = self._contents(started.start, started.name, channel.pty, settings)
+        # As it was decided: a terminal that the target has refused by now is one that nobody has looked at otherwise.
+        pty = started.command.facts["pty"] is True
+        channel.content = self._contents(started.start, started.name, pty, settings)
 
     def _go_on(self, channel: Channel, asked: Asked, permit: Permit, out: list[Action], now: float) -> None:
         assert asked.ask is not None
         data = asked.ask.data
         channel.up.push(Parcel(Up(permit), len(data) if asked.inline else 0), out)
         if data and not asked.inline:
-            channel.up.push(Piece(data, permit), out)
+            channel.up.push(Piece(data, permit, taped=False), out)  # as it was when it was asked for
         channel.answer = permit
         channel.down.answers(permit)
         if channel.content is not None:
@@ -432,13 +404,17 @@ class Programs:
             match step:
                 case ToTarget():
                     piece = Piece(step.data, channel.permit, by_gate=step.by_gate, taped=step.taped)
-                    if step.data and not channel.over:
+                    if step.data:
                         channel.up.push(piece, out)
+                case Dropped():
+                    if step.data:
+                        channel.up.push(Parcel(Ignored(channel.flow, step.data)), out)
                 case ToUser():
                     if step.stream == "err":
                         channel.err = True
+                    piece = Piece(step.data, channel.answer, step.stream, taped=step.taped, masked=step.masked)
                     if step.data and not channel.over:
-                        channel.down.push(Piece(step.data, channel.answer, step.stream, taped=step.taped), out)
+                        channel.down.push(piece, out)
                 case Ask():
                     self._ask(channel, step, out)
                 case Done():
@@ -456,8 +432,19 @@ class Programs:
         lane, size = channel.up, len(ask.data)
         inline = 0 < size <= min(lane.packet, wire.PIECE_BYTES, lane.high // 2)
         framed = wire.data_frames(lane.recipient, ask.data, lane.packet) if inline else b""
-        command = replace(ask.command, wire=framed, flow=channel.flow)
-        self._decide(Asked(channel, ask=ask, inline=inline), command, out)
+        command = replace(ask.command, wire=framed, flow=channel.flow, data=ask.data)
+        lane.push(Parcel(self._decide(Asked(channel, ask=ask, inline=inline), command)), out)
+
+    def weigh(self, channel: Channel) -> None:
+        """Tell how much of the user's waits in a Content, and in what it has asked for: no room is granted for that."""
+        asks = (self.asked[key].ask for key in channel.asks)
+        channel.up.held = held_bytes(channel.content) + sum(len(ask.data) for ask in asks if ask is not None)
+
+    def tick(self, channel: Channel, out: list[Action], now: float) -> None:
+        """The time of a Content has come."""
+        if channel.content is not None and not channel.over:
+            self.carry(channel, channel.content.tick(now), out, now)
+            self._resume(channel, out, now)
 
     # -- ends -----------------------------------------------------------------------------------------
 
@@ -469,15 +456,16 @@ class Programs:
 
     def _break(self, channel: Channel, text: str, out: list[Action]) -> None:
         self._remarks.add(out, USER, "ssh-broken", shown(text))
+        self.flush(channel, out)
         self._end(channel, (parcels.said(channel, gate_text(text)), parcels.exit_status(channel, BROKEN_STATUS)), out)
         channel.exit = BROKEN_STATUS
 
     def _end(self, channel: Channel, items: tuple[Item, ...], out: list[Action]) -> None:
         """End a channel on both sides, with a word to the user."""
+        channel.up.clear(out)
         self.withdraw(channel, out)
         channel.over = True
         self._say(channel, USER, (*items, parcels.eof(channel, USER), parcels.close(channel, USER)), out)
-        channel.up.clear()
         channel.up.push(parcels.close(channel, TARGET), out)
 
     def withdraw(self, channel: Channel, out: list[Action]) -> None:
@@ -486,8 +474,13 @@ class Programs:
             del self.asked[key]
             out.append(Withdraw(key))
         channel.asks.clear()
+        for item in channel.waiting:
+            if item.data is not None:
+                out.append(Ignored(channel.flow, bytes(item.data)))
+            else:
+                out.append(ignored(item.request or wire.Eof(channel.ids[TARGET])))
         channel.waiting.clear()
-        channel.up.waiting = 0
+        channel.up.waiting = channel.up.held = 0
 
     def flush(self, channel: Channel, out: list[Action]) -> None:
         """Let go of what the masks of a channel hold back."""

@@ -23,6 +23,7 @@ from protocols.ssh.actions import (
     Disconnect,
     Down,
     Forget,
+    Ignored,
     Intent,
     Mark,
     Record,
@@ -120,6 +121,8 @@ class Relay:
         for action in (*self._conversation.user_gone(now), *self._conversation.target_gone(now)):
             if isinstance(action, Record):  # what else there is to do has nobody left to do it for
                 self._session.result(action.permit, action.result)
+            elif isinstance(action, Ignored):
+                self._session.ignored(action.data, action.flow)
             elif isinstance(action, Mark):
                 self._session.mark(action.label, action.text)
 
@@ -205,6 +208,8 @@ class Relay:
                     self._reveal(action)
                 case Up():
                     self._to_target.send(action.cargo)
+                case Ignored():
+                    self._session.ignored(action.data, action.flow)
                 case Decide():
                     assert self._group is not None
                     self._undecided.add(action.key)

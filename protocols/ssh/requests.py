@@ -3,7 +3,8 @@
 Facts of commands (what a rule's condition may ask): login, pty and env of exec, shell and subsystem; shell (the Script
 that the command line was read into) and opaque of exec; opaque of a shell without a terminal, as nothing that comes on
 its standard input is read; subsystem; original_command where a certificate's force-command stands in its place; host,
-port, origin or path of a forward.
+port, origin or path of a forward. decoded of exec and subsystem: "sftp" or "scp" where every file is decided on by
+itself, else "". unmaskable of an exec: what it gives out passes no mask (proxy/masking/guard.py).
 
 The kind of exec is transfer only where the line is certain to be one invocation of a known program and nothing else.
 
@@ -18,11 +19,12 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from protocols.ssh import wire
 from protocols.ssh.channels import Channel
 from protocols.ssh.content import Ask, Settings
+from protocols.ssh.contents import SFTP_SERVERS, Start, decoded
 from protocols.ssh.verbs import KIND_OF
 from protocols.ssh.wire_bodies import DirectStreamlocal, Env, ForwardedStreamlocal, Tcpip, Tun, Word, X11Request
 from proxy.core.errors import PeerError, Refused
@@ -32,7 +34,6 @@ from proxy.core.parties import Target
 from proxy.core.script import Script
 from proxy.core.verdict import Deny
 
-Start = Literal["exec", "shell", "subsystem"]
 PROGRAMS: Final = ("exec", "shell", "subsystem")
 
 AGENT: Final = "auth-agent-req@openssh.com"
@@ -51,6 +52,7 @@ ARGV_LIMIT: Final = 256 * 1024
 CELLS_LIMIT: Final = 65_535
 
 _GIT: Final = frozenset({"git-upload-pack", "git-receive-pack", "git-upload-archive"})
+_SERVER_FOLDERS: Final = ("/usr/lib/", "/usr/lib64/", "/usr/libexec/")  # where OpenSSH's builds put sftp-server
 _SCP_OPTIONS: Final = frozenset("rpdvqtf")
 
 # The certificate extension (OpenSSH's PROTOCOL.certkeys) that a verb needs.
@@ -147,14 +149,18 @@ class Requests:
         match start:
             case "exec":
                 script = self._shell(name)
-                facts |= {"shell": script, "opaque": script.opaque}
-                command = self._command("exec", name, channel.flow, request, facts, script.names, _kind(script))
+                kind = _kind(script)
+                found = decoded(start, name, channel.pty, self._shell)
+                facts |= {"shell": script, "opaque": script.opaque, "decoded": found}
+                if _unmaskable(script, kind, found):
+                    facts["unmaskable"] = True
+                command = self._command("exec", name, channel.flow, request, facts, script.names, kind)
             case "shell":
                 facts["opaque"] = not channel.pty
                 command = self._command("shell", "shell", channel.flow, request, facts, (), KIND_OF["shell"])
             case "subsystem":
-                facts["subsystem"] = name
-                kind: Kind = "transfer" if name == "sftp" else "execute"
+                facts |= {"subsystem": name, "decoded": decoded(start, name, channel.pty, self._shell)}
+                kind = "transfer" if name == "sftp" else "execute"
                 command = self._command("subsystem", name, channel.flow, request, facts, (name,), kind)
         return Started(start, name, command)
 
@@ -250,13 +256,29 @@ def _last(path: str) -> str:
 
 
 def _kind(script: Script) -> Kind:
-    # A program outside of the system's folders has two names: who could put it there may have put anything there.
-    if script.opaque or len(script.invocations) != 1 or len(script.names) != 1 or script.reads or script.writes:
+    if script.opaque or len(script.invocations) != 1 or script.reads or script.writes:
         return "execute"
     words = script.invocations[0].words
     if not words or words[0] is None:
         return "execute"
-    return "transfer" if _transfers(_last(words[0]), words[1:]) else "execute"
+    if words[0] in SFTP_SERVERS or (words[0].startswith(_SERVER_FOLDERS) and _last(words[0]) in SFTP_SERVERS):
+        return "transfer"
+    # A program outside of the system's folders has two names: who could put it there may have put anything there.
+    return "transfer" if len(script.names) == 1 and _transfers(_last(words[0]), words[1:]) else "execute"
+
+
+def _unmaskable(script: Script, kind: Kind, found: str) -> bool:
+    """Whether what an exec gives out is neither text for a mask nor files that are decided on one by one.
+
+    A decoded channel's output passes no mask, so under masks nothing but the decoded program may run on it.
+    """
+    if found:
+        return kind != "transfer"
+    if kind != "transfer":
+        return False
+    words = script.invocations[0].words
+    program = _last(words[0] or "")
+    return "--sender" in words or None in words if program == "rsync" else program != "git-receive-pack"
 
 
 def _transfers(program: str, rest: Sequence[str | None]) -> bool:

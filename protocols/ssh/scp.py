@@ -26,9 +26,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from protocols.ssh.content import Ask, Broken, Content, Done, Settings, Step, ToTarget, ToUser
+from protocols.ssh.content import Ask, Broken, Content, Done, Dropped, Settings, Step, ToTarget, ToUser
 from protocols.ssh.scp_argv import ScpCall, read_scp
-from protocols.ssh.transfers import FILE_VERBS, Notes, Reorder, Steps, Transfer, is_recorded, refusal, shown
+from protocols.ssh.transfers import FILE_VERBS, NoTerminal, Notes, Reorder, Steps, Transfer, is_recorded, refusal, shown
 from proxy.core.errors import Refused
 from proxy.core.events import Command, Result
 from proxy.core.session import Permit
@@ -101,6 +101,17 @@ class _Inbox:
             line += source[at:end]
         return bytes(line)
 
+    def all(self) -> bytes:
+        """Return all there is, without taking it."""
+        return b"".join(self._sources)[self._at :]
+
+    def skip(self, size: int) -> None:
+        """Take up to size bytes, for nobody."""
+        left = min(size, self.size)
+        while left:
+            _, start, end = self.take(left)
+            left -= end - start
+
     def clear(self) -> None:
         self._sources.clear()
         self._at = self.size = 0
@@ -129,7 +140,7 @@ class _Entry:
     error: str = ""
 
 
-class _Scp:
+class _Scp(NoTerminal):
     """What both directions have in common: the giver's lines and bodies, the taker's answers."""
 
     upload: bool
@@ -155,8 +166,12 @@ class _Scp:
 
     @property
     def held_bytes(self) -> int:
-        """How many bytes of the user wait here."""
-        return (self._given if self.upload else self._answers).size
+        """How many bytes of the user wait here for something that the target, or the policy, has to say first."""
+        if self._state == "broken":
+            return 0
+        if self.upload:
+            return self._given.size if self._owed or self._ask is not None else 0
+        return self._answers.size if not self._owed or self._ask is not None else 0
 
     def from_user(self, data: bytes, now: float) -> list[Step]:
         """Take data of the user."""
@@ -199,15 +214,14 @@ class _Scp:
 
     def user_eof(self, now: float) -> list[Step]:
         """The user will send no more."""
-        (self._given if self.upload else self._answers).clear()
-        return []
+        self._drop_rest()
+        return self._steps.take()
 
     def target_eof(self, now: float) -> list[Step]:
         """The target will send no more: what it ended with may be an error of its shell."""
         rest = self._answers if self.upload else self._given
         if self._state == "line" and self._ask is None and (self.upload or not self._owed):
-            while rest.size:
-                self._steps.down(*rest.take(rest.size), True)
+            self._steps.add(ToUser(rest.all()))  # text: a mask may look at it
         rest.clear()
         return self._steps.take()
 
@@ -215,26 +229,32 @@ class _Scp:
         """The channel is closed: say how far the file came."""
         self._now = now
         self._steps.take()
+        self._drop_rest()
         if self._entry is not None:
             self._finish("the channel was closed")
         self._state = "broken"
         return self._steps.take()
 
-    def resized(self, columns: int, rows: int) -> None:
-        """There is no terminal here."""
-
-    def tick(self, now: float) -> list[Step]:
-        """Nothing here waits for a time."""
-        return []
-
     # -- the conversation -----------------------------------------------------------------------------
 
     def _feed(self, inbox: _Inbox, data: bytes, now: float) -> list[Step]:
         if self._state == "broken":
-            return []
+            return [Dropped(data)] if inbox is self._of_user else []
         self._now = now
         inbox.feed(data)
         return self._run()
+
+    @property
+    def _of_user(self) -> _Inbox:
+        return self._given if self.upload else self._answers
+
+    def _drop_rest(self) -> None:
+        """What the user has sent ahead goes nowhere; what of it is a file's content is not taped."""
+        inbox = self._of_user
+        if self.upload and self._state == "body":
+            inbox.skip(self._left)
+        self._steps.add(Dropped(inbox.all()))
+        inbox.clear()
 
     def _run(self) -> list[Step]:
         """Let pass what may: answers that are owed, then what is given, as far as all before it is answered."""
@@ -244,6 +264,7 @@ class _Scp:
             if max(self._given.size, self._answers.size) > AHEAD_LIMIT:
                 raise _Wrong("too much ahead of an answer")
         except _Wrong as wrong:
+            self._drop_rest()
             self._state = "broken"
             self._given.clear()
             self._answers.clear()
@@ -341,16 +362,23 @@ class _Scp:
         if directory and len(self._directories) >= DEPTH_LIMIT:
             raise _Wrong("too many directories in one another")
         if b"/" in raw or b"\0" in raw or raw in (b".", b".."):
+            self._unasked(line)
             self._skip("gatecast: unexpected filename")
             return
         names, opaque = self._names(raw.decode("utf-8", "backslashreplace"), directory)
         if not names:
+            self._unasked(line)
             self._skip("gatecast: a file that was not asked for")
             return
         verb = self.verbs[directory]
         self._entry = _Entry(line, directory, int(size), names, verb)
         self._ask = Ask(self._command(self._entry, mode.decode(), opaque), line if self.upload else b"")
         self._steps.add(self._ask)
+
+    def _unasked(self, line: bytes) -> None:
+        """A line that is answered without a decision goes nowhere."""
+        if self.upload:
+            self._steps.add(Dropped(line))
 
     @abstractmethod
     def _names(self, name: str, directory: bool) -> tuple[tuple[str, ...], bool]:
@@ -390,7 +418,7 @@ class _Scp:
     def _skip(self, text: str) -> None:
         """Answer the giver in the taker's place: this one is skipped. The user is told in either case."""
         answer = b"\1" + text.encode("utf-8", "replace") + b"\n"
-        self._steps.add(ToUser(answer, by_gate=True))
+        self._steps.add(ToUser(answer, by_gate=True, masked=False))
         if not self.upload:
             self._steps.add(ToTarget(answer, by_gate=True))
 

@@ -14,7 +14,8 @@ user does not, and their replies are swallowed. The version is 3, whatever the u
 decoded are neither announced nor passed on.
 
 On the tape: all packets but WRITE and DATA, which are there if record_contents has their path; of each file a RESULT
-with size and SHA-256 (transfers.py). Left out: the RESULT of plumbing, and masks.
+with size and SHA-256 (transfers.py). No mask sees a packet; where one would have to, OPEN is refused
+(proxy/masking/guard.py). Left out: the RESULT of plumbing.
 
 Specification: draft-ietf-secsh-filexfer-02; OpenSSH's PROTOCOL file, section 4; ssh note 6.
 """
@@ -24,11 +25,11 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from protocols.ssh import sftp_wire as wire
-from protocols.ssh.content import Ask, Broken, Content, Done, Settings, Step, ToTarget, ToUser
+from protocols.ssh.content import Ask, Broken, Content, Done, Dropped, Settings, Step, ToTarget, ToUser
 from protocols.ssh.sftp_commands import Place, command, places
-from protocols.ssh.sftp_state import LOOKUP, File, Job, Known, Lookup, Sent, opened, read_answer
+from protocols.ssh.sftp_state import LOOKUP, File, Job, Known, Lookup, Sent, opened, read_answer, reply_head
 from protocols.ssh.sftp_wire import Cutter, Malformed, Piece, Request, Unfit
-from protocols.ssh.transfers import Notes, Reorder, Steps, refusal
+from protocols.ssh.transfers import NoTerminal, Notes, Reorder, Steps, refusal
 from proxy.core.errors import Refused
 from proxy.core.events import Result
 from proxy.core.session import Permit
@@ -45,16 +46,16 @@ def sftp_content(settings: Settings) -> Content:
     return Sftp(settings)
 
 
-class Sftp:
+class Sftp(NoTerminal):
     """Both directions of one SFTP channel."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._up = Cutter(wire.request_head)
-        self._down = Cutter(self._reply_head)
         self._phase: Literal["start", "version", "home", "open", "broken"] = "start"
         self._home = b"/"
         self._sent: dict[int, Sent] = {}
+        self._down = Cutter(reply_head(self._sent))
         self._files: dict[bytes, File] = {}
         self._opening = 0
         self._moving = 0
@@ -75,13 +76,16 @@ class Sftp:
 
     @property
     def held_bytes(self) -> int:
-        """How many bytes of the user wait here: neither passed nor answered. While there are any, EOF must wait."""
-        return self._up.waiting + (len(self._job.data) if self._job is not None and self._ask is None else 0)
+        """How many bytes of the user wait here for something that the target, or the policy, has to say first."""
+        if not self._blocked or self._phase == "broken":
+            return 0
+        stalled = self._stalled.end - self._stalled.start if self._stalled is not None else 0
+        return self._up.waiting + stalled + (len(self._job.data) if self._job is not None and self._ask is None else 0)
 
     def from_user(self, data: bytes, now: float) -> list[Step]:
         """Take data of the user."""
         if self._phase == "broken":
-            return []
+            return [Dropped(data)]
         self._now = now
         self._up.feed(data)
         if self._up.waiting > AHEAD_LIMIT:
@@ -143,10 +147,9 @@ class Sftp:
 
     def user_eof(self, now: float) -> list[Step]:
         """The user will send no more. What is undecided by now never will be."""
-        self._up.clear()
-        self._stalled = None
         self._over = True
-        return []
+        self._drop_rest()
+        return self._steps.take()
 
     def target_eof(self, now: float) -> list[Step]:
         """The target will send no more."""
@@ -165,15 +168,9 @@ class Sftp:
             self._finish(file, closed=False, error="the channel was closed")
         self._sent.clear()
         self._files.clear()
+        self._drop_rest()
         self._phase = "broken"
-        return [step for step in self._steps.take() if isinstance(step, Done)]
-
-    def resized(self, columns: int, rows: int) -> None:
-        """There is no terminal here."""
-
-    def tick(self, now: float) -> list[Step]:
-        """Nothing here waits for a time."""
-        return []
+        return self._steps.take()
 
     # -- of the user ----------------------------------------------------------------------------------
 
@@ -183,20 +180,33 @@ class Sftp:
 
     def _run(self) -> None:
         """Go on with the user's requests as far as can be."""
+        piece: Piece | None = None
         try:
             if self._stalled is not None and self._job is None and self._phase == "open":
                 piece, self._stalled = self._stalled, None
                 self._request(piece)
             while not self._blocked:
-                next_piece = self._up.next()
-                if next_piece is None:
+                piece = None
+                if (piece := self._up.next()) is None:
                     break
-                if next_piece.first:
-                    self._request(next_piece)
-                else:
-                    self._write_on(next_piece)
+                (self._request if piece.first else self._write_on)(piece)
         except Malformed as error:
+            if piece is not None:
+                self._drop(piece)
             self._break(f"this is no SFTP: {error}")
+
+    def _drop(self, piece: Piece) -> None:
+        self._steps.add(Dropped(piece.source[piece.start : piece.end]))
+
+    def _drop_rest(self) -> None:
+        """Nothing that waits will be asked for any more."""
+        if self._stalled is not None:
+            self._drop(self._stalled)
+        if self._job is not None and self._ask is None:
+            self._steps.add(Dropped(self._job.data))
+            self._job.data = b""
+        self._stalled = None
+        self._steps.add(Dropped(self._up.drain()))
 
     def _request(self, piece: Piece) -> None:
         source, start, end, _, _ = piece
@@ -219,6 +229,7 @@ class Sftp:
                 else:
                     self._plumbing(piece, request)
             except Unfit as unfit:
+                self._drop(piece)
                 self._answer(request_id, unfit.status, unfit.text)
 
     def _init(self, piece: Piece) -> None:
@@ -230,18 +241,16 @@ class Sftp:
         if number <= wire.VERSION_NUMBER and end - start == wire.IDENTIFIED.size:
             self._steps.up(source, start, end, True)
         else:  # a server that knows later versions would take the offer
+            self._drop(piece)
             self._steps.add(ToTarget(wire.init(), by_gate=True))
 
     def _write(self, piece: Piece, request_id: int) -> None:
         source, start, end, _, rest = piece
-        handle_size: int = wire.U32.unpack_from(source, start + 9)[0]
-        extent_at = start + wire.COUNTED_BYTES + handle_size
-        offset, size = wire.EXTENT.unpack_from(source, extent_at)
-        if size != rest:
-            raise Malformed("a WRITE whose data are not as long as it says")
-        file = self._files.get(source[start + wire.COUNTED_BYTES : extent_at])
+        handle, offset, size = wire.write_head(source, start, rest)
+        file = self._files.get(handle)
         if file is None or file.transfer is None:
             self._up_body = None
+            self._drop(piece)
             self._answer(request_id, wire.FX_FAILURE, "gatecast: no such handle")
             return
         self._up_body = (file, offset)
@@ -265,6 +274,7 @@ class Sftp:
             handle = request.handles[0]
             file = self._files.get(handle)
             if file is None or (operation.code == wire.READ and file.transfer is None):
+                self._drop(piece)
                 self._answer(request.id, wire.FX_FAILURE, "gatecast: no such handle")
                 return
             if operation.code == wire.CLOSE:
@@ -324,6 +334,8 @@ class Sftp:
             names, vouched = place.names(self._home)
             job.names.append(names)
             resolved = resolved and vouched
+        if job.lost:
+            self._steps.add(Dropped(job.data))
         self._ask = Ask(command(job.request, job.names, resolved, self._settings), b"" if job.lost else job.data)
         self._steps.add(self._ask)
 
@@ -336,18 +348,6 @@ class Sftp:
         return job
 
     # -- of the target --------------------------------------------------------------------------------
-
-    def _reply_head(self, buffer: bytes | bytearray, at: int, have: int, total: int) -> int:
-        code = buffer[at + 4]
-        if code == wire.DATA:
-            return wire.COUNTED_BYTES
-        if code in (wire.NAME, wire.EXTENDED_REPLY):
-            sent = self._sent.get(wire.U32.unpack_from(buffer, at + 5)[0])
-            if sent is not None and sent.operation.code == wire.READDIR:
-                return wire.COUNTED_BYTES
-            if sent is not None and sent.operation.name not in ("limits@openssh.com", LOOKUP.name):
-                return wire.IDENTIFIED.size
-        return 0
 
     def _reply_piece(self, piece: Piece) -> None:
         source, start, end, first, _ = piece
@@ -384,7 +384,7 @@ class Sftp:
         if changed is None:
             self._steps.down(piece.source, piece.start, piece.end, True)
         else:
-            self._steps.add(ToUser(changed, by_gate=True))
+            self._steps.add(ToUser(changed, by_gate=True, masked=False))
         self._phase = "home"
         self._look_up("whole", b".", None)
 
@@ -435,7 +435,7 @@ class Sftp:
                 if sent.operation.name == "limits@openssh.com":
                     limits = wire.limits_for_user(source, start, end, HANDLES_LIMIT)
                     if limits is not None:
-                        self._steps.add(ToUser(limits, by_gate=True))
+                        self._steps.add(ToUser(limits, by_gate=True, masked=False))
                         return
             case _:
                 raise Malformed(f"an answer of type {code} to {sent.operation.name}")
@@ -479,7 +479,7 @@ class Sftp:
 
     def _answer(self, request_id: int, code: int, text: str) -> None:
         """Answer a request in the target's place."""
-        self._steps.add(ToUser(wire.status(request_id, code, text), by_gate=True))
+        self._steps.add(ToUser(wire.status(request_id, code, text), by_gate=True, masked=False))
 
     def _done(self, permit: Permit, tag: str, job: Job | None = None) -> None:
         details: dict[str, object] = {"flow": self._settings.flow}
@@ -493,8 +493,8 @@ class Sftp:
 
     def _break(self, text: str) -> None:
         """Neither side is believed any more."""
+        self._drop_rest()
         self._phase = "broken"
-        self._stalled = self._job = self._ask = None
-        self._up.clear()
+        self._job = self._ask = None
         self._down.clear()
         self._steps.add(Broken(f"gatecast: SFTP: {text}"))

@@ -5,13 +5,14 @@ Specification: none; these are the gate's own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from protocols.ssh import sftp_wire as wire
 from protocols.ssh.content import Settings
 from protocols.ssh.sftp_commands import Place, real_name
-from protocols.ssh.sftp_wire import Operation, Request
+from protocols.ssh.sftp_wire import HeadRule, Operation, Request
 from protocols.ssh.transfers import Reorder, Transfer, is_recorded
 from proxy.core.events import Result
 from proxy.core.session import Permit
@@ -148,3 +149,21 @@ def opened(sent: Sent, settings: Settings, reorder: Reorder, known: Known, now: 
         file.transfer = Transfer(names[0], settings.flow, reorder, now, whole, bool(flags & wire.FXF_APPEND))
         file.transfer.size = known.size(names[-1])
     return file
+
+
+def reply_head(asked: Mapping[int, Sent]) -> HeadRule:
+    """Return the rule for the target's packets: what of each has to be whole; it depends on what was asked."""
+
+    def head(buffer: bytes | bytearray, at: int, have: int, total: int) -> int:
+        code = buffer[at + 4]
+        if code == wire.DATA:
+            return wire.COUNTED_BYTES
+        if code in (wire.NAME, wire.EXTENDED_REPLY):
+            sent = asked.get(wire.U32.unpack_from(buffer, at + 5)[0])
+            if sent is not None and sent.operation.code == wire.READDIR:
+                return wire.COUNTED_BYTES
+            if sent is not None and sent.operation.name not in ("limits@openssh.com", LOOKUP.name):
+                return wire.IDENTIFIED.size
+        return 0
+
+    return head

@@ -215,6 +215,22 @@ class Cutter:
         self._partial.clear()
         self._at = self._left = self.waiting = 0
 
+    def drain(self) -> bytes:
+        """Return what waits, and forget it: whole packets, heads without their bodies, and what is neither."""
+        kept = bytearray()
+        try:
+            while (piece := self.next()) is not None:
+                if piece.first:
+                    kept += piece.source[piece.start : piece.end]
+        except Malformed:
+            pass
+        kept += self._partial
+        for source in self._sources:
+            kept += memoryview(source)[self._at :]
+            self._at = 0
+        self.clear()
+        return bytes(kept)
+
     def _body(self) -> Piece | None:
         if not self._sources:
             return None
@@ -253,6 +269,16 @@ class Cutter:
         self._partial += memoryview(source)[at:end]
         self._advance(end)
         return True
+
+
+def write_head(source: bytes, start: int, rest: int) -> tuple[bytes, int, int]:
+    """Read a WRITE's head, with rest bytes behind it: the handle, the offset, the size. Raises Malformed."""
+    handle_at = start + COUNTED_BYTES
+    extent_at = handle_at + int(U32.unpack_from(source, start + IDENTIFIED.size)[0])
+    offset, size = EXTENT.unpack_from(source, extent_at)
+    if size != rest:
+        raise Malformed("a WRITE whose data are not as long as it says")
+    return source[handle_at:extent_at], offset, size
 
 
 def request_head(buffer: bytes | bytearray, at: int, have: int, total: int) -> int:

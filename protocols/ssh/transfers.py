@@ -249,8 +249,22 @@ class Transfer:
                 course.lose()
 
 
+class NoTerminal:
+    """What a Content of files does not need."""
+
+    def resized(self, columns: int, rows: int) -> None:
+        """There is no terminal here."""
+
+    def tick(self, now: float) -> list[Step]:
+        """Nothing here waits for a time."""
+        return []
+
+
 class Steps:
-    """The steps of one call. What passes through untouched is joined as long as it lies together in the input."""
+    """The steps of one call. What passes through untouched is joined as long as it lies together in the input.
+
+    What passes to the user is a protocol's, so no mask looks at it.
+    """
 
     __slots__ = ("_end", "_run", "_source", "_start", "_steps")
 
@@ -294,7 +308,7 @@ class Steps:
         up, taped = self._run
         source = self._source
         data = source if self._end - self._start == len(source) else source[self._start : self._end]
-        self._steps.append(ToTarget(data, taped=taped) if up else ToUser(data, taped=taped))
+        self._steps.append(ToTarget(data, taped=taped) if up else ToUser(data, taped=taped, masked=False))
         self._run = None
         self._source = b""
 
@@ -312,7 +326,7 @@ class Notes:
         if len(data) > self._left:
             return []
         self._left -= len(data)
-        return [ToUser(data, "err", by_gate=True)]
+        return [ToUser(data, "err", by_gate=True, masked=False)]
 
 
 def refusal(refused: Refused) -> str:

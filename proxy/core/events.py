@@ -41,7 +41,8 @@ class Command:
     statements of a text that holds several: each is decided, the strictest verdict stands. prepares marks a
     command that runs nothing yet (PostgreSQL Parse): a Hold of it is put off to the command that runs it.
     rest_bytes is how much of this message's body follows wire later, in Parts of the permit. flow is the stream of
-    the session (an SSH channel) that the command opens or belongs to, None where a session is one stream.
+    the session (an SSH channel) that the command opens or belongs to, None where a session is one stream. data is what
+    of it is the stream's own: taped under flow, in the place of wire, whether it goes with wire or later as frames.
     """
 
     protocol: str
@@ -56,6 +57,7 @@ class Command:
     prepares: bool = False
     rest_bytes: int = 0
     flow: int | None = None
+    data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,8 @@ class Chunk:
 
     flow is the stream's number on the tape, data the bytes themselves, wire the same in the protocol's framing.
     rewrap frames other bytes in their place, after a mask. flush: let go of what a mask holds back, as this stream has
-    ended or been silent for long. taped False: see Frame; such a chunk meets no mask either.
+    ended or been silent for long. taped False: see Frame; such a chunk meets no mask either. masked False: no mask
+    looks at it, as one would break it (packets of a decoded transfer) or has nothing to look for (the gate's words).
     """
 
     flow: int
@@ -141,6 +144,7 @@ class Chunk:
     rewrap: Callable[[bytes], bytes]
     flush: bool = False
     taped: bool = True
+    masked: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,10 @@ class Session:
         return bool(self._pending)
 
     def _tape_command(self, command: Command) -> int:
-        if command.wire:
+        if command.data is not None:
+            if command.data:
+                self.tape.append(USER, Kind.WIRE, command.data, flow=command.flow)
+        elif command.wire:
             self.tape.append(USER, Kind.WIRE, command.wire)
         entry = {"verb": command.verb, "kind": command.kind, "text": command.text[:TEXT_LIMIT]}
         if command.objects:
@@ -264,7 +267,7 @@ class Session:
         """The same for a piece of a stream: what is taped is its data, under its flow."""
         if not chunk.taped:
             return chunk.wire
-        mask = self._stream_mask(permit, chunk)
+        mask = self._stream_mask(permit, chunk) if chunk.masked else None
         if mask is None:
             if chunk.data:
                 self.tape.append(_CHANNELS[chunk.stream], Kind.WIRE, chunk.data, flow=chunk.flow)
@@ -366,9 +369,12 @@ class Session:
         entry |= result.details
         self.tape.append(GATE, Kind.RESULT, _pack(entry))
 
-    def ignored(self, wire: bytes) -> None:
-        """Tape bytes of the user that do not go to the target: it would skip them, or another stands for them."""
-        self.tape.append(USER, Kind.WIRE, wire)
+    def ignored(self, wire: bytes, flow: int | None = None) -> None:
+        """Tape bytes of the user that do not go to the target: it would skip them, or another stands for them.
+
+        flow: the stream of which they are the user's data; None: a whole message.
+        """
+        self.tape.append(USER, Kind.WIRE, wire, flow=flow)
 
     def mark(self, label: str, text: str) -> None:
         """Tape a remark of the gate."""

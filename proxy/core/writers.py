@@ -24,7 +24,8 @@ class TargetWriter:
     """The only way to a target's stream. Takes permits, their parts, and frames: bytes are a type error.
 
     send() queues; flush() commits the tape, then writes. Nothing is written whose record is not where the
-    target's recording mode wants it. Several tasks of a session may flush (streams are decided apart): what was queued
+    target's recording mode wants it. A permit without bytes (of an answer, not of a message) is on the tape, and not
+    written. Several tasks of a session may flush (streams are decided apart): what was queued
     first is written first.
     """
 
@@ -80,7 +81,8 @@ class TargetWriter:
                 await self._session.tape.commit()
             else:
                 await self._session.tape.written()
-            await self._stream.write(data)
+            if data:
+                await self._stream.write(data)
 
 
 class UserWriter:

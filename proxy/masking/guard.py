@@ -21,6 +21,10 @@ What is refused while column masks apply (each with a reason that says what to d
 EXPLAIN passes: a plan shows the literals of its own text and numbers of rows; EXPLAIN ANALYZE runs its statement, so
 that is looked at in the same way. Under any mask, replication is refused: its stream passes no mask.
 
+Under detectors, which look at text as it streams by (SSH), what is not text is refused: files that are copied out of a
+target, connections that are forwarded. Their bytes are packets of another protocol, often compressed or encrypted,
+and a replaced value would break them. Uploads pass, and so do names and attributes of files.
+
 Left out: oracles (WHERE, errors, timing, row counts), pg_stat_activity and pg_stat_statements (texts of others, not
 columns): rules are for these.
 """
@@ -141,12 +145,36 @@ _FREE: Final = (
 )  # fmt: skip
 _TOAST: Final = re.compile(r"pg_toast_\d+(_index)?")
 _UPDATING: Final = ("UPDATE", "MERGE", "DELETE")
+# Verbs whose answers pass no mask, and what these are. A command that has such answers beside others (an exec that is a
+# transfer) says so itself: facts["unmaskable"].
+_COPIED: Final = "a copied file"
+_FORWARDED: Final = "a forwarded connection"
+_UNMASKABLE: Final = {
+    "file-read": _COPIED,
+    "direct-tcpip": _FORWARDED,
+    "direct-streamlocal": _FORWARDED,
+    "forwarded-tcpip": _FORWARDED,
+    "forwarded-streamlocal": _FORWARDED,
+    "tcpip-forward": _FORWARDED,
+    "streamlocal-forward": _FORWARDED,
+    "tun": _FORWARDED,
+    "x11": "what is drawn on a display",
+}
 
 
 def replication(command: Command, rule: str) -> Deny | None:
     """Refuse what streams past every mask."""
     if command.facts.get("replication") and command.kind not in ("read", "delete"):
         return Deny(rule, "replication carries masked values unmasked; it needs a rule without masks")
+    return None
+
+
+def unmaskable(command: Command, rule: str) -> Deny | None:
+    """Refuse what no detector can look into."""
+    for each in (command, *command.parts):
+        what = _COPIED if each.facts.get("unmaskable") else _UNMASKABLE.get(each.verb)
+        if what is not None:
+            return Deny(rule, f'rule "{rule}" masks what this target gives out, and {what} cannot be masked')
     return None
 
 

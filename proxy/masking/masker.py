@@ -174,6 +174,8 @@ class Masking:
 
 def _guard(compiled: Compiled, masks: tuple[Mask, ...], command: Command) -> Deny | None:
     denied = guard.replication(command, masks[0].rule)
+    if compiled.detecting:
+        denied = denied or guard.unmaskable(command, compiled.detecting)
     for mask, columns in compiled.by_column:
         denied = denied or guard.laundering(columns, command, mask.rule)
     return denied

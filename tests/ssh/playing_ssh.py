@@ -18,6 +18,7 @@ from protocols.ssh.actions import (
     Disconnect,
     Down,
     Forget,
+    Ignored,
     Intent,
     Mark,
     Record,
@@ -198,6 +199,8 @@ class Play:
                         self.conversation.withheld(action.event)
                 case Up():
                     self._to_target.send(action.cargo)
+                case Ignored():
+                    self.session.ignored(action.data, action.flow)
                 case Decide():
                     later.append(action)
                 case Record():

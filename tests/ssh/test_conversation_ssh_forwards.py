@@ -88,7 +88,9 @@ def test_a_target_connects_only_to_a_forward_that_was_allowed() -> None:
     play.user(confirm(4, 6)).target(wire.Data(6, b"GET")).user(wire.Data(4, b"200"))
     assert play.at_target() == [confirm(4, 6), wire.Data(4, b"200")] and play.at_user() == [wire.Data(6, b"GET")]
     play.user(wire.Close(4)).target(wire.Close(6))
-    assert play.records[0].result.details == {"flow": 0, "sent": 3, "bytes": 3}
+    listened, connected = play.records
+    assert listened.result.tag == "ok" and listened.permit.command.verb == "tcpip-forward"
+    assert connected.result.details == {"flow": 0, "sent": 3, "bytes": 3}
     play.target(forwarded(4, port=8081))
     assert isinstance(play.at_target()[-1], wire.OpenFailure)
 
