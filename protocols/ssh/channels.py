@@ -196,15 +196,15 @@ class Channel:
 
     @property
     def plain_down(self) -> bool:
-        """Whether the target's data pass as they are."""
+        """Whether nothing stands in the way of the target's data but a Content."""
         down = self.down
-        return self.content is None and not (down.queue or down.ended or self.over) and self.answer is not None
+        return not (down.queue or down.ended or down.still or self.over) and self.answer is not None
 
     @property
     def plain_up(self) -> bool:
-        """Whether the user's data pass as they are."""
+        """Whether nothing stands in the way of the user's data but a Content."""
         up = self.up
-        return not (self.content is not None or self.asks or self.waiting or up.queue or up.ended or self.over)
+        return not (self.asks or self.waiting or up.queue or up.ended or self.over)
 
     def number(self, side: Side, number: int) -> None:
         """A side has given the channel its number."""

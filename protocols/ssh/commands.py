@@ -17,9 +17,10 @@ Specification: RFC 4254.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 
-from protocols.ssh import parcels, wire
+from protocols.ssh import bulk, parcels, wire
 from protocols.ssh.actions import Action, Decide, Disconnect, Down, Forget, Ignored, Record, Up, Withdraw
 from protocols.ssh.channels import (
     ERRORS,
@@ -34,6 +35,7 @@ from protocols.ssh.channels import (
     Side,
     shown,
 )
+from protocols.ssh.content import Step
 from protocols.ssh.forwards import GlobalRequests
 from protocols.ssh.lanes import Masked, Parcel, Rewrap
 from protocols.ssh.opens import unwanted
@@ -48,7 +50,7 @@ from proxy.core.errors import PeerError, Refused, TargetPeerError
 from proxy.core.events import Chunk, Frame, Result
 from proxy.core.gate import ShellReader
 from proxy.core.parties import Target
-from proxy.core.session import Input, Permit
+from proxy.core.session import Permit
 
 
 class Conversation:
@@ -86,18 +88,12 @@ class Conversation:
 
     def from_user(self, payload: bytes, now: float) -> list[Action]:
         """Take a message of the user."""
-        # Data of a channel that nothing decodes are most of the bytes there are: no object more than needed.
         if payload[:1] == b"^" and not self._masked.unsettled:
             channel = self._by[TARGET].get(int.from_bytes(payload[1:5], "big"))
             if channel is not None and channel.plain_up and channel.states[USER] == "open":
-                lane, permit = channel.up, channel.permit
-                size = len(payload) - wire.DATA_HEAD_BYTES
-                fits = 0 < size <= lane.receiver and size <= lane.sender and size <= lane.packet
-                if fits and permit is not None and int.from_bytes(payload[5:9], "big") == size:
-                    lane.receiver -= size
-                    lane.sender -= size
-                    lane.sent += size
-                    return [Up(Input(permit, channel.flow, payload[wire.DATA_HEAD_BYTES :], wire.frame(payload)))]
+                passed, steps = bulk.pass_up(channel, payload, now)
+                if passed is not None:
+                    return passed if steps is None else self._carry(channel, steps, now)
         return self._take(USER, payload, now)
 
     def from_target(self, payload: bytes, now: float) -> list[Action]:
@@ -105,18 +101,16 @@ class Conversation:
         if payload[:1] == b"^" and not self._masked.unsettled:
             channel = self._by[USER].get(int.from_bytes(payload[1:5], "big"))
             if channel is not None and channel.plain_down and channel.states[TARGET] == "open":
-                lane = channel.down
-                size = len(payload) - wire.DATA_HEAD_BYTES
-                fits = 0 < size <= lane.receiver and size <= lane.sender and size <= lane.packet
-                if fits and int.from_bytes(payload[5:9], "big") == size:
-                    lane.receiver -= size
-                    lane.sender -= size
-                    lane.sent += size
-                    data = payload[wire.DATA_HEAD_BYTES :]
-                    rewrap = Rewrap(lane, "out", size)
-                    chunk = Chunk(channel.flow, "out", data, wire.frame(payload), rewrap, masked=lane.maskable)
-                    return [Down(channel.answer, chunk)]
+                passed, steps = bulk.pass_down(channel, payload, now)
+                if passed is not None:
+                    return passed if steps is None else self._carry(channel, steps, now)
         return self._take(TARGET, payload, now)
+
+    def _carry(self, channel: Channel, steps: Sequence[Step], now: float) -> list[Action]:
+        out: list[Action] = []
+        self._programs.carry(channel, steps, out, now)
+        self._balance(channel, out)
+        return out
 
     def _take(self, side: Side, payload: bytes, now: float) -> list[Action]:
         if self._over:

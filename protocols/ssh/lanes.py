@@ -244,6 +244,11 @@ class DownLane(Lane):
             self._shared.any = True
             self.masked = self.maskable
 
+    def may_be_masked(self, permit: Permit | None) -> bool:
+        """Whether a mask may look at what this permit answers here."""
+        self.answers(permit)
+        return self.masked
+
     def drain(self, out: list[Action]) -> None:
         """See Lane."""
         if not self.still:
