@@ -77,6 +77,10 @@ class Answers:
             self._keep(channel, request, False, out)
             return
         asked = Pty.read(request.body, UserPeerError)
+        if channel.pty:  # the first one's terminal would stay, whatever the target answers to a second
+            self._remarks.add(out, USER, "ssh-refused", "pty-req: a second terminal on one channel")
+            self._keep(channel, request, False, out)
+            return
         channel.pty = True
         channel.columns, channel.rows = cells(asked.columns, asked.rows)
         out.append(Down(None, Resize(channel.columns, channel.rows, channel.flow)))

@@ -2,7 +2,8 @@
 
 Two tasks read, one each leg; a command is decided in a task of its own, for a channel that waits keeps no other from
 going on. What one direction causes in the other (a window to adjust, an answer of the gate) is written by a third
-task, so that a leg that does not take what we write never keeps us from reading it. One task keeps the alarms.
+task, so that a leg that does not take what we write does not keep us from reading it; but one that asks for thousands
+of answers and takes none is not read either. One task keeps the alarms.
 
 Whatever fails ends all of them; the first failure is the reason. Deliberately left out: any knowledge of messages.
 Source: ssh note 1; RFC 4254 5.
@@ -136,7 +137,9 @@ class Relay:
             now = self._active = time.monotonic()
             for payload in payloads:
                 self._do(self._conversation.from_user(payload, now))
-            if self._to_user.waiting:
+            if self._to_user.crowded:
+                await self._to_user.flush()
+            elif self._to_user.waiting:
                 self._kick_user.set()
             await self._to_target.flush()
 
@@ -148,7 +151,9 @@ class Relay:
             now = self._active = time.monotonic()
             for payload in payloads:
                 self._do(self._conversation.from_target(payload, now))
-            if self._to_target.waiting:
+            if self._to_target.crowded:
+                await self._to_target.flush()
+            elif self._to_target.waiting:
                 self._kick_target.set()
             await self._to_user.flush()
 

@@ -17,6 +17,7 @@ Specification: RFC 4254 6, 7.
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -53,6 +54,8 @@ CELLS_LIMIT: Final = 65_535
 
 _GIT: Final = frozenset({"git-upload-pack", "git-receive-pack", "git-upload-archive"})
 _SERVER_FOLDERS: Final = ("/usr/lib/", "/usr/lib64/", "/usr/libexec/")  # where OpenSSH's builds put sftp-server
+# A certificate's command that is the SFTP subsystem, with no options but those of sftp-server(8) about its log.
+_SFTP_ONLY: Final = re.compile(r"internal-sftp(?:\s+(?:-e|-[lf]\s*\w+))*\s*", re.ASCII)
 _SCP_OPTIONS: Final = frozenset("rpdvqtf")
 
 # The certificate extension (OpenSSH's PROTOCOL.certkeys) that a verb needs.
@@ -135,8 +138,10 @@ class Requests:
             # As sshd does: it takes the place of whatever was asked for; internal-sftp is no program but the subsystem.
             more["original_command"] = name
             start, name = "exec", self._force_command
-            if self._force_command.split(None, 1)[:1] == ["internal-sftp"]:
+            if _SFTP_ONLY.fullmatch(self._force_command):
                 start, name = "subsystem", "sftp"
+            elif self._force_command.split(None, 1)[:1] == ["internal-sftp"]:  # -R, -P, -d: what the holder may not do
+                return own_refusal("ssh", "the certificate's options of internal-sftp cannot be kept here")
             body = Word(name).encode()
             request = wire.ChannelRequest(request.recipient, start, request.want_reply, body)
         if "\0" in name:

@@ -7,11 +7,14 @@ nothing whose record is not where the target's recording mode wants it.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
 from proxy.core.events import Event, Frame
 from proxy.core.session import Input, Part, Permit, Session
 from recorder.tape import GATE, USER, Kind
+
+# Messages that wait for an end that does not take them: more than anybody asks for before it reads an answer; ours.
+QUEUE_LIMIT: Final = 4096
 
 
 class Writable(Protocol):
@@ -40,6 +43,11 @@ class TargetWriter:
     def waiting(self) -> bool:
         """Whether something is queued."""
         return bool(self._queue)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether too much is: whoever causes it (a peer that asks and does not read the answers) has to wait."""
+        return len(self._queue) > QUEUE_LIMIT
 
     def send(self, cargo: Permit | Part | Input | Frame) -> None:
         """Queue the bytes of a permit of this session (once), of its part or its stream, or of a frame."""
@@ -102,6 +110,11 @@ class UserWriter:
     def waiting(self) -> bool:
         """Whether something is queued."""
         return bool(self._queue)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether too much is: whoever causes it (a peer that asks and does not read the answers) has to wait."""
+        return len(self._queue) > QUEUE_LIMIT
 
     def send(self, permit: Permit | None, event: Event) -> bytes:
         """Reveal the event and queue its bytes; returns them (the user's own view) for decoding Results."""

@@ -246,6 +246,7 @@ class Service:
 
 def _loggable(user: str) -> str:
     """Cut what a stranger claims to be called to something that fits a log line. A proof in its place is hidden."""
-    if looks_like_token(user) or oidc.looks_like_jwt(user):
+    # In any part of it: "token:target" is a user name of SSH.
+    if any(looks_like_token(part) or oidc.looks_like_jwt(part) for part in user.split(":")):
         return "(a token in place of a user name)"
     return user[:USER_LOG_LIMIT].encode("unicode_escape").decode("ascii")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from protocols.ssh import sftp_wire as wire
+from protocols.ssh import wire as wire4254
+from tests.ssh.playing_ssh import Play, execute, pty
 from tests.ssh.sftp_stage import U32, S, begun, opening, packets, request
 
 # -- SFTP: a path that REALPATH gives up on, and the kernel does not ------------------------------------
@@ -48,3 +50,31 @@ def test_what_a_new_link_holds_may_lead_nowhere() -> None:
     stage.missing = {b"/gone"}
     stage.user(request(wire.SYMLINK, 5, S(b"/gone/x"), S(b"/home/alice/l")))
     assert [code for code, _ in stage.take()[0]] == [wire.SYMLINK]
+
+
+# -- terminals, certificates ---------------------------------------------------------------------------
+
+
+def test_a_second_terminal_is_refused_and_the_first_one_stays() -> None:
+    play = Play().opened().user(pty(), pty(), execute("bash"))
+    assert [type(each).__name__ for each in play.at_target()] == ["ChannelRequest", "ChannelRequest"]
+    play.target(wire4254.ChannelSuccess(0), wire4254.ChannelSuccess(0))
+    kinds = [type(each).__name__ for each in play.at_user()]
+    assert kinds == ["ChannelSuccess", "ChannelFailure", "ChannelSuccess"]
+    assert play.commands[-1].facts["pty"] is True
+
+
+@pytest.mark.parametrize(
+    ("forced", "passes"),
+    [
+        ("internal-sftp", True), ("internal-sftp -l INFO -f AUTH", True), ("internal-sftp -lINFO -e", True),
+        ("internal-sftp -R", False), ("internal-sftp -l INFO -R", False), ("internal-sftp -d /srv", False),
+        ("internal-sftp -p read", False), ("internal-sftp -eR", False), ("internal-sftp x", False),
+    ],
+)  # fmt: skip
+def test_what_a_certificate_forbids_sftp_is_not_forgotten(forced: str, passes: bool) -> None:
+    play = Play(force_command=forced).opened().user(execute("ls"))
+    asked = [each for each in play.at_target() if isinstance(each, wire4254.ChannelRequest)]
+    assert [each.name for each in asked] == (["subsystem"] if passes else [])
+    if not passes:
+        assert b"options of internal-sftp cannot be kept" in play.texts()[1]
