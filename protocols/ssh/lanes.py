@@ -171,6 +171,13 @@ class Lane(ABC):
     def drop(self, item: Item, out: list[Action]) -> None:  # noqa: B027 - most are of no interest
         """Say what became of an item that goes nowhere."""
 
+    def lend(self, size: int, out: list[Action]) -> None:
+        """Let the sender send so much although the receiver has no room yet; what it sends waits here."""
+        short = size - max(self.sender, 0)
+        if short > 0 and not self.ended:
+            self.sender += short
+            out.append(self.adjust(short))
+
     def clear(self, out: list[Action]) -> None:
         """Drop what waits: nobody wants it any more."""
         for item in self.queue:

@@ -56,6 +56,7 @@ from proxy.core.errors import Refused, TargetPeerError, UserPeerError
 from proxy.core.events import Command, Result
 from proxy.core.session import Permit
 
+HELD_INPUT_BYTES: Final = 1024  # of a terminal whose command is held: a line, and Ctrl-C
 DENIED_STATUS: Final = 126  # a shell's status for what it may not run: POSIX XCU 2.8.2
 INTERRUPTED_STATUS: Final = 130  # 128 + SIGINT
 BROKEN_STATUS: Final = 1
@@ -327,6 +328,9 @@ class Programs(Answers):
             self.carry(asked.channel, asked.channel.content.waiting(asked.ask, gate_text(text)), out, now)
         elif asked.ask is None:
             asked.channel.down.push(parcels.said(asked.channel, gate_text(text)), out)
+            if asked.channel.pty:
+                # sshd opens its window once something runs; until then its user could not even send Ctrl-C.
+                asked.channel.up.lend(HELD_INPUT_BYTES, out)
 
     def allowed(self, key: int, permit: Permit, out: list[Action], now: float) -> Channel | None:
         """It may go to the target; returns its channel."""
