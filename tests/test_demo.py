@@ -20,8 +20,9 @@ from proxy import demo
 from proxy.core.errors import GatecastError
 from proxy.demo import shop as shops
 from proxy.demo import story as stories
+from proxy.demo.box import Box, open_box
 from proxy.demo.console import Console, StepError, Terminal, terminal
-from proxy.demo.house import RULES, House, open_house
+from proxy.demo.house import RULES, SSH_RULES, House, open_house
 from proxy.demo.shop import DemoError, Shop, open_shop
 from proxy.demo.story import PROMPT, STEPS, Psql, Story, find_psql
 from recorder.cli import list_sessions
@@ -43,8 +44,14 @@ def gatecast(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shop, House, Psql]]:
-    with open_shop() as shop, open_house(tmp_path_factory.mktemp("demo"), shop) as house:
+def box() -> Iterator[Box]:
+    with open_box() as box:
+        yield box
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, box: Box) -> Iterator[tuple[Shop, House, Psql]]:
+    with open_shop() as shop, open_house(tmp_path_factory.mktemp("demo"), shop, box) as house:
         yield shop, house, find_psql(shop, house)
 
 
@@ -78,7 +85,7 @@ def test_the_story_is_told_as_json(tmp_path: Path) -> None:
     said = json.loads(out)
     assert (child.returncode, said["ok"], said["failure"], err) == (0, True, None, "")
     assert [step["name"] for step in said["steps"]] == ["started", *(step.__name__ for _, step in STEPS)]
-    assert sum(len(step.get("checks", ())) for step in said["steps"]) >= 24
+    assert sum(len(step.get("checks", ())) for step in said["steps"]) >= 29
     assert not list(tmp_path.iterdir())
 
 
@@ -115,6 +122,43 @@ def test_kept_it_runs_until_interrupted_and_what_it_prints_works(tmp_path: Path)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server), 5)
     assert not (folder / "state" / "admin.sock").exists()
+
+
+@pytest.fixture
+def story(place: tuple[Shop, House, Psql], box: Box, psql: Terminal) -> Story:
+    """A story whose only chapter so far is a psql that has come."""
+    shop, house, how = place
+    story = Story(SILENT, shop, house, how, psql, box)
+    story.known.update(str(row["sid"]) for row in list_sessions(story.tapes))
+    return story
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("openssh", [True, False])
+def test_the_machine_is_worked_on_with_either_client(
+    story: Story, openssh: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stories, "_openssh", lambda: openssh)
+    stories.machine(story)
+    stories.fetched(story)
+    assert story.checks[-1] == "its path and its SHA-256 are on the tape"
+
+
+@pytest.mark.peer
+def test_a_machine_that_lets_files_go_is_noticed(place: tuple[Shop, House, Psql], story: Story) -> None:
+    """The rule against it is taken away, and rm allowed: the story must notice."""
+    rules = place[1].folder / "rules.yaml"
+    lax = SSH_RULES.replace("no-removal", "removal").replace(
+        'deny: {reason: "nothing is removed by an agent"}', "allow: true"
+    )
+    try:
+        rules.write_text(RULES + lax.replace("[ls, cat,", "[ls, rm, cat,"))
+        assert approvals_reload(place[1]) == 0
+        with pytest.raises(StepError, match="denied as a whole"):
+            stories.machine(story)
+    finally:
+        rules.write_text(RULES + SSH_RULES)
+        assert approvals_reload(place[1]) == 0
 
 
 @pytest.mark.peer
@@ -159,7 +203,7 @@ def test_an_approval_that_nobody_gives_expires(place: tuple[Shop, House, Psql], 
         assert "nobody approved it in time" in said
         ask(psql, "ROLLBACK;")
     finally:
-        rules.write_text(RULES)
+        rules.write_text(RULES + SSH_RULES)
         assert approvals_reload(house) == 0
 
 
@@ -182,7 +226,7 @@ def test_psql_without_tls_takes_the_plain_listener(
 
 
 @pytest.mark.peer
-def test_a_step_that_fails_ends_the_story_and_says_what_was_expected(place: tuple[Shop, House, Psql]) -> None:
+def test_a_step_that_fails_ends_the_story_and_says_what_was_expected(place: tuple[Shop, House, Psql], box: Box) -> None:
     """The masks are taken away: the story must notice."""
     shop, house, how = place
     out = io.StringIO()
@@ -194,9 +238,9 @@ def test_a_step_that_fails_ends_the_story_and_says_what_was_expected(place: tupl
         command = [how.program, "-X", "-n", how.conninfo]
         with terminal(Console(out), command, house.folder, house.environment) as opened:
             steps: list[dict[str, object]] = []
-            failure = demo._tell(Story(Console(out), shop, house, how, opened), steps)
+            failure = demo._tell(Story(Console(out), shop, house, how, opened, box), steps)
     finally:
-        rules.write_text(RULES)
+        rules.write_text(RULES + SSH_RULES)
         assert approvals_reload(house) == 0
     assert failure == "no e-mail address and no card number is in them"
     assert [step["ok"] for step in steps] == [True, False]
@@ -205,11 +249,11 @@ def test_a_step_that_fails_ends_the_story_and_says_what_was_expected(place: tupl
 
 @pytest.mark.peer
 def test_an_answer_that_is_on_no_tape_is_noticed(
-    place: tuple[Shop, House, Psql], psql: Terminal, monkeypatch: pytest.MonkeyPatch
+    place: tuple[Shop, House, Psql], box: Box, psql: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kill's own check: a tape without its last answer must fail it; and the gateway is back all the same."""
     shop, house, how = place
-    story = Story(SILENT, shop, house, how, psql)
+    story = Story(SILENT, shop, house, how, psql, box)
     story.known.update(str(row["sid"]) for row in list_sessions(story.tapes))
     whole = stories._payloads
     monkeypatch.setattr(stories, "_payloads", lambda path: whole(path).replace(b"parcel 99:", b"parcel --:"))

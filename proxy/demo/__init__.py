@@ -1,13 +1,14 @@
-"""``gatecast demo``: a real, unmodified psql at work through the gateway, in front of a real PostgreSQL.
+"""``gatecast demo``: real, unmodified psql and ssh at work through the gateway, in front of real servers.
 
-How: a PostgreSQL from a wheel (shop.py), the gateway as ``gatecast serve`` in a process of its own (house.py), psql
-on a terminal of its own (console.py), and the steps with their checks (story.py). Everything is in one folder, a
-temporary one, or .gatecast/demo with --keep, and every process is stopped at the end, however the demo ends.
+How: a PostgreSQL from a wheel (shop.py), an SSH server (box.py), the gateway as ``gatecast serve`` in a process of its
+own (house.py), psql on a terminal of its own (console.py), and the steps with their checks (story.py). Everything is in
+one folder, a temporary one, or .gatecast/demo with --keep, and every process is stopped at the end, however the demo
+ends.
 
 Exit codes: 0 every step gave what it should; 1 one did not, or the demo cannot run here (the text says what to
 install); 130 interrupted.
 
-Left out: other protocols than PostgreSQL's.
+Left out: shells; what a terminal shows is in the tests.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from types import FrameType
 from typing import Any, Final
 
 from proxy.core.errors import GatecastError
+from proxy.demo.box import Box, open_box
 from proxy.demo.console import Console, StepError, terminal
 from proxy.demo.house import House, open_house, write_env
 from proxy.demo.shop import Shop, open_shop
@@ -44,6 +46,8 @@ Everything is running. To try it, in a second terminal:
     SELECT * FROM customers;                            masked
     UPDATE orders SET status = 'lost' WHERE id = 4;     held; Ctrl-C takes it back
     DELETE FROM orders;                                 denied
+
+  {ssh} box ls -l reports                     allowed; rm is denied, a shell too
 
 and in a third one:
 
@@ -117,23 +121,24 @@ def _folder(keep: bool) -> Iterator[Path]:
 def _run(console: Console, folder: Path, keep: bool, steps: list[dict[str, Any]]) -> str:
     """Everything between the folder's making and its end; returns what failed, '' if nothing did."""
     count = len(STEPS) + 1
-    console.step(1, count, "A PostgreSQL with a small shop in it, and the gateway in front")
+    console.step(1, count, "A PostgreSQL with a small shop in it, a machine, and the gateway in front")
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         console.begin("starting PostgreSQL")
         shop = stack.enter_context(open_shop())
         console.end(f"{shop.version} on 127.0.0.1:{shop.port}, as {shop.runs_as}, {time.monotonic() - began:.1f} s")
+        box = stack.enter_context(open_box())
         console.begin("starting gatecast serve")
-        house = stack.enter_context(open_house(folder, shop))
-        console.end(f"port {house.tls_port}, and {house.plain_port} without TLS on loopback")
+        house = stack.enter_context(open_house(folder, shop, box))
+        console.end(f"port {house.tls_port}, {house.plain_port} without TLS on loopback, and {house.ssh_port} for ssh")
         psql = find_psql(shop, house)
         console.say(
-            "Only the gateway knows the database's password.\n"
+            "Only the gateway knows the database's password and the machine's key.\n"
             f"psql {psql.version} is as it was installed. All of the rest is in one folder:"
         )
         console.typed(f"cd {folder}; export PGPASSWORD=<the agent's token>")
         steps.append({"name": "started", "seconds": round(time.monotonic() - began, 1), "ok": True})
-        story = stack.enter_context(_story(console, shop, house, psql))
+        story = stack.enter_context(_story(console, shop, box, house, psql))
         failure = _tell(story, steps)
         if failure:
             console.bad(failure)
@@ -144,10 +149,10 @@ def _run(console: Console, folder: Path, keep: bool, steps: list[dict[str, Any]]
 
 
 @contextlib.contextmanager
-def _story(console: Console, shop: Shop, house: House, psql: Psql) -> Iterator[Story]:
+def _story(console: Console, shop: Shop, box: Box, house: House, psql: Psql) -> Iterator[Story]:
     command = [psql.program, "-X", "-n", psql.conninfo]
     with terminal(console, command, house.folder, {**house.environment, "TERM": "dumb"}) as opened:
-        story = Story(console, shop, house, psql, opened)
+        story = Story(console, shop, house, psql, opened, box)
         story.known.update(str(row["sid"]) for row in list_sessions(story.tapes))
         yield story
 
@@ -176,7 +181,8 @@ def _stay(console: Console, story: Story) -> None:
     """Say what to try, and wait for Ctrl-C or for the end of what runs."""
     write_env(story.house, story.psql.parameters)
     folder = os.path.relpath(story.house.folder)
-    console.raw(_TRY.format(folder=folder, psql=story.psql.program, session=story.session[:10]))
+    ssh = "ssh -F ssh_config" if shutil.which("ssh") else "demo-ssh"
+    console.raw(_TRY.format(folder=folder, psql=story.psql.program, ssh=ssh, session=story.session[:10]))
     with contextlib.suppress(KeyboardInterrupt):
         while story.house.process.poll() is None and story.shop.process.poll() is None:
             time.sleep(0.2)

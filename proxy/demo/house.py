@@ -2,7 +2,8 @@
 
 The folder is all there is: gatecast.yaml, rules.yaml, a certificate, the target's password (0600), two tokens, and
 the gateway's state. Every process of the demo runs in it, so that what is shown can be typed again. There are two
-listeners: one with TLS, and one without, on loopback, for a psql that was built without TLS.
+listeners for psql: one with TLS, and one without, on loopback, for a psql that was built without TLS; and one for ssh,
+if there is a machine (box.py). An SSH client finds what it needs in ssh_config and agent.key.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -23,6 +25,7 @@ from typing import Final
 
 import proxy
 from proxy.certificates import self_signed
+from proxy.demo.box import LOGIN, Box, make_key
 from proxy.demo.shop import DATABASE, ROLE, DemoError, Shop
 from proxy.identity.commands import DATABASE_NAME, token_issue
 from proxy.services import SOCKET_NAME, prepare_state
@@ -32,6 +35,7 @@ STOP_SECONDS: Final = 20.0
 POLL_SECONDS: Final = 0.05
 TLS_PORT: Final = 6432  # where they are free; any other does as well
 PLAIN_PORT: Final = 6433
+SSH_PORT: Final = 2222
 AGENT: Final = "shop-agent"
 OWNER: Final = "ana@example.com"
 APPROVER: Final = "mia@example.com"
@@ -56,6 +60,36 @@ targets:
     labels: {{env: demo}}
 limits: {{drain_seconds: 0.5}}
 rules_file: rules.yaml
+"""
+
+SSH_LISTENER: Final = """\
+  - name: ssh
+    protocol: ssh
+    address: localhost:{ssh_port}
+    ssh: {{names: [localhost]}}        # our host CA certifies the gateway's key for it
+"""
+SSH_TARGET: Final = """\
+  - name: box
+    protocol: ssh
+    host: 127.0.0.1
+    port: {box_port}
+    credential: {{user: {login}, key_file: box.key}}
+    ssh:
+      host_keys: {host_key}
+      exec_only: true                # single commands and files, no shells
+    labels: {{env: demo}}
+"""
+
+SSH_CONFIG: Final = """\
+Host box
+    HostName localhost
+    Port {ssh_port}
+    User {login}:box
+    IdentityFile "{folder}/agent.key"
+    IdentitiesOnly yes
+    UserKnownHostsFile "{folder}/known_hosts"
+    GlobalKnownHostsFile /dev/null
+    BatchMode yes
 """
 
 RULES: Final = """\
@@ -85,10 +119,40 @@ rules:
     deny: {reason: "agents change no tables; ask for a migration"}
 """
 
+SSH_RULES: Final = """\
+
+  - name: agents-look
+    who: {groups: [agents]}
+    on: {targets: [box], logins: [deploy]}
+    commands: {verbs: [exec], objects: [ls, cat, head, tail, wc, uptime]}
+    when: shell.writes.size() == 0
+    allow: true
+
+  - name: agents-sftp
+    who: {groups: [agents]}
+    on: {targets: [box]}
+    commands: {verbs: [subsystem], objects: [sftp]}
+    allow: true
+
+  - name: agents-fetch
+    who: {groups: [agents]}
+    on: {targets: [box]}
+    commands: {verbs: [file-read, file-list, file-stat], objects: [/, /reports, "/reports/*"]}
+    allow: true
+
+  - name: no-removal
+    on: {targets: [box]}
+    commands: {verbs: [exec], objects: [rm, rmdir, shred], opaque: false}
+    deny: {reason: "nothing is removed by an agent"}
+"""
+
 
 @dataclass(slots=True)
 class House:
-    """A running gateway in its folder, and how to talk to it; process is another one after restart()."""
+    """A running gateway in its folder, and how to talk to it; process is another one after restart().
+
+    ssh_port: 0 where there is no machine.
+    """
 
     folder: Path
     tls_port: int
@@ -96,6 +160,7 @@ class House:
     agent_token: str
     approver_token: str
     process: subprocess.Popen[bytes]
+    ssh_port: int = 0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -109,16 +174,23 @@ class House:
 
 
 @contextlib.contextmanager
-def open_house(folder: Path, shop: Shop) -> Iterator[House]:
+def open_house(folder: Path, shop: Shop, box: Box | None = None) -> Iterator[House]:
     """Write the files into the folder and run the gateway on them. Raises DemoError."""
     if _in_use(folder / "state" / SOCKET_NAME):
         raise DemoError(f"a demo is running in {folder} already; stop it with Ctrl-C in its terminal")
-    agent, approver = _write(folder, shop)
+    agent, approver = _write(folder, shop, box)
     (folder / "gateway.log").write_bytes(b"")
     house = House(folder, 0, 0, agent, approver, _serve(folder))
     try:
-        ports = _ports(house.process, folder / "gateway.log", 0)
-        house.tls_port, house.plain_port = ports["tls"], ports["plain"]
+        ports = _ports(
+            house.process, folder / "gateway.log", 0, {"tls", "plain"} | ({"ssh"} if box is not None else set())
+        )
+        house.tls_port, house.plain_port, house.ssh_port = ports["tls"], ports["plain"], ports.get("ssh", 0)
+        if box is not None:
+            text = SSH_CONFIG.format(folder=folder, ssh_port=house.ssh_port, login=LOGIN)
+            (folder / "ssh_config").write_text(text)
+            authority = (folder / "state" / "ssh" / "host_ca.pub").read_text()
+            (folder / "known_hosts").write_text(f"@cert-authority localhost {authority}")
         yield house
     finally:
         stop(house.process)
@@ -129,15 +201,19 @@ def kill(house: House) -> None:
     house.process.kill()
     house.process.wait(STOP_SECONDS)
     config = house.folder / "gatecast.yaml"
-    text = config.read_text().replace("localhost:0\n", f"localhost:{house.tls_port}\n")
-    config.write_text(text.replace("127.0.0.1:0\n", f"127.0.0.1:{house.plain_port}\n"))
+    text = config.read_text()
+    for name, port in (("tls", house.tls_port), ("plain", house.plain_port), ("ssh", house.ssh_port)):
+        text = re.sub(rf"(- name: {name}\b[^-]*?    address: [\w.]+):0\n", rf"\g<1>:{port}\n", text)
+    config.write_text(text)
 
 
 def restart(house: House) -> None:
     """Start a gateway in the place of the one that is gone. Raises DemoError."""
     began = (house.folder / "gateway.log").stat().st_size
     house.process = _serve(house.folder)
-    _ports(house.process, house.folder / "gateway.log", began)
+    _ports(
+        house.process, house.folder / "gateway.log", began, {"tls", "plain"} | ({"ssh"} if house.ssh_port else set())
+    )
 
 
 def _serve(folder: Path) -> subprocess.Popen[bytes]:
@@ -164,7 +240,7 @@ def stop(process: subprocess.Popen[bytes]) -> int:
     return int(process.returncode)
 
 
-def _write(folder: Path, shop: Shop) -> tuple[str, str]:
+def _write(folder: Path, shop: Shop, box: Box | None) -> tuple[str, str]:
     """Write all files; returns the agent's and the approver's token."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -173,13 +249,22 @@ def _write(folder: Path, shop: Shop) -> tuple[str, str]:
     if not (folder / "tls.crt").exists():
         self_signed(folder, ["localhost", "127.0.0.1", "::1"])
     _secret(folder / "shop.password", shop.password + "\n")
-    (folder / "rules.yaml").write_text(RULES)
     ports = {"tls_port": _free(TLS_PORT), "plain_port": _free(PLAIN_PORT), "target_port": shop.port}
-    (folder / "gatecast.yaml").write_text(CONFIG.format(database=DATABASE, role=ROLE, **ports))
-    command = folder / "bin" / "gatecast"
-    command.parent.mkdir(exist_ok=True)
-    command.write_text(f'#!/bin/sh\n{_path_line()}exec {shlex.quote(sys.executable)} -m proxy "$@"\n')
-    command.chmod(0o755)
+    config = CONFIG.format(database=DATABASE, role=ROLE, **ports)
+    if box is not None:
+        listener = SSH_LISTENER.format(ssh_port=_free(SSH_PORT))
+        target = SSH_TARGET.format(box_port=box.port, host_key=box.host_key, login=LOGIN)
+        config = config.replace("targets:\n", f"{listener}targets:\n").replace("limits:", f"{target}limits:")
+        _secret(folder / "box.key", box.key)
+        make_key(folder / "agent.key")
+    (folder / "rules.yaml").write_text(RULES if box is None else RULES + SSH_RULES)
+    (folder / "gatecast.yaml").write_text(config)
+    (folder / "bin").mkdir(exist_ok=True)
+    client = f"proxy.demo.client {shlex.quote(str(folder / 'ssh_config'))}"
+    for name, module in (("gatecast", "proxy"), ("demo-ssh", client)):
+        command = folder / "bin" / name
+        command.write_text(f'#!/bin/sh\n{_path_line()}exec {shlex.quote(sys.executable)} -m {module} "$@"\n')
+        command.chmod(0o755)
     database = state / DATABASE_NAME
     agent = token_issue(database, OWNER, groups=["agents"], agents=[AGENT], seconds=86_400, note="the demo's agent")
     approver = token_issue(database, APPROVER, groups=["oncall"], seconds=86_400, note="the demo's approver")
@@ -242,12 +327,12 @@ def _in_use(path: Path) -> bool:
     return True
 
 
-def _ports(process: subprocess.Popen[bytes], log: Path, began: int) -> dict[str, int]:
-    """Wait until the log, from began on, says where every listener is. Raises DemoError with what it says instead."""
+def _ports(process: subprocess.Popen[bytes], log: Path, began: int, wanted: set[str]) -> dict[str, int]:
+    """Wait until the log, from began on, says where each listener is. Raises DemoError with what it says instead."""
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         found = dict(_listening(log.read_bytes()[began:].decode("utf-8", "replace")))
-        if {"tls", "plain"} <= found.keys():
+        if wanted <= found.keys():
             return found
         time.sleep(POLL_SECONDS)
     said = log.read_text(errors="replace").strip()[-1000:]

@@ -4,10 +4,13 @@ One psql session from the beginning to the end: a read, a masked read, a change 
 approves it, a refusal that the connection survives. Then its recording: listed, searched, verified. A second psql has
 the gateway killed under its hands, and what it saw answered is on a tape. A copy of the tapes is tampered with, and the
 first recording is replayed and exported.
+
+In between, the agent works on a machine by ssh and sftp: those of OpenSSH, or asyncssh's client where there are none.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import shutil
@@ -18,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from proxy.demo.box import REPORT, Box
 from proxy.demo.console import COMMAND_SECONDS, Console, Done, StepError, Terminal, run_line
 from proxy.demo.house import AGENT, APPROVER, OWNER, House, kill, restart
 from proxy.demo.shop import DATABASE, DemoError, Shop
@@ -64,6 +68,7 @@ class Story:
     house: House
     psql: Psql
     terminal: Terminal
+    box: Box
     checks: list[str] = field(default_factory=list)
     known: set[str] = field(default_factory=set)  # sessions that were there before, of an earlier demo too
     session: str = ""
@@ -198,6 +203,43 @@ def recorded(story: Story) -> None:
     )
 
 
+def machine(story: Story) -> None:
+    """Command lines on a machine, by ssh: one is allowed, one is denied with the exit code of what may not run."""
+    openssh = _openssh()
+    ssh = "ssh -F ssh_config" if openssh else "demo-ssh"
+    client = "ssh is as it was installed" if openssh else "There is no ssh here: demo-ssh is asyncssh's client"
+    story.console.say(
+        f"{client}. The agent has a key; the machine lets in another one, the gateway's.\n"
+        "ssh_config names that key, and known_hosts our host CA: gatecast ssh ca show --host."
+    )
+    story.run(
+        f"gatecast ssh key add agent.key.pub --subject {OWNER} \\\n"
+        f"    --agent {AGENT} --group agents | grep ssh-ed25519"
+    )
+    done = story.run(f"{ssh} box 'ls reports; wc -l reports/*.csv'")
+    story.expect(done.code == 0 and "november.csv" in done.output, "the command ran, and said what it says without us")
+    _row(story)
+    done = story.run(f"{ssh} box 'ls -l; rm -r reports'")
+    story.expect(
+        done.code == 126 and "no-removal" in done.output, "denied as a whole, with the rule's name: exit code 126"
+    )
+    story.expect((story.box.files / REPORT).exists(), "the files are there")
+    _row(story)
+
+
+def fetched(story: Story) -> None:
+    """A file by SFTP: its path, size and digest are on the tape."""
+    name = REPORT.rpartition("/")[2]
+    (story.house.folder / name).unlink(missing_ok=True)
+    done = story.run(f"sftp -q -F ssh_config box:{REPORT} ." if _openssh() else f"demo-ssh box:{REPORT}")
+    data = (story.box.files / REPORT).read_bytes()
+    story.expect(done.code == 0 and (story.house.folder / name).read_bytes() == data, "the file came, unchanged")
+    row = _row(story)
+    shown = story.run(f"gatecast sessions show {row['sid']} | grep file-read")
+    digest = hashlib.sha256(data).hexdigest()
+    story.expect(f"/{REPORT}" in shown.output and digest in shown.output, "its path and its SHA-256 are on the tape")
+
+
 def killed(story: Story) -> None:
     """The gateway is killed while psql works; what psql saw answered is on a tape when it is back."""
     folder, house = story.house.folder, story.house
@@ -284,10 +326,16 @@ STEPS: Final[tuple[tuple[str, Step], ...]] = (
     ("It changes data: held until a person approves", held),
     ("It drops a table: denied, and the connection lives on", denied),
     ("What is left of it: a sealed recording", recorded),
+    ("The agent on a machine, by ssh: one command is allowed, one is denied", machine),
+    ("It fetches a file by sftp: the recording has its SHA-256", fetched),
     ("kill -9, in the middle of another psql's work", killed),
     ("Somebody changes a recording and deletes another", tampered),
     ("The recording, played", replayed),
 )
+
+
+def _openssh() -> bool:
+    return all(shutil.which(program) for program in ("ssh", "sftp"))
 
 
 def _payloads(path: Path) -> bytes:
