@@ -39,8 +39,8 @@ from proxy.store.database import Database, StoreError
 
 DEFAULT_TIMEOUT_SECONDS: Final = 600.0
 TIMEOUT_LIMIT_SECONDS: Final = 7 * 86_400.0  # nobody remembers what was asked a week ago
-# A session is one conversation: while one of its commands waits, the next is not read.
-SESSION_LIMIT: Final = 1
+# A conversation of one stream waits for its command; the channels of an SSH connection wait apart. Ansible has 5 forks.
+SESSION_LIMIT: Final = 8
 # A person who has 50 things to decide for one agent decides nothing; one agent must not crowd out the others.
 SUBJECT_LIMIT: Final = 50
 GATEWAY_LIMIT: Final = 1000
@@ -349,7 +349,7 @@ class Approvals:
     def _crowded(self, request: Request, limit: str) -> Request:
         record = request.record
         crowd = {
-            "session": "another command of this session waits for approval already",
+            "session": f"{self._limits['session']} commands of this session wait for approval already",
             "subject": f"{self._limits['subject']} commands of {record.subject} wait for approval already",
             "gateway": "too many commands wait for approval at this gateway",
         }[limit]

@@ -418,7 +418,7 @@ def test_the_limits(tmp_path: Path) -> None:
         assert await outcome("s5", EVE) == "waits"
         assert len(await desk.approvals.listing()) == 4, "what was turned away is not stored"
 
-    run(tmp_path, story, subject_limit=2, gateway_limit=3)
+    run(tmp_path, story, session_limit=1, subject_limit=2, gateway_limit=3)
 
 
 def test_lists_and_filters(tmp_path: Path) -> None:

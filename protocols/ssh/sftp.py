@@ -428,7 +428,7 @@ class Sftp(NoTerminal):
                 self._attributes(fields.attributes(), sent)
             case wire.NAME if operation == wire.READDIR and sent.file is not None:
                 sent.file.entries += fields.u32()
-            case wire.NAME if operation in (wire.READLINK, wire.REALPATH):
+            case wire.NAME if operation in (wire.READLINK, wire.REALPATH) or sent.operation.name in wire.NAMING:
                 self._succeeded(sent)
             case wire.EXTENDED_REPLY if operation == wire.EXTENDED:
                 self._succeeded(sent)

@@ -149,6 +149,8 @@ EXTENSIONS: Final[Mapping[bytes, tuple[bytes, Operation]]] = {
         (b"1", Operation(EXTENDED, "users-groups-by-id@openssh.com", "ss")),
     )
 }
+# Those that are answered with a NAME, as REALPATH is: PROTOCOL 4.9 and 4.11.
+NAMING: Final = frozenset({"expand-path@openssh.com", "home-directory"})
 
 
 class Piece(NamedTuple):

@@ -7,7 +7,7 @@ import pytest
 from protocols.ssh import sftp_wire as wire
 from protocols.ssh import wire as wire4254
 from tests.ssh.playing_ssh import Play, execute, pty
-from tests.ssh.sftp_stage import U32, S, begun, opening, packets, request
+from tests.ssh.sftp_stage import U32, S, begun, extended, opening, packets, request
 
 # -- SFTP: a path that REALPATH gives up on, and the kernel does not ------------------------------------
 
@@ -78,3 +78,11 @@ def test_what_a_certificate_forbids_sftp_is_not_forgotten(forced: str, passes: b
     assert [each.name for each in asked] == (["subsystem"] if passes else [])
     if not passes:
         assert b"options of internal-sftp cannot be kept" in play.texts()[1]
+
+
+@pytest.mark.parametrize("name", [b"expand-path@openssh.com", b"home-directory"])
+def test_an_extension_that_is_answered_with_a_name_breaks_nothing(name: bytes) -> None:
+    stage = begun()
+    answer = request(wire.NAME, 5, U32(1), S(b"/root"), S(b""), U32(0))
+    stage.user(extended(name, 5, S(b"~"))).target(answer)
+    assert not stage.broken and stage.take()[1][-1:] == packets(answer)
