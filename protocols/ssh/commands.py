@@ -108,8 +108,12 @@ class Conversation:
 
     def _carry(self, channel: Channel, steps: Sequence[Step], now: float) -> list[Action]:
         out: list[Action] = []
-        self._programs.carry(channel, steps, out, now)
-        self._balance(channel, out)
+        try:
+            self._programs.carry(channel, steps, out, now)
+            self._programs.resume(channel, out, now)
+            self._balance(channel, out)
+        except PeerError as error:
+            self._end(error, out)
         return out
 
     def _take(self, side: Side, payload: bytes, now: float) -> list[Action]:

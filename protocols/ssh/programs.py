@@ -133,7 +133,7 @@ class Programs(Answers):
             raise UserPeerError(f"more than {self._limits.waiting} messages of a channel wait for a decision")
         channel.waiting.append(item)
 
-    def _resume(self, channel: Channel, out: list[Action], now: float) -> None:
+    def resume(self, channel: Channel, out: list[Action], now: float) -> None:
         """Take up what waited, as far as nothing of it has to be decided in turn."""
         while channel.waiting and not channel.asks and not channel.over:
             item = channel.waiting.popleft()
@@ -251,7 +251,7 @@ class Programs(Answers):
             channel.err = True
         if channel.content is not None:
             self.carry(channel, channel.content.from_target(stream, data, now), out, now)
-            self._resume(channel, out, now)
+            self.resume(channel, out, now)
         elif channel.answer is not None:
             channel.down.push(Piece(data, channel.answer, stream), out)
         else:
@@ -352,7 +352,7 @@ class Programs(Answers):
                 self._run(channel, asked.started, permit)
             else:
                 self._lend_by(channel, asked.request, permit)
-        self._resume(channel, out, now)
+        self.resume(channel, out, now)
         return channel
 
     def _lend_by(self, channel: Channel, request: wire.ChannelRequest, permit: Permit) -> None:
@@ -397,7 +397,7 @@ class Programs(Answers):
             self._deny(channel, asked.request, refused, out)
         elif asked.request is not None:
             self._answer(channel, USER, asked.request, False, out)
-        self._resume(channel, out, now)
+        self.resume(channel, out, now)
         return channel
 
     # -- contents -------------------------------------------------------------------------------------
@@ -448,7 +448,7 @@ class Programs(Answers):
         """The time of a Content has come."""
         if channel.content is not None and not channel.over:
             self.carry(channel, channel.content.tick(now), out, now)
-            self._resume(channel, out, now)
+            self.resume(channel, out, now)
 
     # -- ends -----------------------------------------------------------------------------------------
 

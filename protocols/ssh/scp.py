@@ -251,8 +251,9 @@ class _Scp(NoTerminal):
     def _drop_rest(self) -> None:
         """What the user has sent ahead goes nowhere; what of it is a file's content is not taped."""
         inbox = self._of_user
-        if self.upload and self._state == "body":
-            inbox.skip(self._left)
+        entry = self._entry
+        if self.upload and entry is not None and entry.permit is not None and not entry.taped:
+            inbox.skip(self._left if self._state == "body" else entry.size if self._state == "line" else 0)
         self._steps.add(Dropped(inbox.all()))
         inbox.clear()
 

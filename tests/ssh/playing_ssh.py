@@ -7,7 +7,8 @@ policy is a function of the command; None leaves the command undecided until dec
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Coroutine
+import types
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 from protocols.ssh import wire
@@ -31,12 +32,12 @@ from protocols.ssh.wire_bodies import Env, Listen, Number, Pty, Tcpip, Word
 from proxy.core.errors import PeerError, Refused
 from proxy.core.events import Chunk, Command, Resize
 from proxy.core.gate import ShellReader
-from proxy.core.parties import Target
+from proxy.core.parties import Identity, Target
 from proxy.core.script import Invocation, Script
 from proxy.core.session import Permit, Session
 from proxy.core.verdict import Allow, Deny, Hold, Mask, Verdict
 from proxy.core.writers import TargetWriter, UserWriter
-from tests.fakes import SSH_PERMITS, FakeIdentities, FakeMasker, FakeTape, allow_all, fake_gate, policy_of
+from tests.fakes import SSH_PERMITS, FakeIdentities, FakeMasker, FakeTape, allow_all, fake_gate
 
 T = TypeVar("T")
 Rule = Callable[[Command], Verdict | None]
@@ -52,6 +53,17 @@ def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
         value: T = stop.value
         return value
     raise AssertionError("it waits")
+
+
+@types.coroutine
+def _verdict() -> Generator[None, Verdict, Verdict]:
+    verdict = yield
+    return verdict
+
+
+async def _asked(identity: Identity, target: Target, command: Command) -> Verdict:
+    """A policy that a test answers, when it comes to it."""
+    return await _verdict()
 
 
 class Sink:
@@ -91,7 +103,7 @@ class Play:
         masker: FakeMasker | None = None,
     ) -> None:
         self.rule = rule
-        self.gate = fake_gate(masker=masker or FakeMasker())
+        self.gate = fake_gate(masker=masker or FakeMasker(), policy=_asked)
         self.tape = FakeTape()
         identities = self.gate.identities
         assert isinstance(identities, FakeIdentities)
@@ -102,6 +114,7 @@ class Play:
         self._to_user = UserWriter(self._user, self.session)
         self._to_target = TargetWriter(self._target, self.session)
         self.undecided: dict[int, Command] = {}
+        self._decisions: dict[int, Coroutine[Any, Verdict, Permit]] = {}
         self.commands: list[Command] = []
         self.actions: list[Action] = []
         self.records: list[Record] = []
@@ -148,12 +161,15 @@ class Play:
     ) -> Play:
         """Decide what was left undecided, the oldest first."""
         key = min(self.undecided) if key is None else key
-        command = self.undecided.pop(key)
-        if isinstance(verdict, Deny):
-            refused = Refused(verdict, approval, withdrawn)
+        del self.undecided[key]
+        decision = self._decisions.pop(key)
+        try:
+            decision.send(verdict)
+        except StopIteration as stop:
+            self.carry_out(self.conversation.allowed(key, stop.value, self.now))
+        except Refused as refused:
+            refused.approval, refused.withdrawn = approval, withdrawn
             self.carry_out(self.conversation.refused(key, refused, self.now))
-        else:
-            self.carry_out(self.conversation.allowed(key, self._permit(command, verdict), self.now))
         return self
 
     def hold(self, key: int | None = None, text: str = 'held by rule "x": approval 01ABC is pending') -> Play:
@@ -162,16 +178,13 @@ class Play:
         self.carry_out(self.conversation.held(key, text, self.now))
         return self
 
-    def _permit(self, command: Command, verdict: Verdict) -> Permit:
-        object.__setattr__(self.session.gate, "policy", policy_of(lambda _: verdict))
-
+    def _decide(self, key: int, command: Command) -> None:
         async def nobody(_: object) -> None: ...
 
-        return run_now(self.session.decide(command, nobody))
-
-    def _decide(self, key: int, command: Command) -> None:
         self.commands.append(command)
         self.undecided[key] = command
+        self._decisions[key] = self.session.decide(command, nobody)
+        self._decisions[key].send(None)  # up to the policy: the tape has the command
         verdict = self.rule(command)
         if isinstance(verdict, Hold):
             self.hold(key)
