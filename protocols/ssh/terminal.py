@@ -255,7 +255,7 @@ class Terminal:
         if reading.hidden:
             facts |= {"hidden": True, "beneath": objects}
             objects = ()
-            opaque = not reading.secret and (opaque or not plain)
+            opaque = not plain or (opaque and not reading.secret)  # of a password, its keys are all that is known
         if reading.typed is not None and not reading.hidden:
             facts |= {"typed": reading.typed, "shown": reading.shown or ""}
         if self._pane is not None:

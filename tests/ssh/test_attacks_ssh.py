@@ -6,6 +6,9 @@ import pytest
 
 from protocols.ssh import sftp_wire as wire
 from protocols.ssh import wire as wire4254
+from protocols.ssh.content import Ask, Settings
+from protocols.ssh.terminal import terminal_content
+from proxy.policy.shell import read_shell
 from tests.ssh.playing_ssh import Play, execute, pty
 from tests.ssh.sftp_stage import U32, S, begun, extended, opening, packets, request
 
@@ -86,3 +89,15 @@ def test_an_extension_that_is_answered_with_a_name_breaks_nothing(name: bytes) -
     answer = request(wire.NAME, 5, U32(1), S(b"/root"), S(b""), U32(0))
     stage.user(extended(name, 5, S(b"~"))).target(answer)
     assert not stage.broken and stage.take()[1][-1:] == packets(answer)
+
+
+@pytest.mark.parametrize(("keys", "opaque"), [(b"hunter$(2", False), (b"hunx\x7fter", False), (b"lsx\x17rm x", True)])
+def test_what_was_edited_without_an_echo_is_known_to_nobody(keys: bytes, opaque: bool) -> None:
+    content = terminal_content(Settings(flow=0), read_shell)
+    content.from_target("out", b"$ su\r\nPassword: ", 0.0)
+    for at, key in enumerate((*keys, 13)):
+        steps = content.from_user(bytes((key,)), 1.0 + at / 100)
+    steps = steps if any(isinstance(step, Ask) for step in steps) else content.tick(9.0)
+    (ask,) = (step for step in steps if isinstance(step, Ask))
+    assert ask.command.text == "(hidden input)" and not ask.command.objects
+    assert ask.command.facts["opaque"] is opaque
