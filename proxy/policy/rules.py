@@ -68,7 +68,7 @@ import structlog
 
 from proxy.core.events import Command
 from proxy.core.parties import Identity, Target
-from proxy.core.verdict import Allow, Deny, Mask, Verdict, combine
+from proxy.core.verdict import Allow, Deny, Hold, Mask, Verdict, combine
 from proxy.policy.conditions import FACT_KEYS, ConditionError, Scene, setting_of
 from proxy.policy.nodes import Problems
 from proxy.policy.reach import find_unreachable
@@ -79,8 +79,10 @@ logger = structlog.get_logger(__name__)
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
+_Told = TypeVar("_Told", Allow, Hold, Deny, Allow | Hold | Deny)
 
 POLICY_ERROR: Final = "policy-error"
+_DARK: Final = "nobody can read for certain what this command does, and the rule speaks of such, too"
 
 # Settings that change who one is, how text is read, or what the target checks and logs: PostgreSQL 18 docs 19, SET
 # ROLE, SET SESSION AUTHORIZATION. A dotted name (pgaudit.log) is matched by its class as well. Not here: search_path
@@ -278,18 +280,29 @@ class RuleSet:
                 logger.warning("condition failed", rule=rule.name, code=error.code)
                 return Deny(POLICY_ERROR, f"the condition of the rule {rule.name} could not be evaluated"), False
             if isinstance(rule.verdict, Deny):
-                return rule.verdict, True
+                return _with_why(rule.verdict, rule, command), True
             masks.update(dict.fromkeys(rule.masks))
             if rule.verdict is not None:
-                verdicts.append(rule.verdict)
+                verdicts.append(_with_why(rule.verdict, rule, command))
         if admitted is not None:
             verdicts.append(admitted)
         verdict = combine(verdicts)
+        if isinstance(verdict, Deny) and is_dark(command):
+            verdict = replace(verdict, reason=f"{verdict.reason}, and nobody can read for certain what it does")
         if business:
             masks = dict.fromkeys(scope.masks)
         if masks and not isinstance(verdict, Deny):
             verdict = replace(verdict, masks=tuple(masks))
         return verdict, True
+
+
+def _with_why(verdict: _Told, rule: Rule, command: Command) -> _Told:
+    """Say that a rule which names objects speaks of a dark command that shows none of them: its reason sounds odd."""
+    globs = rule.commands.objects
+    if globs is None or isinstance(verdict, Allow) or not is_dark(command) or any(map(globs.match, command.objects)):
+        return verdict
+    reason = f"{verdict.reason} ({_DARK})" if verdict.reason else _DARK
+    return replace(verdict, reason=reason)
 
 
 def _decides_business(rule: Rule, command: Command) -> bool:
