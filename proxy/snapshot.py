@@ -60,6 +60,7 @@ def read_snapshot(path: Path, hash_key: bytes) -> Snapshot:
     loaded = load_config(path, frozenset(known))
     problems: list[str] = []
     targets: dict[str, Target] = {}
+    broken: list[Target] = []
     for index, section in enumerate(loaded.config.targets):
         keys = {
             key: _recipients(loaded, ("targets", index, key), getattr(section, key), problems)
@@ -69,6 +70,8 @@ def read_snapshot(path: Path, hash_key: bytes) -> Snapshot:
         target = _try(loaded, ("targets", index), problems, build)
         if target is not None:
             targets[target.name] = target
+        else:  # rules may speak of it: what is wrong with it is told once
+            broken.append(Target(section.name, section.protocol, labels=dict(section.labels)))
     issuers = [
         _try(loaded, ("identity", "oidc", index), problems, partial(_issuer, loaded, section))
         for index, section in enumerate(loaded.config.identity.oidc)
@@ -93,7 +96,7 @@ def read_snapshot(path: Path, hash_key: bytes) -> Snapshot:
         rules = load_rules(
             text,
             name,
-            tuple(targets.values()),
+            (*targets.values(), *broken),
             verbs=verbs,
             detectors=DETECTORS | set(custom),
             check_mask=masking.check if masking is not None else None,

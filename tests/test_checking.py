@@ -100,3 +100,19 @@ def test_verify_says_that_missing_sessions_are_in_the_vault_by_its_own_account(
 
 def test_that_nothing_could_be_judged_is_not_altered(tmp_path: Path) -> None:
     assert cli.main(["verify", str(tmp_path), "--key", str(tmp_path / "none.pub")]) == 3
+
+
+def test_rules_may_speak_of_a_target_that_is_wrong_itself(tmp_path: Path) -> None:
+    (tmp_path / "gatecast.yaml").write_text(
+        "listeners: [{name: ssh, protocol: ssh, address: '127.0.0.1:0'}]\n"
+        "targets:\n  - {name: web, protocol: ssh, host: web, credential: {user: x, password_env: X}, "
+        "ssh: {known_hosts: not-there}}\n"
+        "rules: [{name: all, on: {targets: [web]}, allow: true}, {name: none, on: {targets: [wob]}, deny: true}]\n"
+    )
+    with pytest.raises(ConfigError) as raised:
+        check_config(tmp_path / "gatecast.yaml")
+    problems = str(raised.value).splitlines()
+    assert len(problems) == 2
+    assert "gatecast.yaml:3: targets[0]" in problems[0]
+    assert "not-there: cannot be read" in problems[0]
+    assert "no configured target is called 'wob'" in problems[1]
