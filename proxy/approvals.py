@@ -321,6 +321,7 @@ class Approvals:
             agents=identity.agents,
             issuer=identity.issuer,
             target=target.name,
+            database=target.database,
             protocol=command.protocol,
             verb=command.verb,
             kind=command.kind,

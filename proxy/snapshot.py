@@ -59,8 +59,7 @@ def read_snapshot(path: Path, hash_key: bytes) -> Snapshot:
     known = protocols.load()
     loaded = load_config(path, frozenset(known))
     problems: list[str] = []
-    targets: dict[str, Target] = {}
-    broken: list[Target] = []
+    targets, broken = dict[str, Target](), list[Target]()
     for index, section in enumerate(loaded.config.targets):
         keys = {
             key: _recipients(loaded, ("targets", index, key), getattr(section, key), problems)
@@ -68,10 +67,10 @@ def read_snapshot(path: Path, hash_key: bytes) -> Snapshot:
         }
         build = partial(_target, loaded, section, known[section.protocol], **keys)
         target = _try(loaded, ("targets", index), problems, build)
-        if target is not None:
-            targets[target.name] = target
-        else:  # rules may speak of it: what is wrong with it is told once
+        if target is None:  # rules may speak of it: what is wrong with it is told once
             broken.append(Target(section.name, section.protocol, labels=dict(section.labels)))
+            continue
+        targets[target.name] = target
     issuers = [
         _try(loaded, ("identity", "oidc", index), problems, partial(_issuer, loaded, section))
         for index, section in enumerate(loaded.config.identity.oidc)

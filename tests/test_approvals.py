@@ -511,3 +511,24 @@ def test_an_approver_sees_what_the_parameters_are(tmp_path: Path) -> None:
     assert asyncio.run(_shown(tmp_path / "a", values=())) == plain
     shown = asyncio.run(_shown(tmp_path / "b", values=("7", None, "x\n-- $1 = '8'")))
     assert shown == plain + "\n-- with 3 parameters:\n-- $1 = '7'\n-- $2 = NULL\n-- $3 = 'x\\n-- $1 = '8''"
+
+
+def test_an_approver_sees_the_login_and_what_a_place_is_for() -> None:
+    from proxy.admin.commands import render_approval, render_approvals
+    from proxy.admin.text import iso
+
+    entry = {
+        "id": "ap_1", "state": "pending", "subject": "ana", "agents": [], "issuer": "gatecast", "target": "web",
+        "protocol": "ssh", "database": "root", "verb": "direct-tcpip", "kind": "transfer", "objects": ["db:5432"],
+        "exact": True, "text": "db:5432", "text_bytes": 7, "text_sha256": "", "wire_sha256": "", "rule": "ask",
+        "reason": "", "approvers": ["group:oncall"], "created": iso(0.0), "expires": iso(600.0), "expires_at": 600.0,
+        "session": "01",
+        "decided": None, "decided_by": "", "decided_why": "",
+    }  # fmt: skip
+    listed = render_approvals([entry], now=1.0)
+    assert "web/root" in listed
+    assert "direct-tcpip db:5432" in listed
+    assert "login          root" in render_approval(entry, now=1.0)
+    postgres = {**entry, "protocol": "postgres", "verb": "DELETE", "text": "DELETE FROM t", "database": "shop"}
+    assert "web/" not in render_approvals([postgres], now=1.0)
+    assert "database       shop" in render_approval(postgres, now=1.0)

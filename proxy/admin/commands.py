@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxy.admin.client import AdminClient
-from proxy.core.text import fields, harmless, iso, span, table
+from proxy.core.text import fields, harmless, iso, labelled, span, table
 
 JsonObject = dict[str, Any]
 _TIMES = ("created", "expires", "decided")
@@ -80,13 +80,18 @@ def render_approvals(found: Sequence[Mapping[str, Any]], now: float | None = Non
             entry["state"],
             _left(entry, now),
             _who(entry),
-            entry["target"],
+            f"{entry['target']}/{entry['database']}" if _login(entry) else entry["target"],
             entry["rule"],
-            " ".join(entry["text"].split()),
+            " ".join(labelled(entry["verb"], entry["text"]).split()),
         )
         for entry in found
     ]
     return table(("ID", "STATE", "LEFT", "FOR", "TARGET", "RULE", "COMMAND"), rows)
+
+
+def _login(entry: Mapping[str, Any]) -> bool:
+    """Whether the entry's database is a login name, and who one is there matters as much as where."""
+    return bool(entry["protocol"] == "ssh" and entry["database"])
 
 
 def render_approval(entry: Mapping[str, Any], now: float | None = None) -> str:
@@ -106,6 +111,7 @@ def render_approval(entry: Mapping[str, Any], now: float | None = None) -> str:
             ("asked by", _who(entry)),
             ("issuer", entry["issuer"]),
             ("target", f"{entry['target']} ({entry['protocol']})"),
+            ("login" if _login(entry) else "database", entry["database"]),
             ("touches", ", ".join(entry["objects"])),
             ("does", f"{entry['kind']} ({entry['verb']})"),
             ("rule", entry["rule"]),

@@ -10,6 +10,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+# Verbs whose text says where or which, and not what is done.
+_NAMES_ONLY: Final = frozenset({
+    "direct-tcpip", "direct-streamlocal", "tcpip-forward", "streamlocal-forward", "forwarded-tcpip",
+    "forwarded-streamlocal", "subsystem", "env", "signal",
+})  # fmt: skip
 COLUMN_LIMIT: Final = 60  # characters of a cell in a table; the detailed view shows all
 
 
@@ -42,6 +47,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[index]) for row in cells) for index in range(len(head))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
     return "\n".join(lines) + "\n"
+
+
+def labelled(verb: str, text: str) -> str:
+    """A command's text for a person, behind its verb where the text alone is only a name: of a place, a service."""
+    return f"{verb} {text}" if verb in _NAMES_ONLY else text
 
 
 def fields(pairs: Sequence[tuple[str, str]]) -> str:

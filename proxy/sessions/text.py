@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TextIO
 
-from proxy.core.text import fields, table
+from proxy.core.text import fields, labelled, table
 from recorder.escape import clip, visible, width
 from recorder.table import paint
 from recorder.wording import size
@@ -21,6 +21,11 @@ _HIT: Final = "1;4"  # bold, underlined: seen on any background
 _SHORT_SID: Final = 14  # the time and 20 bits of chance: enough to name one, and find_tape says if it is not
 _PLAIN_COLUMNS: Final = 160  # of a line that is not for a terminal
 _TEXT_COLUMNS: Final = 24  # the least that a text gets
+# What protocols tell of a user's coming, in the header of the tape.
+_TOLD: Final = (
+    ("login by", "proof"), ("from", "peer"), ("with", "client"), ("client", "application_name"),
+    ("database", "database"), ("login", "login"),
+)  # fmt: skip
 _USUAL: Final = ("closed", "failed")  # how a tape should end
 
 
@@ -115,6 +120,8 @@ def _text_cell(row: Mapping[str, Any], columns: int, paper: Paper) -> str:
     parts = [(" ".join(_spaced(visible(str(text)))), hit) for text, hit in row["parts"]]
     left = columns - width(start)
     shown = [paper.paint(start, _RED if code else _DIM)] if start else []
+    if label := labelled(str(row["verb"]), "").rstrip():
+        parts = [(f"{label} ", False), *parts]
     verb = visible(str(row["verb"])).replace("\n", " ")
     parts = _from_hit(parts, left, clip(verb, 12))
     for text, hit in parts:
@@ -167,6 +174,7 @@ def show_text(found: Mapping[str, Any], paper: Paper) -> str:
         ("by agents", ", ".join(found["agents"])),
         ("groups", _words(identity.get("groups"))),
         ("proved by", _proof(identity)),
+        *_whence(found["header"].get("more")),
         ("target", str(found["target"])),
         ("protocol", str(found["protocol"])),
         ("run", str(found["run"])),
@@ -186,6 +194,12 @@ def show_text(found: Mapping[str, Any], paper: Paper) -> str:
         lines.append(f"... {more} more commands; gatecast export has them all")
     end = f"Play it: gatecast replay {found['sid']}   Prove it: gatecast verify {found['sid']}"
     return f"{text}\n" + "".join(f"{line}\n" for line in lines) + paper.paint(visible(end), _DIM) + "\n"
+
+
+def _whence(more: object) -> list[tuple[str, str]]:
+    """How, from where and with what the user came, where the protocol told the tape; and as whom at the target."""
+    told = more if isinstance(more, dict) else {}
+    return [(name, str(told.get(key) or "")) for name, key in _TOLD]
 
 
 def _status(found: Mapping[str, Any]) -> str:
@@ -217,7 +231,8 @@ def _command_lines(command: Mapping[str, Any], paper: Paper) -> list[str]:
     verdict = command["verdict"] or "undecided"
     head = f"{command['number']:>4}  {command['time'][11:23]}Z  "
     rule = f" by {command['rule']}" if command["rule"] else ""
-    rest = f"{rule}  {' '.join(str(command['text']).split())}"
+    typed = "" if command["exact"] else "typed: "
+    rest = f"{rule}  {typed}{' '.join(labelled(str(command['verb']), str(command['text'])).split())}"
     first = head + paper.paint(visible(verdict), _verdict_color(verdict)) + visible(rest).replace("\n", " ")
     lines = [first]
     indent = " " * 6

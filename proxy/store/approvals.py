@@ -14,7 +14,7 @@ STATES: tuple[State, ...] = ("pending", "approved", "denied", "expired", "withdr
 _COLUMNS = (
     "id, process, session, subject, agents, issuer, target, protocol, verb, kind, objects, exact, text, text_bytes, "
     "text_sha256, wire_sha256, rule, reason, approvers, created, expires, state, decided, decided_by, decided_as, "
-    "decided_why"
+    "decided_why, database"
 )
 _LISTS = ("agents", "objects", "approvers")
 
@@ -49,6 +49,7 @@ class Record:
     decided_by: str = ""
     decided_as: str = ""
     decided_why: str = ""
+    database: str = ""  # as in Target: the login name where the protocol is ssh
 
 
 def insert(

@@ -108,4 +108,5 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         ) STRICT
         """,
     ),
+    ("ALTER TABLE approvals ADD COLUMN database TEXT NOT NULL DEFAULT ''",),  # or the login, as in Target
 )
