@@ -528,7 +528,7 @@ def test_an_approver_sees_the_login_and_what_a_place_is_for() -> None:
     listed = render_approvals([entry], now=1.0)
     assert "web/root" in listed
     assert "direct-tcpip db:5432" in listed
-    assert "login          root" in render_approval(entry, now=1.0)
+    assert "login         root" in render_approval(entry, now=1.0)
     postgres = {**entry, "protocol": "postgres", "verb": "DELETE", "text": "DELETE FROM t", "database": "shop"}
     assert "web/" not in render_approvals([postgres], now=1.0)
-    assert "database       shop" in render_approval(postgres, now=1.0)
+    assert "database      shop" in render_approval(postgres, now=1.0)
