@@ -17,7 +17,7 @@ Specification: RFC 4254.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count
 
 from protocols.ssh import bulk, parcels, wire
@@ -38,6 +38,7 @@ from protocols.ssh.channels import (
 from protocols.ssh.content import Step
 from protocols.ssh.forwards import GlobalRequests
 from protocols.ssh.lanes import Masked, Parcel, Rewrap
+from protocols.ssh.lobby import WINDOW_BYTES, Guests, Seat
 from protocols.ssh.opens import unwanted
 from protocols.ssh.parcels import to_side
 from protocols.ssh.programs import ContentFactory as ContentFactory
@@ -79,7 +80,13 @@ class Conversation:
         self._opening: dict[int, tuple[Channel, wire.ChannelOpen]] = {}  # undecided opens, by key
         self._reopen: dict[tuple[Side, int], wire.ChannelOpen] = {}  # opens that wait for their number
         self._confirmed: dict[tuple[Side, int], Channel] = {}  # confirmations that wait for theirs
+        self._guests = Guests()
+        self._late: list[bytes] = []  # of guests, that had to wait for their number
         self._over = False
+
+    def adopt(self, seats: Iterable[Seat]) -> None:
+        """Take over the sessions that the lobby has accepted; what they said there is to be said again."""
+        self._guests = Guests(tuple(seats))
 
     def _next_key(self) -> int:
         return next(self._keys)
@@ -88,6 +95,11 @@ class Conversation:
 
     def from_user(self, payload: bytes, now: float) -> list[Action]:
         """Take a message of the user."""
+        if self._guests:
+            taken = self._guests.take(payload)
+            if taken is None:
+                return []
+            payload = taken
         if payload[:1] == b"^" and not self._masked.unsettled:
             channel = self._by[TARGET].get(int.from_bytes(payload[1:5], "big"))
             if channel is not None and channel.plain_up and channel.states[USER] == "open":
@@ -122,6 +134,8 @@ class Conversation:
         out = self.settle()
         try:
             self._message(side, wire.decode(payload, ERRORS[side]), payload, out, now)
+            while self._late:
+                out += self._take(USER, self._late.pop(0), now)
         except PeerError as error:
             self._end(error, out)
         return out
@@ -226,6 +240,7 @@ class Conversation:
                 raise ERRORS[side](f"channel {asked.sender} is open already")
             self._reopen[place] = asked
             return
+        asked = self._guests.shortened(asked) if side == USER else asked
         full = len(self._channels) >= self._limits.channels
         code, text = unwanted(side, asked, self._requests, self._programs, self._globals, full)
         if code:
@@ -289,11 +304,17 @@ class Conversation:
         lane = channel.lane_to(opener)
         if channel.permit is not None and not channel.permit.spent and opener == TARGET:
             lane.push(Parcel(Up(channel.permit)), out)
-        lane.push(Parcel(to_side(opener, payload)), out)
+        guest = self._guests.confirmed(channel.ids[USER], message) if opener == USER else None
+        if guest is None:
+            lane.push(Parcel(to_side(opener, payload)), out)
+        else:
+            more, self._late = guest
+            channel.up.lent(WINDOW_BYTES, more, out)
 
     def _fail(self, side: Side, message: wire.OpenFailure, payload: bytes, out: list[Action]) -> None:
         channel = self._offered(side, message.recipient, payload[0])
-        out.append(to_side(channel.opener, payload))
+        guest = self._guests.failed(channel.ids[USER], message.text) if channel.opener == USER else None
+        out.extend(to_side(channel.opener, each, by_gate=guest is not None) for each in guest or [payload])
         if channel.permit is not None:
             details = {"flow": channel.flow}
             result = Result("failed", error={"message": message.text}, details=details)
@@ -448,12 +469,14 @@ class Conversation:
             self._programs.flush(channel, out)
         return out
 
-    def user_gone(self, now: float) -> list[Action]:
-        """The user's connection has ended: how everything ended that was open. Both of these may be called."""
+    def gone(self, now: float) -> list[Action]:
+        """Either connection has ended: how everything ended that was open."""
         self._over = True
         out: list[Action] = [Withdraw(key) for key in self._opening]
         self._opening.clear()
         self._globals.withdraw_all(out)
+        for payload in self._guests.late():
+            self._ignore(USER, payload, out)
         for (side, _), asked in self._reopen.items():
             self._ignore(side, asked.encode(), out)
         self._reopen.clear()
@@ -469,22 +492,6 @@ class Conversation:
             record(channel, channel.tag, out, now)
         self._channels.clear()
         return out
-
-    def target_gone(self, now: float) -> list[Action]:
-        """The same, of the target's connection."""
-        return self.user_gone(now)
-
-    def refuse_open(self, payload: bytes, code: int, text: str) -> list[bytes]:
-        """Return the answers, framed, to a message of the user where there is no target."""
-        try:
-            message = wire.decode(payload, ERRORS[USER])
-        except PeerError:
-            return []
-        if isinstance(message, wire.ChannelOpen):
-            return [wire.frame(wire.OpenFailure(message.sender, code, gate_text(text)).encode())]
-        if isinstance(message, wire.GlobalRequest) and message.want_reply:
-            return [wire.frame(wire.RequestFailure().encode())]
-        return []
 
     def _end(self, error: PeerError, out: list[Action]) -> None:
         self._over = True

@@ -178,6 +178,12 @@ class Lane(ABC):
             self.sender += short
             out.append(self.adjust(short))
 
+    def lent(self, size: int, more: int, out: list[Action]) -> None:
+        """The sender was let send so much before the lane was open, and may send more now."""
+        self.sender = size + more
+        if more:
+            out.append(self.adjust(more))
+
     def clear(self, out: list[Action]) -> None:
         """Drop what waits: nobody wants it any more."""
         for item in self.queue:

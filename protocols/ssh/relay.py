@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol, assert_never
 
 from protocols.ssh.actions import (
@@ -75,9 +75,18 @@ class Relay:
     """One running connection."""
 
     def __init__(
-        self, user: Leg, target: Leg, session: Session, conversation: Conversation, idle_seconds: float, log: Any
+        self,
+        user: Leg,
+        target: Leg,
+        session: Session,
+        conversation: Conversation,
+        idle_seconds: float,
+        log: Any,
+        said: Sequence[bytes] = (),
     ) -> None:
+        """said: what the user has said already."""
         self._user = user
+        self._said = said
         self._target = target
         self._session = session
         self._conversation = conversation
@@ -119,7 +128,7 @@ class Relay:
     def finish(self) -> None:
         """Tape what was open when the connection ended. Raises TapeError."""
         now = time.monotonic()
-        for action in (*self._conversation.user_gone(now), *self._conversation.target_gone(now)):
+        for action in self._conversation.gone(now):
             if isinstance(action, Record):  # what else there is to do has nobody left to do it for
                 self._session.result(action.permit, action.result)
             elif isinstance(action, Ignored):
@@ -131,7 +140,8 @@ class Relay:
 
     async def _up(self) -> None:
         while True:
-            payloads = await self._user.read()
+            payloads = self._said or await self._user.read()
+            self._said = ()
             if not payloads:
                 raise Over("")
             now = self._active = time.monotonic()
@@ -181,7 +191,7 @@ class Relay:
                 pending.withdraw()
                 return
             self._log.info("command held", approval=pending.id, rule=pending.hold.rule)
-            self._do(self._conversation.held(key, _held_text(pending), time.monotonic()))
+            self._do(self._conversation.held(key, held_text(pending), time.monotonic()))
             await self._to_user.flush()
 
         try:
@@ -297,7 +307,7 @@ async def _flush(writer: TargetWriter | UserWriter, kick: asyncio.Event) -> None
         await writer.flush()
 
 
-def _held_text(pending: Pending) -> str:
+def held_text(pending: Pending) -> str:
     text = f'held by rule "{pending.hold.rule}": approval {pending.id} is pending'
     if pending.hold.reason:
         text += f" ({pending.hold.reason})"

@@ -1,8 +1,8 @@
 """One user of SSH: greet, identify, open the session, dial, relay, clean up.
 
 The user's name says which target is meant. A name that is none is that of a jump (jump.py): it may open connections
-to targets only, each of which is served here again, over a channel. Trouble before the relay runs is told in the
-answer to the channels that the user opens, the only text that every client shows; trouble in it, in a DISCONNECT.
+to targets only, each of which is served here again, over a channel. Trouble before the relay runs is told on what the
+user starts (reception.py), the only text that every client shows; trouble in it, in a DISCONNECT.
 Nothing is decided here.
 
 Gate.settings read here: login_seconds, idle_seconds, refuse, ssh (see proxy/sections.py). Source: RFC 4253 11.1,
@@ -25,23 +25,20 @@ from protocols.ssh.contents import content_for
 from protocols.ssh.dial import dial
 from protocols.ssh.jump import Jump
 from protocols.ssh.login import UserLogin, split_name
+from protocols.ssh.reception import BY_APPLICATION, Reception
 from protocols.ssh.relay import Over, Relay
 from protocols.ssh.transport import ChannelPipe, HostKey, ServerOptions, UserLeg, open_user
 from proxy.core.doors import SshDoor
 from proxy.core.errors import ConfigError, LoginRefused, PeerError, Refused, TapeError, TargetPeerError, UserPeerError
-from proxy.core.events import Command, Frame
-from proxy.core.gate import Gate, Pending
+from proxy.core.events import Command
+from proxy.core.gate import Gate
 from proxy.core.parties import Identity, KeyLogin, Secret, Target
 from proxy.core.peers import peers_of
 from proxy.core.session import Session
 from proxy.core.stream import Stream
-from proxy.core.writers import UserWriter
 
 LOGIN_SECONDS: Final = 60.0  # as protocols/postgres/serve.py; sshd's LoginGraceTime is 120
 CLOSE_SECONDS: Final = 10.0
-OPEN_SECONDS: Final = 10.0  # for a user who cannot be served to open a channel, in whose answer the reason stands
-TURN_AWAY_SECONDS: Final = 1.0  # for a client that opens several
-BY_APPLICATION: Final = 11  # RFC 4253 11.1
 PROTOCOL_ERROR: Final = 2
 NOT_AVAILABLE: Final = 7  # a failure; of code 11 some clients (asyncssh) show no text, as it is a normal end
 TOO_MANY_CONNECTIONS: Final = 12
@@ -137,6 +134,7 @@ class _Connection:
         self._proof = proof
         self._gate = gate
         self._log = log
+        self._reception = Reception(leg, session, log)
         target = session.target
         self._conversation = Conversation(
             target, target.database, gate.shell, content_for(gate.shell), proof.permits, proof.force_command
@@ -183,7 +181,7 @@ class _Connection:
         facts = {"login": login}
         command = Command("ssh", "CONNECT", "session", f"connect to {login}@{target.name}", facts=facts)
         try:
-            await self._open(command)
+            await self._reception.decide(command)
         except Refused as refused:
             self._log.warning("session refused", rule=refused.deny.rule)
             text = f'access to "{target.name}" denied by rule "{refused.deny.rule}": {refused.deny.reason}'
@@ -199,27 +197,6 @@ class _Connection:
                 return Over("too many connections")
             return await self._dial_and_relay()
 
-    async def _open(self, command: Command) -> None:
-        """Decide the opening; a user who leaves meanwhile takes back what is held. Raises Refused, TapeError."""
-        failure: Exception | None = None
-
-        async def watch() -> None:
-            await self._leg.gone()
-            self._session.withdraw()
-
-        async def on_hold(pending: Pending) -> None:
-            self._log.info("session held", approval=pending.id, rule=pending.hold.rule)
-
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(watch())
-            try:
-                await self._session.decide(command, on_hold)
-            except Exception as error:  # out of the group as it is, not in an ExceptionGroup
-                failure = error
-            watching.cancel()
-        if failure is not None:
-            raise failure
-
     async def _dial_and_relay(self) -> Over:
         session, target = self._session, self._session.target
         try:
@@ -232,7 +209,9 @@ class _Connection:
             return Over("no target")
         self._log.info("session opened")
         idle = float(self._gate.settings.get("idle_seconds") or 0)
-        relay = Relay(self._leg, link, session, self._conversation, idle, self._log)
+        lobby = self._reception.lobby
+        self._conversation.adopt(lobby.seats.values())
+        relay = Relay(self._leg, link, session, self._conversation, idle, self._log, lobby.kept)
         try:
             return await relay.run()
         finally:
@@ -241,20 +220,7 @@ class _Connection:
             await asyncio.shield(link.close())
 
     async def _turn_away(self, code: int, text: str) -> None:
-        """Answer what the user opens with the reason, for a moment."""
-        writer = UserWriter(self._leg, self._session)
-        answered = False
-        with contextlib.suppress(TimeoutError, PeerError):
-            async with asyncio.timeout(OPEN_SECONDS) as limit:
-                while payloads := await self._leg.read():
-                    for payload in payloads:
-                        for wire in self._conversation.refuse_open(payload, code, f"gatecast: {text}"):
-                            writer.send(None, Frame(wire, by_gate=True))
-                            answered = True
-                    await writer.flush()
-                    if answered:
-                        limit.reschedule(asyncio.get_running_loop().time() + TURN_AWAY_SECONDS)
-        self._leg.disconnect(BY_APPLICATION, text)
+        await self._reception.turn_away(code, text)
 
     def _check_login(self, own: str) -> None:
         """Whether the gateway may log in under this name: its credential's own, or one the target's logins name."""

@@ -17,6 +17,7 @@ from typing import Any
 import asyncssh
 
 from protocols.ssh import PROTOCOL
+from protocols.ssh.lobby import FIRST_NUMBER
 from protocols.ssh.records import PACKET_LIMIT
 from proxy.core.doors import SshDoor
 from proxy.core.gate import Gate
@@ -340,21 +341,25 @@ class SshAdapter:
             # asyncssh keeps the reason of a DISCONNECT (11, by application) to itself, but where somebody waits.
             connection._wait, connection._waiter = "auth", None
             made = client.user = User(connection)
-            await self._probe(connection)
+            if await self._probe(connection):
+                await connection.wait_closed()
+                return str(client.reason)
         except (asyncssh.Error, OSError) as error:
             await connection.wait_closed()
             return str(client.reason or error)
         return made
 
     @staticmethod
-    async def _probe(connection: asyncssh.SSHClientConnection) -> None:
-        """What there is to say against a session is said in the answer to a channel; this one starts nothing."""
+    async def _probe(connection: asyncssh.SSHClientConnection) -> bool:
+        """Open a session that starts nothing; returns whether the lobby has let it in, for there is no target."""
         loop = asyncio.get_running_loop()
         probe: Any = asyncssh.SSHClientChannel(connection, loop, "strict", None, "strict", 1 << 16, 1 << 15)
         await probe._open(b"session")
         probe._session = asyncssh.SSHClientSession()
+        in_lobby = probe._send_chan == FIRST_NUMBER
         probe.close()
         await probe.wait_closed()
+        return in_lobby
 
     def text(self, word: str) -> str:
         return word

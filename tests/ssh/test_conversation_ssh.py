@@ -347,8 +347,8 @@ def test_the_end_of_the_connection_closes_what_is_open() -> None:
         Play(verbs("exec")).started("ls", 0, 0).target(wire.Data(0, b"x")).opened(1, 1).user(request("shell", b"", 1))
     )
     key = min(play.undecided)
-    play.carry_out(play.conversation.user_gone(1.0))
-    play.carry_out(play.conversation.target_gone(1.0))
+    play.carry_out(play.conversation.gone(1.0))
+    play.carry_out(play.conversation.gone(1.0))
     [record] = play.records
     assert record.result.tag == "closed" and record.result.details == {"flow": 0, "sent": 0, "bytes": 1}
     assert play.of(Withdraw) == [Withdraw(key)]
@@ -452,15 +452,6 @@ def test_a_target_does_not_open_sessions_and_nobody_opens_what_is_unknown() -> N
     play = Play().target(session(0)).user(wire.ChannelOpen("warp@example.com", 0, 10, 10))
     assert play.at_target()[0] == wire.OpenFailure(0, 1, "gatecast: the target's side does not open these")
     assert play.at_user()[0] == wire.OpenFailure(0, 3, "gatecast: unknown channel type")
-
-
-def test_without_a_target_every_open_is_answered() -> None:
-    conversation = Play().conversation
-    assert conversation.refuse_open(session(4).encode(), 2, "no route") == [
-        wire.frame(wire.OpenFailure(4, 2, "gatecast: no route").encode())
-    ]
-    assert conversation.refuse_open(wire.GlobalRequest("x", True).encode(), 2, "") == [b"\0\0\0\1R"]
-    assert conversation.refuse_open(b"\x5a\0", 2, "") == []
 
 
 def interleavings() -> list[list[tuple[int, wire.Message]]]:

@@ -65,8 +65,8 @@ class Fuzzed(Play):
                 self.carry_out(self.conversation.flush(0))
 
     def finish(self) -> None:
-        self.carry_out(self.conversation.user_gone(1.0))
-        self.carry_out(self.conversation.target_gone(1.0))
+        self.carry_out(self.conversation.gone(1.0))
+        self.carry_out(self.conversation.gone(1.0))
         ends = self.of(Disconnect)
         assert len(ends) <= 1
         self.at_user()  # every frame that was made can be decoded

@@ -88,7 +88,7 @@ def test_what_the_window_has_no_room_for_when_the_channel_ends(end: wire.Message
 
     play = Play(lines, contents=lambda start, name, has, settings: Doubling(settings)).opened(window=9)
     play.user(SFTP, wire.Data(0, b"plain\nls\n"))
-    play.user(end) if end is not None else play.carry_out(play.conversation.target_gone(0.0))
+    play.user(end) if end is not None else play.carry_out(play.conversation.gone(0.0))
     assert typed(play) == b"plain\n" * 2 + b"ls\n" and not play.undecided
 
 
@@ -162,7 +162,7 @@ def test_opens_and_global_requests_that_the_gate_answers() -> None:
 
 def test_what_was_open_when_the_connection_ended() -> None:
     play = Play(lambda _: None).opened().user(execute("rm x"), wire.Data(0, b"typed"), listen(), listen(port=2))
-    play.carry_out(play.conversation.user_gone(0.0))
+    play.carry_out(play.conversation.gone(0.0))
     assert typed(play) == b"typed" and said(play)[-1] == listen(port=2)
 
 
@@ -291,6 +291,6 @@ def test_a_forward_that_is_listened_for_has_a_result() -> None:
         [record] = play.records
         assert (record.result.tag, record.permit.command.verb) == (tag, "tcpip-forward")
     play = Play().user(listen())
-    play.carry_out(play.conversation.user_gone(0.0))
+    play.carry_out(play.conversation.gone(0.0))
     assert [record.result.tag for record in play.records] == ["closed"]
     assert not play.of(Disconnect)
