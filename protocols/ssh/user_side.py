@@ -35,7 +35,8 @@ REQUESTS_LIMIT: Final = 32  # those, a "none", and about twenty keys of an agent
 KEY_BLOB_BYTES_LIMIT: Final = 16 * 1024  # a certificate of RSA-4096 by RSA-4096 with many names is below 4 KiB
 SECRET_BYTES_LIMIT: Final = 64 * 1024  # a JWT with many groups
 HOLD_BACK_SECONDS: Final = 0.5  # ssh note 1.5
-PROMPT: Final = "Token: "
+PROMPT: Final = "Token as password: "  # sshpass, expect scripts and asyncssh's client look for "password"
+AGAIN: Final = "This is no valid token of the gateway: mistyped, expired or revoked."
 PROTOCOL_ERROR: Final = 2  # what sshd says for too many attempts, and clients know
 REKEY_BYTES: Final = 1 << 30  # RFC 4253 9
 OPTIONS_LIMIT: Final = 256  # kept: one a listener, and one a target for inner connections
@@ -132,6 +133,7 @@ class UserConnection(Adapted, SSHServerConnection):
         self._login = login
         self._requests = 0
         self._asked = False  # about a key: a no to that is no failure
+        self._answered = False  # at the prompt, and it was no token
         self._held_back: asyncio.TimerHandle | None = None
         # Of its own: asyncssh notes the chosen algorithm in the key, and another user may choose another.
         allowed = [name.encode() for name in algorithms.HOST_KEYS]
@@ -196,7 +198,7 @@ class UserConnection(Adapted, SSHServerConnection):
             self.failures = max(self.failures, 1)
             raise DisconnectError(PROTOCOL_ERROR, "Too many authentication requests")
         if self._requests == 1 and self._login.banner:
-            self.send_auth_banner(self._login.banner)
+            self.send_auth_banner(self._login.banner.rstrip("\r\n") + "\r\n")  # a line of its own: RFC 4252 5.4
         self._asked = False
         await super()._finish_userauth(begin_auth, method, packet)
 
@@ -241,12 +243,16 @@ class UserConnection(Adapted, SSHServerConnection):
 
     async def get_kbdint_challenge(self, username: str, lang: str, submethods: str) -> Any:
         """Ask for a token, or for nothing."""
-        return "", "", "en", ((PROMPT, False),) if self._login.prompts else ()
+        if not self._login.prompts:
+            return "", "", "en", ()
+        again = AGAIN if self._answered else ""  # clients say nothing themselves between two prompts
+        return "", again, "en", ((PROMPT, False),)
 
     async def validate_kbdint_response(self, username: str, responses: Any) -> bool:
         """Ask the Login about the answer."""
         if len(responses) != (1 if self._login.prompts else 0):
             return False
+        self._answered = True
         return await self._token(username, "keyboard-interactive", responses[0] if responses else "")
 
     async def _token(self, user: str, method: str, secret: str) -> bool:

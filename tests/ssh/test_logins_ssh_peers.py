@@ -208,10 +208,21 @@ def test_a_wrong_token_and_a_wrong_target_look_alike(make: Any) -> None:
     assert b"Permission denied" in said[0]
 
 
+def test_a_wrong_token_is_told_before_the_next_prompt(make: Any) -> None:
+    run = make()
+    config = run.write("wrong", "gct_wrong")
+    alone = ("-o", "PreferredAuthentications=keyboard-interactive", "-o", "LogLevel=INFO")
+    once = run.ssh("true", *alone, "-o", "NumberOfPasswordPrompts=1", config=config)
+    assert b"no valid token" not in once.stderr
+    twice = run.ssh("true", *alone, "-o", "NumberOfPasswordPrompts=2", config=config)
+    assert twice.stderr.count(b"This is no valid token of the gateway") == 1
+
+
 def test_an_unknown_target_is_told_after_the_login(make: Any) -> None:
     done = make(target="no-such-target").ssh("echo in", *TOLD)
     assert (done.returncode, done.stdout) == (255, b"")
-    assert b"open failed: administratively prohibited: gatecast: no target" in done.stderr
+    assert b'prohibited: gatecast: there is no target "no-such-target"' in done.stderr
+    assert b"\nchannel 0:" in done.stderr  # the banner ends its line
     run = make("jump", target="no-such-target")
     run.config.write_text(run.config.read_text().replace("LogLevel ERROR", "LogLevel INFO"))  # of the jump's own ssh
     done = run.ssh("echo in")
