@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final, Literal, assert_never
 
 import msgpack
@@ -119,7 +120,8 @@ class Session:
         of this moment are asked again, but what a human has approved then is not held a second time.
         Raises Refused, TapeError.
         """
-        number = self._tape_command(command)
+        shown = self._as_seen(command)
+        number = self._tape_command(shown)
         verdict = await self._judge(command)
         approval: str | None = None
         withdrawn = False
@@ -128,7 +130,7 @@ class Session:
             if command.prepares or (approved and follows is not None and follows.rule == verdict.rule):
                 verdict = Allow(verdict.rule, verdict.masks)
             else:
-                verdict, approval, withdrawn = await self._hold(command, verdict, number, on_hold)
+                verdict, approval, withdrawn = await self._hold(command, shown, verdict, number, on_hold)
         self._tape_verdict(number, verdict, approval)
         if isinstance(verdict, Deny):
             raise Refused(verdict, approval, withdrawn)
@@ -148,6 +150,21 @@ class Session:
     def held(self) -> bool:
         """Whether a command waits for a human at this moment."""
         return bool(self._pending)
+
+    def _as_seen(self, command: Command) -> Command:
+        """What tape and approvers get to read: of a text that was read off a screen, what masks let the user see.
+
+        A shell completes a name that is masked on its way to the user; rules are asked about the true line.
+        """
+        mask = None if command.exact or not self._seen_masks else self.gate.masker.stream(tuple(self._seen_masks))
+        if mask is None:
+            return command
+
+        def seen(text: str) -> str:
+            data = mask.feed(text.encode("utf-8", "surrogateescape") + b"\n") + mask.flush()
+            return data.decode("utf-8", "surrogateescape").removesuffix("\n")
+
+        return replace(command, text=seen(command.text), objects=tuple(seen(one) for one in command.objects))
 
     def _tape_command(self, command: Command) -> int:
         if command.data is not None:
@@ -181,10 +198,10 @@ class Session:
             return Deny("policy-error", "the policy could not be evaluated; ask the operator to look at the log")
 
     async def _hold(
-        self, command: Command, hold: Hold, number: int, on_hold: OnHold
+        self, command: Command, shown: Command, hold: Hold, number: int, on_hold: OnHold
     ) -> tuple[Allow | Deny, str | None, bool]:
         try:
-            pending = await self.gate.approvals.open(self.id, self.identity, self.target, command, hold)
+            pending = await self.gate.approvals.open(self.id, self.identity, self.target, shown, hold)
         except Exception as error:  # fails closed: what nobody can be asked about is not allowed
             self._mark("approval-error", type(error).__name__)
             return Deny(hold.rule, "the approval could not be opened; ask the operator to look at the log"), None, False
