@@ -404,6 +404,11 @@ class Adapted(SSHConnection, Heir):
         if self._transport is not None:
             self._transport = None
             self._loop.call_soon(self._cleanup, exc or ConnectionLost("Connection lost"))
+        # Nothing is opened any more. A connection is a cycle of objects that may live for minutes after its end, until
+        # the collector looks at the oldest; 400 KB of each would stay until then.
+        self._buffer = bytearray()
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
         if not self.lost.done():
             self.lost.set_result(None)
 
