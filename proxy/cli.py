@@ -158,7 +158,7 @@ def _serve(commands: _Commands) -> None:
         commands,
         "demo",
         "main",
-        "show a real psql at work through the gateway",
+        "show real psql and ssh at work through the gateway",
         "gatecast demo --keep",
         module="proxy.demo",
     )

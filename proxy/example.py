@@ -53,7 +53,8 @@ targets:
   #   protocol: ssh
   #   host: web.internal
   #   credential: {user: deploy, key_file: web.key}     # or certificate_file beside it, passphrase_file, password_file
-  #   ssh: {known_hosts: known_hosts, logins: [root]}   # or host_keys, host_ca: no host is taken on trust
+  #   ssh: {known_hosts: known_hosts, logins: [root]}   # ssh-keyscan web.internal, compared; or host_keys, host_ca
+  #   labels: {env: prod}                               # exec_only: true: single commands and files, no shells
 
 # identity:
 #   tokens: {max_days: 30}
@@ -114,6 +115,24 @@ rules:
     on: {targets: [local]}
     commands: {kinds: [delete]}
     hold: {approvers: ["local:@USER@"], timeout: 10m}
+
+  # SSH, once there is a target for it (docs/ssh.md): look around and fetch logs; what else is typed waits for a human.
+  # - name: look-around
+  #   who: {groups: [developers]}
+  #   on: {targets: [web]}
+  #   commands: {verbs: [exec, line], objects: [ls, cat, head, tail, grep, df, uptime, ps]}
+  #   when: shell.writes.size() == 0
+  #   allow: true
+  # - name: fetch-logs
+  #   who: {groups: [developers]}
+  #   on: {targets: [web]}
+  #   commands: {verbs: [subsystem, file-read, file-list, file-stat], objects: [sftp, /var/log, "/var/log/*"]}
+  #   allow: true
+  # - name: the-rest-is-asked
+  #   who: {groups: [developers]}
+  #   on: {targets: [web]}
+  #   commands: {verbs: [exec, line, shell, file-write]}
+  #   hold: {approvers: ["local:@USER@"], timeout: 10m}
 """
 
 
