@@ -1,6 +1,6 @@
 """Requests on a channel that need no decision: terminals, sizes, variables, plumbing, and what nobody knows.
 
-They pass, or the gate answers them itself.
+They pass, or the gate answers them itself. A terminal whose modes turn what is typed into something else is refused.
 
 RFC 4254 5.4 numbers no replies, so an answer of the gate's own waits until the other side has answered what came before
 it (Replies). A request of the user that goes no further is on the tape as Ignored.
@@ -10,14 +10,21 @@ Specification: RFC 4254 5.4.
 
 from __future__ import annotations
 
+from typing import Final
+
 from protocols.ssh import parcels, wire
 from protocols.ssh.actions import Action, Down, Ignored, Intent, Mark, Up
 from protocols.ssh.channels import ERRORS, USER, Channel, Limits, Remarks, Side, shown
 from protocols.ssh.lanes import Item, Parcel
 from protocols.ssh.requests import PUTTY, Requests, cells
-from protocols.ssh.wire_bodies import Env, Pty, WindowChange
+from protocols.ssh.wire_bodies import Env, Pty, WindowChange, terminal_modes
 from proxy.core.errors import UserPeerError
 from proxy.core.events import Frame, Resize
+
+# Modes of a terminal that make something else of what is typed (RFC 4254 8): of 0x8A a line break, of RM rm.
+_CHANGING: Final = {33: "ISTRIP", 37: "IUCLC"}
+_SPECIAL_CHARACTERS: Final = range(1, 19)  # VINTR to VDISCARD
+_LETTERS: Final = range(0x20, 0x7F)
 
 
 class Answers:
@@ -81,6 +88,10 @@ class Answers:
             self._remarks.add(out, USER, "ssh-refused", "pty-req: a second terminal on one channel")
             self._keep(channel, request, False, out)
             return
+        if odd := _odd_modes(asked.modes):
+            self._remarks.add(out, USER, "ssh-refused", f"pty-req: {odd}")
+            self._keep(channel, request, False, out)
+            return
         channel.pty = True
         channel.columns, channel.rows = cells(asked.columns, asked.rows)
         out.append(Down(None, Resize(channel.columns, channel.rows, channel.flow)))
@@ -115,3 +126,14 @@ class Answers:
 def ignored(message: wire.Message) -> Ignored:
     """A message of the user that goes no further, for the tape."""
     return Ignored(None, wire.frame(message.encode()))
+
+
+def _odd_modes(modes: bytes) -> str:
+    """Why nobody could tell what is typed on such a terminal, '' if somebody could. No real terminal is like that."""
+    found = terminal_modes(modes, UserPeerError)
+    for code, name in _CHANGING.items():
+        if found.get(code):
+            return f"the mode {name} changes what is typed"
+    if any(found.get(code, 0) in _LETTERS for code in _SPECIAL_CHARACTERS):
+        return "a special character that is a letter changes what is typed"
+    return ""

@@ -4,9 +4,9 @@ Keys go on to the target as they come, a first half of an escape sequence too; s
 same keys however the bytes are cut. Submit keys are CR, LF and Ctrl-O, the keypad's Enter (ESC O M) and what the
 keyboard protocols CSI u and modifyOtherKeys send for them; of a sequence the last byte counts. They submit in the
 middle of a sequence as well: no string that a user opens hides them. In a bracketed paste they are text, if the
-caller lets a paste be one.
+caller lets a paste be one. Where it does not, zsh's Alt-a (accept-and-hold) submits as well.
 
-Left out: keys that somebody has bound at the target; zsh's Alt-a (accept-and-hold), which is "append" in vi's mode.
+Left out: keys that somebody has bound at the target; Alt-a elsewhere, as it is "append" in vi's mode.
 
 Specification: ECMA-48 5.4; XTerm Control Sequences ("Bracketed Paste Mode", "modifyOtherKeys"); kitty's CSI u.
 """
@@ -30,6 +30,7 @@ _ENTER: Final = re.compile(
     rb"\x1b(?:OM|\[(?:13|57414)(?::[0-9:]*)?(?:;[0-9:]*)*u|\[(?:106|109|111)(?::[0-9:]*)?;[0-9][0-9:]*(?:;[0-9:]*)?u"
     rb"|\[27;[0-9]+;(?:13|106|109|111)~)\Z"
 )
+_ACCEPT_AND_HOLD: Final = frozenset({b"\x1ba", b"\x1bA"})
 
 
 class Keys:
@@ -84,6 +85,6 @@ class Keys:
         if sequence == b"\x1b[200~":
             self.pasting = True
             return "paste-start"
-        if _ENTER.match(sequence):
+        if _ENTER.match(sequence) or (not pastes and sequence in _ACCEPT_AND_HOLD):
             return "submit"
         return "report" if _REPORT.match(sequence) else "edit"

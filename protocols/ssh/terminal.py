@@ -65,6 +65,10 @@ ECHO_LIMIT_SECONDS: Final = 0.3
 _CLEAR_SHELL: Final = b"\x03"
 _CLEAR_APP: Final = b"\x05\x15"
 _END_OF_FILE: Final = b"\x04"
+_EXPANDING: Final = (b"\t", b"\x18")
+_EXPANDING_ALT: Final = (b"\t", b"\x05")
+_STAYING: Final = (_END_OF_FILE, *_EXPANDING, *_EXPANDING_ALT)
+_SUBSTITUTIONS: Final = ("$(", "`", "<(", ">(", "=(")
 
 
 def terminal_content(settings: Settings, shell: ShellReader) -> Content:
@@ -133,7 +137,7 @@ class Terminal:
             key = data[position:end]
             position = end
             taped = True
-            if kind == "submit" or (key == _END_OF_FILE and self._ends_line()):
+            if kind == "submit" or (key == _END_OF_FILE and self._ends_line()) or self._expands(kind, key):
                 steps = self._submit(key, data[end:], now)
                 if steps is not None:
                     return passed.steps() + steps
@@ -155,6 +159,15 @@ class Terminal:
     def _ends_line(self) -> bool:
         """Whether Ctrl-D hands an unfinished line over: without a line editor it does (POSIX termios, VEOF)."""
         return self._pane is None and not self._line.editing and self._line.keys.printed
+
+    def _expands(self, kind: KeyKind, key: bytes) -> bool:
+        """Whether the key may run what stands in the line: shells expand it, substitutions of commands and all.
+
+        zsh does at Tab and Ctrl-X *, bash at Alt-Ctrl-E. The line is still there afterwards.
+        """
+        if self._pane is not None or not (key in _EXPANDING or (kind == "edit" and key in _EXPANDING_ALT)):
+            return False
+        return any(mark in text for text in (self._line.keys.text, self._line.read().text) for mark in _SUBSTITUTIONS)
 
     def _submit(self, key: bytes, rest: bytes, now: float) -> list[Step] | None:
         """Withhold the key, or return None: it passes with the rest behind it."""
@@ -255,7 +268,8 @@ class Terminal:
         if reading.hidden:
             facts |= {"hidden": True, "beneath": objects}
             objects = ()
-            opaque = not plain or (opaque and not reading.secret)  # of a password, its keys are all that is known
+            # Of a password, its keys are all that is known.
+            opaque = not plain or (not reading.secret and (opaque or keys.edited))
         if reading.typed is not None and not reading.hidden:
             facts |= {"typed": reading.typed, "shown": reading.shown or ""}
         if self._pane is not None:
@@ -286,7 +300,7 @@ class Terminal:
             self._outer = run
         if self._pane is not None:
             self._pane_submitted()
-        elif ask.data != _END_OF_FILE:  # that may be one that deletes a character, and the line is still there
+        elif ask.data not in _STAYING:  # or it may be a Ctrl-D that deletes a character, and the line is still there
             self._line.submitted(ask.data, not inner, hidden="hidden" in ask.command.facts)
         return self._resume(now, RETURN_APP_SECONDS if inner else RETURN_SECONDS)
 

@@ -25,13 +25,14 @@ _ESCAPES: Final = re.compile(
 class Typed:
     """The keys of one line."""
 
-    __slots__ = ("_decoder", "_echo", "_half", "_plain", "keys", "printed", "text")
+    __slots__ = ("_decoder", "_echo", "_half", "_plain", "edited", "keys", "printed", "text")
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
         self.text = ""
         self.keys = 0
         self.printed = False  # something printable was typed
+        self.edited = False  # by Backspace or Ctrl-U: where nothing is echoed, what these did is a guess (stty)
         self._plain = True
         self._half = False  # an escape sequence has begun
         self._echo = bytearray()
@@ -56,9 +57,9 @@ class Typed:
                 self._print(data)
             case "control":
                 if data in (b"\x7f", b"\x08"):
-                    self.text = self.text[:-1]
+                    self.text, self.edited = self.text[:-1], True
                 elif data == b"\x15":
-                    self.text = ""
+                    self.text, self.edited = "", True
                 else:
                     self._plain = False
             case "part":

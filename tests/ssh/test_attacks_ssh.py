@@ -8,6 +8,7 @@ from protocols.ssh import sftp_wire as wire
 from protocols.ssh import wire as wire4254
 from protocols.ssh.content import Ask, Settings
 from protocols.ssh.terminal import terminal_content
+from protocols.ssh.wire_bodies import Pty, encode_modes
 from proxy.policy.shell import read_shell
 from tests.ssh.playing_ssh import Play, execute, pty
 from tests.ssh.sftp_stage import U32, S, begun, extended, opening, packets, request
@@ -101,3 +102,58 @@ def test_what_was_edited_without_an_echo_is_known_to_nobody(keys: bytes, opaque:
     (ask,) = (step for step in steps if isinstance(step, Ask))
     assert ask.command.text == "(hidden input)" and not ask.command.objects
     assert ask.command.facts["opaque"] is opaque
+
+
+# -- keys and terminals that run a line without Enter ----------------------------------------------------
+
+
+def at_prompt(keys: bytes, strict: bool = False) -> list[str]:
+    """Type keys at a shell's prompt that echoes them; returns the lines that are asked for."""
+    content = terminal_content(Settings(flow=0, hold_when_unsure=strict), read_shell)
+    content.from_target("out", b"\x1b[?2004hvm# ", 0.0)
+    asked: list[str] = []
+    for at, key in enumerate(keys):
+        now = 1.0 + at / 100
+        steps = content.from_user(bytes((key,)), now)
+        if chr(key).isprintable() and keys[at - 1 : at] != b"\x1b":
+            steps += content.from_target("out", bytes((key,)), now + 0.005)
+        asked += [step.command.text for step in steps if isinstance(step, Ask)]
+    return asked + [step.command.text for step in content.tick(9.0) if isinstance(step, Ask)]
+
+
+@pytest.mark.parametrize("key", [b"\t", b"\x18*", b"\x1b\x05", b"\x1b\t"])
+def test_what_expands_a_substitution_is_asked_for(key: bytes) -> None:
+    for line in (b"$(touch x)", b"ls `touch x`", b"cat <(touch x)"):
+        assert at_prompt(line + key)[:1] == [line.decode()]
+    assert at_prompt(b"ls x" + key) == [], "no other completion is a command"
+
+
+@pytest.mark.parametrize("key", [b"\x1ba", b"\x1bA"])
+def test_accept_and_hold_submits_where_nothing_may_be_unsure(key: bytes) -> None:
+    assert at_prompt(b"touch x" + key, strict=True) == ["touch x"]
+    assert at_prompt(b"touch x" + key) == []
+
+
+@pytest.mark.parametrize(
+    ("modes", "passes"),
+    [
+        ({3: 127, 4: 21, 6: 255, 33: 0, 36: 1, 53: 1}, True), ({}, True), ({33: 1}, False), ({37: 1}, False),
+        ({3: ord("x")}, False), ({6: ord(" ")}, False), ({13: ord("~")}, False),
+    ],
+)  # fmt: skip
+def test_a_terminal_that_changes_what_is_typed_is_refused(modes: dict[int, int], passes: bool) -> None:
+    body = Pty("xterm", 80, 24, 0, 0, encode_modes(modes)).encode()
+    play = Play().opened().user(wire4254.ChannelRequest(0, "pty-req", True, body), execute("sh"))
+    asked = [each.name for each in play.at_target() if isinstance(each, wire4254.ChannelRequest)]
+    assert asked == (["pty-req", "exec"] if passes else ["exec"])
+    assert play.commands[0].facts["pty"] is passes
+
+
+@pytest.mark.parametrize("keys", [b"lx\x7fs", b"rm x;#\x15ls"])
+def test_editing_that_is_not_echoed_is_opaque(keys: bytes) -> None:
+    content = terminal_content(Settings(flow=0), read_shell)
+    content.from_target("out", b"# ", 0.0)
+    for at, key in enumerate((*keys, 13)):
+        steps = content.from_user(bytes((key,)), 1.0 + at / 100)
+    (ask,) = (step for step in (*steps, *content.tick(9.0)) if isinstance(step, Ask))
+    assert (ask.command.text, ask.command.facts["opaque"]) == ("(hidden input)", True)

@@ -34,7 +34,7 @@ rules:
 PROVE = wire.GlobalRequest("hostkeys-prove-00@openssh.com", True)
 NO_DISPLAY = wire.ChannelOpen("x11", 3, 100, 100, Origin("h", 1).encode())
 FLOOD_SECONDS = 3.0
-GROWTH_LIMIT = 32 * 1024 * 1024  # what a flood of these may take of the gateway's memory; unbounded, it took 100 MiB
+GROWTH_LIMIT = 16 * 1024 * 1024  # what a flood of these may take of the gateway's memory; unbounded, it took 100 MiB
 ESCAPE = "\x1b[2J\x1b]0;evil\x07"
 
 
