@@ -51,7 +51,7 @@ def pass_down(channel: Channel, payload: bytes, now: float) -> Passed:
     if not _fits(lane, payload, size):
         return _LONG_WAY
     data = payload[wire.DATA_HEAD_BYTES :]
-    taped, masked = True, lane.maskable
+    taped, masked = True, lane.maskable and not lane.packets
     lane.sender -= size
     if channel.content is not None:
         steps = channel.content.from_target("out", data, now)

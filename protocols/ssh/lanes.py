@@ -242,12 +242,13 @@ class Masked:
 class DownLane(Lane):
     """From the target to the user."""
 
-    __slots__ = ("_shared", "maskable", "masked", "still")
+    __slots__ = ("_shared", "maskable", "masked", "packets", "still")
 
     def __init__(self, flow: int, shared: Masked, maskable: bool) -> None:
         super().__init__(flow)
         self.maskable = maskable  # False: a protocol that a mask would break, which no mask may look at
         self.masked = False  # a mask may look at what goes on here
+        self.packets = False  # stdout is one side of an upload that is not decoded (rsync, git): no text for a mask
         self.still = False  # a piece is on its way that a mask may change
         self._shared = shared
 
@@ -276,7 +277,7 @@ class DownLane(Lane):
             out.append(Down(None, Frame(framed, True, False)))
             return True
         rewrap = Rewrap(self, piece.stream, len(data))
-        masked = piece.masked and self.maskable
+        masked = piece.masked and self.maskable and not (self.packets and piece.stream == "out")
         chunk = Chunk(self.flow, piece.stream, data, framed, rewrap, piece.flush, piece.taped, masked)
         out.append(Down(piece.permit, chunk))
         self.answers(piece.permit)

@@ -371,6 +371,8 @@ class Programs(Answers):
         # As it was decided: a terminal that the target has refused by now is one that nobody has looked at otherwise.
         pty = started.command.facts["pty"] is True
         channel.content = self._contents(started.start, started.name, pty, settings)
+        # Downloads are refused under masks (proxy/masking/guard.py); an upload's answers would wait in one for ever.
+        channel.down.packets = started.command.kind == "transfer" and channel.content is None
 
     def _go_on(self, channel: Channel, asked: Asked, permit: Permit, out: list[Action], now: float) -> None:
         assert asked.ask is not None

@@ -101,6 +101,16 @@ def test_no_mask_looks_at_what_is_lent(name: str, body: bytes, kind: str) -> Non
     assert play.texts()[0] == b"a word, a word"
 
 
+@pytest.mark.parametrize("text", ["rsync --server -logDtpre.iLsfxC . /srv", "git-receive-pack 'a'"])
+def test_no_mask_keeps_the_answers_to_an_upload(text: str) -> None:
+    """They would wait there for more, and the user's rsync for them."""
+    play = masked(b"word").opened().user(execute(text)).target(wire.ChannelSuccess(0))
+    play.target(wire.Data(0, b"a wo"))
+    assert play.texts() == (b"a wo", b"")
+    play.target(wire.Data(0, b"rd"), wire.ExtendedData(0, wire.STDERR, b"a word\n"))
+    assert play.texts() == (b"rd", b"a ****\n")
+
+
 # -- what is refused ------------------------------------------------------------------------------------
 
 
