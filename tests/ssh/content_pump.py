@@ -2,8 +2,8 @@
 
     python content_pump.py SETTINGS.json LOG.jsonl COMMAND...
 
-SETTINGS: {"content": "sftp" | "scp" (its argv is the last word of COMMAND), "deny": [[verb glob, object glob]], "hold": [...the same],
-"record": [globs], "cut": bytes a piece at most, 0 = as they come}. LOG: one line for each command, verdict and result.
+SETTINGS: {"content": "sftp" | "scp" (its argv is the last word of COMMAND), "deny": [[verb glob, object glob]],
+"hold": [...the same], "record": [globs], "cut": bytes a piece at most, 0 = as they come}. LOG: one line for each command, verdict and result.
 The policy is in settings, the waist is not here: a permit is a name only.
 """
 
@@ -25,13 +25,13 @@ ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from protocols.ssh.content import Ask, Broken, Content, Done, Settings, Step, ToTarget, ToUser
-from protocols.ssh.scp import scp_content
-from protocols.ssh.sftp import sftp_content
-from proxy.core.errors import Refused
-from proxy.core.events import Command
-from proxy.core.session import Permit
-from proxy.core.verdict import Deny
+from protocols.ssh.content import Ask, Broken, Content, Done, Settings, Step, ToTarget, ToUser  # noqa: E402
+from protocols.ssh.scp import scp_content  # noqa: E402
+from protocols.ssh.sftp import sftp_content  # noqa: E402
+from proxy.core.errors import Refused  # noqa: E402
+from proxy.core.events import Command  # noqa: E402
+from proxy.core.session import Permit  # noqa: E402
+from proxy.core.verdict import Deny  # noqa: E402
 
 PIECE = 64 * 1024
 AHEAD = 64  # pieces that may wait for a writer before its source is read on
@@ -49,9 +49,7 @@ class Pump:
         )
         self.outs: dict[str, queue.Queue[bytes | None]] = {name: queue.Queue() for name in ("target", "out", "err")}
         about = Settings(7, "box", settings.get("login", "alice"), tuple(settings.get("record", ())))
-        content = (
-            sftp_content(about) if settings["content"] == "sftp" else scp_content(argv[-1], about)
-        )
+        content = sftp_content(about) if settings["content"] == "sftp" else scp_content(argv[-1], about)
         if content is None:
             raise SystemExit("no content for this")
         self.content: Content = content
