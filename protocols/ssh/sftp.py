@@ -27,7 +27,7 @@ from typing import Final, Literal
 from protocols.ssh import sftp_wire as wire
 from protocols.ssh.content import Ask, Broken, Content, Done, Dropped, Settings, Step, ToTarget, ToUser
 from protocols.ssh.sftp_commands import Place, command, places
-from protocols.ssh.sftp_state import LOOKUP, File, Job, Known, Lookup, Sent, opened, read_answer, reply_head
+from protocols.ssh.sftp_state import LOOKUP, File, Job, Known, Lookup, Sent, cut, opened, read_answer, reply_head
 from protocols.ssh.sftp_wire import Cutter, Malformed, Piece, Request, Unfit
 from protocols.ssh.transfers import NoTerminal, Notes, Reorder, Steps, refusal
 from proxy.core.errors import Refused
@@ -452,6 +452,7 @@ class Sftp(NoTerminal):
             elif operation == wire.WRITE and code != wire.FX_OK:
                 file.transfer.failed(sent.size)
         elif sent.permit is not None:
+            cut(sent, self._files, code)
             self._done(sent.permit, wire.status_text(code), sent.job)
 
     def _opened(self, handle: bytes, sent: Sent) -> None:
@@ -488,7 +489,6 @@ class Sftp(NoTerminal):
         self._steps.add(Done(permit, Result(tag, details=details)))
 
     def _finish(self, file: File, closed: bool, error: str) -> None:
-        """A handle is closed, or lost with its channel."""
         self._steps.add(Done(file.permit, file.result(self._settings.flow, self._now, closed, error)))
 
     def _break(self, text: str) -> None:

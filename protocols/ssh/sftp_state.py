@@ -151,6 +151,16 @@ def opened(sent: Sent, settings: Settings, reorder: Reorder, known: Known, now: 
     return file
 
 
+def cut(sent: Sent, files: Mapping[bytes, File], code: int) -> None:
+    """Note that an allowed FSETSTAT has given an open file a size."""
+    request = sent.job.request if sent.job is not None else None
+    if request is None or sent.operation.code != wire.FSETSTAT or code != wire.FX_OK or request.attributes is None:
+        return
+    file, size = files.get(request.handles[0]), request.attributes.size
+    if file is not None and file.transfer is not None and size is not None:
+        file.transfer.cut(size)
+
+
 def reply_head(asked: Mapping[int, Sent]) -> HeadRule:
     """Return the rule for the target's packets: what of each has to be whole; it depends on what was asked."""
 

@@ -160,8 +160,8 @@ def _merged(runs: list[list[int]]) -> list[list[int]]:
 class Transfer:
     """One open file: what was read from it and written to it.
 
-    whole: what is written is all that the file will hold (it was emptied or made new). appends: the target puts
-    everything at the end, wherever the user says.
+    whole: what is written is all that the file will hold (it was emptied, made new, or cut there). appends: the target
+    puts everything at the end, wherever the user says.
     """
 
     __slots__ = ("_ended_at", "_failed", "_flow", "_reorder", "_started", "path", "read", "size", "whole", "wrote")
@@ -196,6 +196,10 @@ class Transfer:
     def eof(self, offset: int) -> None:
         """The target says that the file ends at or before this offset."""
         self._ended_at = offset if self._ended_at is None else min(self._ended_at, offset)
+
+    def cut(self, size: int) -> None:
+        """The target has made the file this long (scp does so at its end): all of it is what was written, or is not."""
+        self.whole = size == (self.wrote.next if self.wrote is not None else 0)
 
     def failed(self, size: int) -> None:
         """The target did not take so many bytes."""

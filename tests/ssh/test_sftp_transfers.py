@@ -94,6 +94,18 @@ def test_an_upload_into_an_old_file_is_not_the_whole_file(flags: int, complete: 
     assert (details["complete"], "sha256" in details) == (complete, hashed)
 
 
+@pytest.mark.parametrize(("size", "status", "complete"), [(5, OK, True), (4, OK, False), (6, OK, False), (5, 4, False)])
+def test_an_upload_that_cuts_the_old_file_where_it_ends_is_whole(size: int, status: int, complete: bool) -> None:
+    """OpenSSH's scp opens without truncating, and sets the size when it is through."""
+    stage = opened(begun(), b"/x/a", flags=wire.FXF_WRITE | wire.FXF_CREAT)
+    stage.user(writing(b"h", 1, 0, b"12345")).target(wire.status(1, OK, ""))
+    stage.user(request(wire.FSETSTAT, 2, S(b"h"), U32(1), U64(size)))
+    stage.target(wire.status(2, status, ""))
+    stage.user(closing(b"h", 9)).target(wire.status(9, OK, ""))
+    details = stage.results[-1].details
+    assert (details["complete"], details["sha256"]) == (complete, hashlib.sha256(b"12345").hexdigest())
+
+
 def test_what_is_open_at_the_end_is_recorded_as_incomplete() -> None:
     stage = opened(opened(begun(), b"/x/a", flags=WRITE_NEW), b"/x/b", b"g")
     stage.user(writing(b"h", 1, 0, b"data")).target(wire.status(1, OK, ""))
