@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from recorder.checkpoint import Checkpoint
+from recorder.errors import FormatError
+from recorder.format import Header
 from recorder.logentry import Head, Heartbeat, LogEntry, Open, Sealed, Start, decode_entry
 from recorder.merkle import TILE_WIDTH
-from recorder.nodelog import NodeLog
+from recorder.nodelog import NodeLog, NodeLogError
 from recorder.repair import Recovered
 from recorder.ulid import ulid_bytes
 
@@ -84,6 +86,20 @@ class NodeLedger:
                     self.opened(one.sid, one.track, h0)
                 self.sealed(one.sid, one.track, one.segment, one.root, one.status)
         return wrong
+
+    def lacking(self, headers: Sequence[Header]) -> list[Header]:
+        """Of segments that have their end, return those that name this log, and that it has not seen ended.
+
+        None if the log is damaged, which the next append tells. Raises OSError.
+        """
+        ours = [header for header in headers if header.map_.get("log") == self.origin]
+        if not ours:
+            return []
+        try:
+            _, seals = self._past({header.sid for header in ours})
+        except (FormatError, NodeLogError):
+            return []
+        return [one for one in ours if (one.sid, str(one.map_.get("track")), one.segment) not in seals]
 
     def _past(self, sids: set[str]) -> tuple[dict[Tape, bytes], dict[Segment, tuple[bytes, str]]]:
         """The h0 and the seals that the log has of these sessions, looking back to before the first of them began."""

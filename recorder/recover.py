@@ -29,7 +29,7 @@ Source: recorder note, section 5.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -59,6 +59,9 @@ SWEEP_NS: Final = 600 * 1_000_000_000
 # A tape that lived and ended within one batch of the log may lack pages before its trailer: such are small and young.
 SHORT_BYTES: Final = 1024 * 1024
 SHORT_NS: Final = 60 * 1_000_000_000
+
+
+Lacking = Callable[[Sequence[Header]], Sequence[Header]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +162,22 @@ def _copied(disk: Disk, descriptor: int, path: Path) -> int:
     return copy
 
 
-def sweep(directory: Path, key: SealKey, before_ns: int, *, disk: Disk, reason: str = KILLED) -> list[Recovered]:
+def sweep(
+    directory: Path,
+    key: SealKey,
+    before_ns: int,
+    *,
+    disk: Disk,
+    reason: str = KILLED,
+    lacking: Lacking | None = None,
+) -> list[Recovered]:
     """End the tapes below directory that no log names. To be called when every log was recovered.
 
     before_ns: a wall time at which all earlier writers were dead; tapes that began later are left alone. Looks at the
     newest tapes only (SWEEP_NS): a tape is in a log within seconds. A file without a whole header is set aside.
-    Raises OSError.
+    lacking: picks, of young segments that have their end, those that the node's log has not seen ended. They began and
+    ended within one batch of a log that was lost (recording: written); they are reported like what was ended here, for
+    a tape of which nobody knows would look like one that was planted. Raises OSError.
     """
     days = sorted(directory.glob("[0-9]*/[0-9]*/[0-9]*"))[-2:]
     begun = sorted((name[0], path) for day in days for path in disk.files(day, SUFFIX) if (name := name_of(path)))
@@ -175,6 +188,8 @@ def sweep(directory: Path, key: SealKey, before_ns: int, *, disk: Disk, reason: 
         age_ns = _began_ns(begun[-1][0]) - _began_ns(sid)
         if age_ns <= SWEEP_NS and not is_live(path):
             work.sweep(path, age_ns <= SHORT_NS)
+    for header in lacking(work.whole) if lacking is not None else ():
+        work.adopt(header)
     work.sync_directories()
     return work.results
 
@@ -184,6 +199,7 @@ class _Work:
 
     def __init__(self, directory: Path, key: SealKey, disk: Disk, reason: str) -> None:
         self.results: list[Recovered] = []
+        self.whole: list[Header] = []  # of young segments that no log names, and that have their end
         self._directory = directory
         self._key = key
         self._disk = disk
@@ -229,6 +245,8 @@ class _Work:
         if sealed:
             if header is not None:  # it may have reached the disk whole, and its keys not
                 self._drop_torn_keys(header)
+                if young:
+                    self.whole.append(header)
             return
         if header is not None and header.segment:
             # Whether it continues the one before is asked from there. Without that it was begun in vain.
@@ -240,6 +258,12 @@ class _Work:
         else:
             self._drop_torn_keys(header)
             self._repair(segment_path(self._directory, header), header, (), False)
+
+    def adopt(self, header: Header) -> None:
+        """Make a segment durable that has its end, and report it. Raises OSError."""
+        path = segment_path(self._directory, header)
+        self._touch(path.parent)
+        self._repair(path, header, (), False)
 
     def _drop_torn_keys(self, header: Header) -> None:
         """Set a .keys file aside that never reached the disk whole; a missing one is no contradiction."""

@@ -378,7 +378,8 @@ class Recorder:
                     found += recover(self.directory, folder.path, self.key, disk=self.disk, tell=self._tell).segments
                 finally:
                     folder.release()
-            swept = sweep(self.directory, self.key, self.wall_ns(), disk=self.disk)
+            lacking = None if self._ledger is None else self._ledger.lacking
+            swept = sweep(self.directory, self.key, self.wall_ns(), disk=self.disk, lacking=lacking)
             self._tell(swept)
             found += swept
         except (OSError, FormatError) as error:

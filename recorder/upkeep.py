@@ -26,6 +26,7 @@ from typing import Any, Final, Protocol
 
 from recorder.disk import Disk
 from recorder.errors import FormatError, TapeError, tape_error
+from recorder.format import Header
 from recorder.recover import seal_broken
 from recorder.repair import Recovered
 from recorder.seal import SealKey
@@ -57,6 +58,9 @@ class Ledger(Protocol):
     def sealed(self, sid: str, track: str, segment: int, root: bytes, status: str) -> None: ...
     def recovered(self, found: Sequence[tuple[Recovered, bytes]]) -> list[tuple[Recovered, str]]:
         """Note segments that recovery ended, with their h0; return those that the log contradicts, and how."""
+
+    def lacking(self, headers: Sequence[Header]) -> Sequence[Header]:
+        """Of segments that have their end, return those of this log that it has not seen ended."""
 
     def heartbeat(self) -> None: ...
     def publish(self) -> None:
