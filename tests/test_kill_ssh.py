@@ -310,7 +310,8 @@ class Typed(Load):
         self._process.stdin.write(text.encode() + b"\r")
         self._process.stdin.flush()
         seen = len(self.screen)
-        while answer not in self.screen[seen:]:
+        # A line typed ahead, before the prompt is there, is read less well (docs/ssh.md): that is not what is asked here.
+        while answer not in self.screen[seen:] or not self.screen.endswith((b"# ", b"$ ", b"logout\r\n")):
             data = os.read(self._process.stdout.fileno(), 65536)
             if not data:
                 return False
@@ -445,7 +446,8 @@ def killed_often(folder: Path, server: SshServer, recording: str, workers: int, 
     broken = [tape for tape in tapes if tape["status"] == "incomplete"]
     # These connections lasted to the kill: two shared ones, two sftp, one terminal. Others had ended, perhaps unsealed.
     assert len(broken) >= 5 * times, [tape["status"] for tape in tapes]
-    assert all("crash" in tape["fault"]["reason"] for tape in broken), broken
+    reasons = {tape["fault"]["reason"] for tape in broken}
+    assert all("crash" in reason for reason in reasons), reasons
     assert not list((folder / "state" / "tapes").rglob("*.gct.*"))  # nothing was set aside
 
 
