@@ -3,7 +3,8 @@
     python content_pump.py SETTINGS.json LOG.jsonl COMMAND...
 
 SETTINGS: {"content": "sftp" | "scp" (its argv is the last word of COMMAND), "deny": [[verb glob, object glob]],
-"hold": [...the same], "record": [globs], "cut": bytes a piece at most, 0 = as they come}. LOG: one line for each command, verdict and result.
+"hold": [...the same], "record": [globs], "cut": bytes a piece at most, 0 = as they come}.
+LOG: one line for each command, verdict and result.
 The policy is in settings, the waist is not here: a permit is a name only.
 """
 
