@@ -39,7 +39,11 @@ from proxy.core.session import Session
 from proxy.core.writers import TargetWriter, UserWriter
 
 GOODBYE_SECONDS: Final = 15.0  # for what a user left behind on its way to the target; as in protocols/postgres/relay.py
-FLUSH_SECONDS: Final = 0.05  # how long a mask may keep a terminal's bytes: less than a person notices
+# How long a mask may keep bytes that no line break follows. Of a terminal, and of a protocol (a subsystem, an upload),
+# whose other end waits for them: less than a person notices. Of a program's output: longer than one that is at work
+# rests in the middle of a value, and no longer than who waits for a prompt puts up with.
+FLUSH_SECONDS: Final = 0.05
+FLUSH_OUTPUT_SECONDS: Final = 2.0
 DISCONNECT_BY_APPLICATION: Final = 11  # RFC 4253 11.1
 
 
@@ -252,10 +256,19 @@ class Relay:
         if isinstance(event, Chunk):
             if event.data and not revealed:
                 self._conversation.withheld(event)
-            if event.flow in self._terminals and self._session.held_back(event.flow):
-                self._set_alarm("flush", event.flow, FLUSH_SECONDS)
+            masked = event.masked and (action.permit is None or action.permit.masks)
+            if masked and self._session.held_back(event.flow):
+                self._set_alarm("flush", event.flow, self._patience(action))
         elif isinstance(event, Resize) and event.flow is not None:
             self._terminals.add(event.flow)
+
+    def _patience(self, action: Down) -> float:
+        """How long a mask may keep what it keeps of a stream."""
+        command = action.permit.command if action.permit is not None else None
+        if command is None or command.verb == "subsystem" or command.kind == "transfer":
+            return FLUSH_SECONDS
+        assert isinstance(action.event, Chunk)
+        return FLUSH_SECONDS if action.event.flow in self._terminals else FLUSH_OUTPUT_SECONDS
 
     def _withdraw(self, key: int) -> None:
         if key in self._undecided:
