@@ -165,7 +165,8 @@ def _why_not(connection: UserConnection, leg: UserLeg) -> Exception:
     """Why there was no login."""
     if connection.failures:
         # Without the name that was tried, which may be a token: the identity service has logged it, as far as it may.
-        return LoginRefused(f"{connection.failures} wrong attempts to log in")
+        attempts = "wrong attempt" if connection.failures == 1 else "wrong attempts"
+        return LoginRefused(f"{connection.failures} {attempts} to log in")
     failure = connection.failure
     if failure is None or isinstance(failure, OSError) or getattr(failure, "code", None) == _LOST:
         return EOFError("the user went away before it logged in")
