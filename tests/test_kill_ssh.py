@@ -310,7 +310,7 @@ class Typed(Load):
         self._process.stdin.write(text.encode() + b"\r")
         self._process.stdin.flush()
         seen = len(self.screen)
-        # A line typed ahead, before the prompt is there, is read less well (docs/ssh.md): that is not what is asked here.
+        # A line that is typed before the prompt is there is read less well: that is not what is asked here.
         while answer not in self.screen[seen:] or not self.screen.endswith((b"# ", b"$ ", b"logout\r\n")):
             data = os.read(self._process.stdout.fileno(), 65536)
             if not data:
