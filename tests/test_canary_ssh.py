@@ -373,6 +373,7 @@ def test_nothing_that_is_masked_or_secret_is_anywhere(
         assert secret not in found
 
 
+@pytest.mark.nightly  # the other one checks that each place was looked at
 def test_the_search_sees_a_mask_that_is_missing(
     tmp_path: Path,
     sshd: SshServer,

@@ -77,7 +77,8 @@ class Bulk:
 
 
 @pytest.mark.parametrize(
-    ("kind", "recording", "workers"), [("tmpfs", "durable", 1), ("ext4", "durable", 2), ("ext4", "written", 1)]
+    ("kind", "recording", "workers"),
+    [("tmpfs", "durable", 1), ("ext4", "durable", 2), pytest.param("ext4", "written", 1, marks=pytest.mark.nightly)],
 )
 def test_sessions_end_and_with_room_it_serves_again(
     tmp_path: Path, sshd: SshServer, kind: str, recording: str, workers: int
