@@ -23,8 +23,9 @@ The variables:
     by its path and by its last part), .commands (list of strings: each simple command in one line, see
     proxy/core/script.py), .reads, .writes (lists of strings: files of redirections), .opaque (bool), .why (string)
   ssh.login (string: the name at the target), .host (string), .port (int), .path (string: of a forward, to a socket),
-    .subsystem, .how (string: how a typed line was read: "both", "screen", "search", "guess", "app"; "" otherwise), .pty
-    (bool), .env (map of strings)
+    .subsystem, .how (string: how a typed line was read: "both", "screen", "search", "guess", "app"; "" otherwise),
+    .unsure, .hidden (bool: of a typed line), .decoded (string: "sftp" or "scp" where each file is decided by itself),
+    .pty (bool), .env (map of strings)
   file.path (string: the first), .paths (list of strings), .via (string: "sftp" or "scp"), .flags (string)
   time.hour, .minute (int), .weekday (int: 1 = Monday .. 7 = Sunday), in the file's time zone; .unix (int),
     .now (timestamp), in whole seconds
@@ -268,6 +269,9 @@ VARIABLES: Final[Mapping[str, tuple[Any, Callable[[Scene], object]]]] = {  # cel
     "ssh.path": (_T.STRING, lambda scene: "" if _of_file(scene) else _path(scene)),
     "ssh.subsystem": (_T.STRING, _fact_text("subsystem")),
     "ssh.how": (_T.STRING, _fact_text("how")),
+    "ssh.unsure": (_T.BOOL, _fact_flag("unsure")),
+    "ssh.hidden": (_T.BOOL, _fact_flag("hidden")),
+    "ssh.decoded": (_T.STRING, _fact_text("decoded")),
     "ssh.pty": (_T.BOOL, _fact_flag("pty")),
     "ssh.env": (_T.Map(_T.STRING, _T.STRING), _env),
     "file.path": (_T.STRING, lambda scene: _path(scene) if _of_file(scene) else ""),
@@ -286,6 +290,7 @@ FACT_KEYS: Final = (
     *("tables_read", "tables_written", "tables", "columns", "functions", "where", "where_missing", "has_limit"),
     *("limit", "multi", "control", "opaque", "moves_data", "setting", "kinds", "columns_written", "beneath"),
     *("shell", "host", "port", "path", "paths", "subsystem", "how", "pty", "env", "via", "flags"),
+    *("unsure", "hidden", "decoded"),
 )
 
 

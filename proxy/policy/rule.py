@@ -28,6 +28,7 @@ Opaque = Literal["also", "only", "never"]
 OF_COMMANDS: Final = (
     *("command.", "sql.", "shell.", "file."),
     *("ssh.host", "ssh.port", "ssh.path", "ssh.subsystem", "ssh.how", "ssh.pty", "ssh.env"),
+    *("ssh.unsure", "ssh.hidden", "ssh.decoded"),
 )
 
 _WILD: Final = re.compile(r"[*?\[]")
