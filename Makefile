@@ -20,11 +20,11 @@ PEER_NEEDS := /usr/lib/postgresql/15/bin/postgres:postgresql-15 pgbouncer:pgboun
 .PHONY: help demo test check bench lint clean nightly peers
 
 help:
-	@echo 'make demo     an unmodified psql through the gateway: allowed, masked, held, denied; verified and replayed'
+	@echo 'make demo     psql and ssh through the gateway: allowed, masked, held, denied; verified and replayed'
 	@echo 'make check    style, types, and the tests that need nothing else; under a minute'
 	@echo 'make test     everything, with real servers and clients'
 	@echo 'make nightly  long runs: millions of mutated messages, soaks'
-	@echo 'make bench    side by side with direct connections and pgbouncer'
+	@echo 'make bench    side by side with direct connections, pgbouncer and ssh -J'
 	@echo 'make lint     style and types only        make clean    remove what make made'
 
 $(STAMP): pyproject.toml
@@ -72,6 +72,7 @@ nightly: peers $(STAMP) $(NODE_STAMP)
 
 bench: peers $(STAMP)
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.bench_ssh
 
 clean:
 	rm -rf $(VENV) $(PEERS)/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -158,8 +158,8 @@ class _Connection:
             self._leg.disconnect(NOT_AVAILABLE, "internal error of the gateway; the session ends")
             raise
         except asyncio.CancelledError as cancelled:
-            over = Over("terminated")
             why = str(cancelled.args[0]) if cancelled.args else "terminated by the gateway's administrator"
+            over = Over(f"terminated: {why}")
             self._leg.disconnect(BY_APPLICATION, why)
             raise
         finally:
@@ -170,7 +170,7 @@ class _Connection:
             self._leg.disconnect(over.code, over.reason)  # the first DISCONNECT counts
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                await self._session.close("closed" if over.reason in _NORMAL else "failed", over.reason)
+                await self._session.close("closed" if _normal(over.reason) else "failed", over.reason)
         except (TapeError, TimeoutError) as error:
             self._log.error("the tape could not be closed", error=str(error))
         self._log.info("session closed", reason=over.reason or "done")
@@ -233,7 +233,9 @@ class _Connection:
             raise TargetPeerError(f'the login "{login}" is not configured for {self._session.target.name}')
 
 
-_NORMAL: Final = ("", "terminated")
+def _normal(reason: str) -> bool:
+    """Whether a session that ended so is closed, and has not failed."""
+    return not reason or reason.startswith("terminated")
 
 
 def server_options(gate: Gate, name: str = "") -> ServerOptions:
