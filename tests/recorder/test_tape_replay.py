@@ -6,6 +6,7 @@ No test sleeps: tapes have pauses of a thousand seconds, so whatever appears was
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import pty
@@ -457,8 +458,17 @@ SCRIPT = "import sys; from pathlib import Path; from recorder.cli import replay_
 ReplayOptions; sys.exit(replay_main(Path(sys.argv[1]), ReplayOptions()))"
 
 
-def start(path: Path, **streams: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)], cwd=Path(__file__).parents[2], **streams)  # type: ignore[call-overload,no-any-return]
+@contextlib.contextmanager
+def start(path: Path, **streams: int) -> Iterator[subprocess.Popen[bytes]]:
+    # In a process group of its own: one whose parents are gone, as under setsid, takes no SIGTSTP (POSIX, 2.4.3).
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(path)], cwd=Path(__file__).parents[2], process_group=0, **streams
+    )
+    try:
+        yield process
+    finally:
+        process.kill()  # it may wait for a terminal that nobody reads any more
+        process.wait()
 
 
 @pytest.mark.parametrize(
