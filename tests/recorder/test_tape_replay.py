@@ -468,7 +468,8 @@ def start(path: Path, **streams: int) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.kill()  # it may wait for a terminal that nobody reads any more
-        process.wait()
+        with process:  # waits, and closes its pipes
+            pass
 
 
 @pytest.mark.parametrize(
