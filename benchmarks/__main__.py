@@ -1,4 +1,4 @@
-"""``python -m benchmarks`` is ``python -m benchmarks.postgres``: the one comparison there is so far."""
+"""``python -m benchmarks`` is ``python -m benchmarks.postgres``; that of SSH is ``python -m benchmarks.bench_ssh``."""
 
 from __future__ import annotations
 
