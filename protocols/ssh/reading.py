@@ -50,7 +50,8 @@ def judge(keys: Typed, shown: str, how: How, sure: bool, *, plain: bool, ahead: 
     if keys.printed and (not keys.echoed or _is_veiled(shown, typed, plain, secret)):
         return Reading(HIDDEN, "app", hidden=True, secret=secret)
     if plain and typed:
-        text = shown[:TEXT_LIMIT] if ahead and shown else typed
+        # A part of what was typed is no better for being shown: for all one knows, the rest is the line's too.
+        text = shown[:TEXT_LIMIT] if ahead and shown and shown not in typed else typed
         return Reading(text, "app" if app else "guess", typed=typed, shown=shown[:TEXT_LIMIT])
     if not shown:
         if sure and keys.echoed:
