@@ -5,7 +5,13 @@ as one sequence from the file's first byte on; pieces that overtake others (pipe
 in a reorder buffer that all transfers of a channel share. What was written twice, or not from the start, has no hash,
 but its size and its ranges.
 
-Left out: the hash of a file that is changed in its middle: only its target could tell.
+What is read twice keeps the hash if the second reading is seen to be the same as the first, by a second hash that
+follows the first one. paramiko reads so by accident: when its prefetching thread falls behind, it asks for the rest of
+the file in small reads, and the thread goes on all the same. The same is shown only where the second reading begins
+at one of the last borders of the first (or at the start of the file), and ends at one or catches up with it.
+
+Left out: the hash of a file that is changed in its middle: only its target could tell; and of one that is read twice
+in any other way.
 """
 
 from __future__ import annotations
@@ -25,6 +31,8 @@ from proxy.core.text import harmless
 
 REORDER_BYTES_LIMIT: Final = 8 * 1024 * 1024  # 64 requests of 128 KiB, more than clients keep under way: ours
 REORDER_PIECES_LIMIT: Final = 1024  # 8 MiB in messages of 8 KiB; bounds the cost of small ones: ours
+MARKS_LIMIT: Final = 128  # of a file: 1 MiB of paramiko's small reads, 4 MiB of its large ones: ours
+CHANNEL_MARKS_LIMIT: Final = 4096  # of all files of a channel: 32 at full length, about 1.3 MB (measured): ours
 RANGES_LIMIT: Final = 256  # ranges of a file that are kept apart: ours
 RANGES_SHOWN: Final = 32  # of these on the tape: ours
 NOTES_LIMIT: Final = 4096  # bytes on stderr in all: a client that does not read it has its window eaten by them: ours
@@ -50,23 +58,32 @@ FILE_VERBS: Final[Mapping[str, Kind]] = {
 
 @dataclass(slots=True)
 class Reorder:
-    """What is left of a channel's reorder buffer."""
+    """What is left of a channel's reorder buffer, and of the marks of what was read."""
 
     left_bytes: int = REORDER_BYTES_LIMIT
     left_pieces: int = REORDER_PIECES_LIMIT
+    left_marks: int = CHANNEL_MARKS_LIMIT
 
 
 class Course:
-    """The bytes of one file in one direction, as they pass."""
+    """The bytes of one file in one direction, as they pass. repeats: what passes twice may be the same (it is read)."""
 
-    __slots__ = ("_hash", "_reorder", "_run", "_runs", "_waiting", "next", "total")
+    __slots__ = (
+        "_again", "_again_next", "_hash", "_marks", "_reorder", "_repeats", "_run", "_runs", "_same", "_waiting",
+        "next", "total",
+    )  # fmt: skip
 
-    def __init__(self, reorder: Reorder) -> None:
+    def __init__(self, reorder: Reorder, repeats: bool = False) -> None:
         self.total = 0
         self.next = 0  # where the sequence from the first byte on has come to
         self._hash = hashlib.sha256()
         self._reorder: Reorder | None = reorder  # None: the hash is lost
         self._waiting: dict[int, bytes] = {}
+        self._repeats = repeats
+        self._marks: dict[int, hashlib._Hash] = {}  # the hash as it was at these offsets, oldest first
+        self._again: hashlib._Hash | None = None  # of the file up to _again_next, as it was read the second time
+        self._again_next = 0
+        self._same = True  # all that came twice was the same
         self._run = [0, 0]
         self._runs: list[list[int]] | None = []  # besides the last; None: too many to tell
 
@@ -74,14 +91,8 @@ class Course:
         """Take the bytes at this offset of the file."""
         size = len(data)
         self.total += size
-        if self._reorder is not None:
-            if offset == self.next:
-                self._hash.update(data)
-                self.next += size
-                if self._waiting:
-                    self._catch_up()
-            elif not self._keep(offset, data):
-                self.lose()
+        if self._reorder is not None and size and not self._take(offset, data):
+            self.lose()
         if offset == self._run[1]:
             self._run[1] += size
         else:
@@ -94,12 +105,15 @@ class Course:
         for piece in self._waiting.values():
             self._give_back(piece)
         self._waiting.clear()
+        self._reorder.left_marks += len(self._marks)
+        self._marks.clear()
+        self._again = None
         self._reorder = None
 
     def end(self) -> str | None:
         """No more will come: return the SHA-256 in hex of the file from its start, None if it had none."""
-        if self._waiting:
-            self.lose()  # a piece is missing before these
+        if self._waiting or not self._same:
+            self.lose()  # a piece is missing before these; or nobody knows what was read twice
         return self._hash.hexdigest() if self._reorder is not None else None
 
     @property
@@ -109,12 +123,56 @@ class Course:
             return None
         return [run for run in _merged([*self._runs, self._run]) if run[0] < run[1]]
 
+    def _take(self, offset: int, data: memoryview) -> bool:
+        """Hash the bytes now or later; False if that cannot be."""
+        if offset < self.next:
+            return self._repeats and self._repeat(offset, data)
+        if offset > self.next:
+            return self._keep(offset, data)
+        self._advance(data)
+        return not self._waiting or self._catch_up()
+
+    def _advance(self, data: memoryview | bytes) -> None:
+        if self._repeats:
+            self._mark()
+        self._hash.update(data)
+        self.next += len(data)
+
+    def _mark(self) -> None:
+        """Remember the hash as it is here, in place of the oldest where there are too many."""
+        reorder = self._reorder
+        assert reorder is not None
+        if self._marks and (len(self._marks) >= MARKS_LIMIT or not reorder.left_marks):
+            del self._marks[next(iter(self._marks))]
+            reorder.left_marks += 1
+        if reorder.left_marks:
+            self._marks[self.next] = self._hash.copy()
+            reorder.left_marks -= 1
+
+    def _repeat(self, offset: int, data: memoryview) -> bool:
+        """Hash what came before already, beside the first time; False if it differs, or cannot be compared."""
+        if self._again is None or offset != self._again_next:
+            begin = hashlib.sha256() if offset == 0 else self._marks.get(offset)
+            if begin is None or not self._same:
+                return False
+            self._again, self._again_next = begin.copy(), offset
+        known = min(len(data), self.next - offset)
+        self._again.update(data[:known])
+        self._again_next += known
+        ahead = self._again_next == self.next
+        first = self._hash if ahead else self._marks.get(self._again_next)
+        self._same = first is not None and first.digest() == self._again.digest()
+        if first is not None and not self._same:
+            return False
+        if not ahead:
+            return True
+        self._again = None  # from here on there is one reading again
+        return known == len(data) or self._take(self.next, data[known:])
+
     def _keep(self, offset: int, data: memoryview) -> bool:
         reorder = self._reorder
         assert reorder is not None
-        if not data:
-            return True
-        if offset < self.next or offset in self._waiting:
+        if offset in self._waiting:
             return False
         if len(data) > reorder.left_bytes or not reorder.left_pieces:
             return False
@@ -123,13 +181,12 @@ class Course:
         self._waiting[offset] = bytes(data)
         return True
 
-    def _catch_up(self) -> None:
+    def _catch_up(self) -> bool:
+        """Hash the pieces whose turn it is; False if something came twice."""
         while (piece := self._waiting.pop(self.next, None)) is not None:
-            self._hash.update(piece)
-            self.next += len(piece)
+            self._advance(piece)
             self._give_back(piece)
-        if self._waiting and min(self._waiting) < self.next:
-            self.lose()  # something came twice
+        return not self._waiting or min(self._waiting) > self.next
 
     def _give_back(self, piece: bytes) -> None:
         assert self._reorder is not None
@@ -184,7 +241,7 @@ class Transfer:
     def took(self, offset: int, data: memoryview) -> None:
         """The user gets these bytes of the file."""
         if self.read is None:
-            self.read = Course(self._reorder)
+            self.read = Course(self._reorder, repeats=True)
         self.read.add(offset, data)
 
     def gave(self, offset: int, data: memoryview) -> None:
@@ -236,6 +293,8 @@ class Transfer:
         }
         if digest is not None:
             details["sha256"] = digest
+            if course.total > course.next:
+                details["repeated"] = course.total - course.next  # bytes that came again, the same
         elif course.ranges is not None:
             details["ranges"] = course.ranges[:RANGES_SHOWN]
         if upload and self.read is not None:

@@ -245,6 +245,37 @@ def test_paramiko_prefetches_and_writes_ahead(box: Box, pipe: socket.socket) -> 
     assert box.log("allowed", "file-link")[0]["objects"] == [str(box.far / "soft"), str(box.far / "up")]
 
 
+def test_paramiko_reads_what_its_prefetching_thread_reads_as_well(
+    box: Box, pipe: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader gives up prefetching once every request is answered, though the thread has more of them to send."""
+    paramiko = pytest.importorskip("paramiko")
+    data = os.urandom(1_000_000)
+    (box.far / "a").write_bytes(data)
+    client = paramiko.SFTPClient(_Pipe(pipe))
+    gave_up = threading.Event()
+    real, sent = client._async_request, []
+
+    def one_after_the_other(owner: Any, *request: Any) -> Any:
+        if owner is file:
+            sent.append(request)
+            if len(sent) == 5:
+                assert gave_up.wait(20)
+        elif request[0] == paramiko.sftp.CMD_READ:
+            gave_up.set()
+        return real(owner, *request)
+
+    with client.open("a", "r") as file:
+        monkeypatch.setattr(client, "_async_request", one_after_the_other)
+        file.prefetch()
+        assert file.read() == data
+    client.close()
+    wait_for(box, "file-read", 1)
+    down = box.log("done", "file-read")[0]
+    assert gave_up.is_set() and down["repeated"] > 0
+    assert (down["sha256"], down["complete"], down["in_order"]) == (sha(data), True, True)
+
+
 class _Pipe:
     """What paramiko wants of a channel."""
 

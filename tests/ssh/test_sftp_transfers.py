@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 
 import pytest
 
@@ -47,6 +48,25 @@ def test_replies_in_any_order_are_hashed_in_the_order_of_the_file() -> None:
     stage.user(closing(b"h", 9)).target(wire.status(9, OK, ""))
     assert stage.results[-1].details["sha256"] == hashlib.sha256(data).hexdigest()
     assert stage.results[-1].details["complete"] is True
+
+
+def test_a_prefetch_that_is_overtaken_by_small_reads_keeps_the_hash() -> None:
+    """paramiko's reader sees all requests answered while its thread has more to send, and reads the rest itself."""
+    data = bytes(range(251)) * 600
+    size = len(data)
+    large = [(offset, min(32_768, size - offset)) for offset in range(0, size, 32_768)]
+    small = [(offset, min(8_192, size - offset)) for offset in range(65_536, size, 8_192)]
+    asked = [*large[:2], small[0], large[2], *small[1:3], large[3], small[3], large[4], *small[4:]]
+    stage = opened(begun(), b"/x/a")
+    stage.user(request(wire.FSTAT, 9, S(b"h"))).target(request(wire.ATTRS, 9, U32(1), U64(size)))
+    for number, (offset, length) in enumerate(asked):
+        stage.user(reading(b"h", number, offset, length))
+        stage.target(request(wire.DATA, number, S(data[offset : offset + length])))
+    stage.user(closing(b"h", 9)).target(wire.status(9, OK, ""))
+    details = stage.results[-1].details
+    assert details["sha256"] == hashlib.sha256(data).hexdigest()
+    assert details["in_order"] is True and details["complete"] is True
+    assert details["repeated"] == size - 65_536 and details["size"] == 2 * size - 65_536
 
 
 def test_a_part_of_a_file_has_no_hash() -> None:
@@ -165,6 +185,92 @@ def sha(data: bytes) -> str:
 
 def test_an_empty_file_has_a_hash() -> None:
     assert course().end() == sha(b"")
+
+
+def read_course(*pieces: tuple[int, bytes], reorder: Reorder | None = None) -> Course:
+    made = Course(reorder or Reorder(), repeats=True)
+    for offset, data in pieces:
+        made.add(offset, memoryview(data))
+    return made
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        [(0, b"abcdef")],
+        [(0, b"ab")],  # the header, and no more
+        [(0, b"a"), (1, b"b"), (2, b"cd")],
+        [(2, b"cd")],
+        [(2, b"c"), (3, b"def")],
+        [(4, b"ef"), (2, b"cd"), (4, b"ef")],
+        [(2, b"cdefgh")],  # and on
+        [(4, b"efgh"), (6, b"gh"), (8, b"ij"), (0, b"abcdefghij")],
+    ],
+)
+def test_what_is_read_twice_and_is_the_same_keeps_its_hash(again: list[tuple[int, bytes]]) -> None:
+    made = read_course((0, b"ab"), (2, b"cd"), (4, b"ef"), *again)
+    assert made.end() == sha(b"abcdefghij"[: max([6, *(at + len(data) for at, data in again)])])
+    assert made.total == 6 + sum(len(data) for _, data in again)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        [(0, b"abcdeF")],
+        [(0, b"aB")],
+        [(2, b"CD"), (4, b"ef")],
+        [(2, b"cDefgh")],
+        [(2, b"c")],  # may be the same: nobody compared it
+        [(3, b"def")],
+        [(2, b"c"), (0, b"ab")],
+        [(2, b"cd"), (5, b"f")],
+        [(2, b"C"), (2, b"cd")],
+    ],
+)
+def test_what_is_read_twice_and_may_differ_has_no_hash(again: list[tuple[int, bytes]]) -> None:
+    made = read_course((0, b"ab"), (2, b"cd"), (4, b"ef"), *again)
+    assert made.end() is None and made.ranges == [[0, max([6, *(at + len(data) for at, data in again)])]]
+
+
+def test_two_readers_of_one_file_in_any_turn_have_its_hash() -> None:
+    data = bytes(number * 7 % 256 for number in range(400))
+    for seed in range(200):
+        turn = random.Random(seed)
+        at, made = [0, 0], read_course()
+        while min(at) < len(data):
+            reader = turn.choice([0, 0, 1]) if max(at) < len(data) else at.index(min(at))
+            piece = data[at[reader] : at[reader] + (32, 8)[reader]]
+            made.add(at[reader], memoryview(piece))
+            at[reader] += len(piece)
+        assert (made.end(), made.total) == (sha(data), 2 * len(data)), seed
+
+
+@pytest.mark.parametrize(("behind", "hashed"), [(-1, True), (0, True), (1, False)])
+def test_a_second_reading_begins_not_too_far_behind(behind: int, hashed: bool) -> None:
+    count = transfers.MARKS_LIMIT + behind + 1
+    made = read_course(*((number, b"x") for number in range(count)), (1, b"x" * (count - 1)))
+    assert made.end() == (sha(b"x" * count) if hashed else None)
+
+
+@pytest.mark.parametrize(("marks", "hashed"), [(1, False), (2, True), (3, True), (0, False)])
+def test_files_of_one_channel_share_the_marks(marks: int, hashed: bool) -> None:
+    reorder = Reorder(left_marks=marks + 3)
+    other = read_course((0, b"x"), (1, b"x"), (2, b"x"), reorder=reorder)
+    made = read_course((0, b"ab"), (2, b"cd"), (4, b"ef"), (2, b"cdef"), reorder=reorder)
+    assert made.end() == (sha(b"abcdef") if hashed else None)
+    other.lose()
+    made.lose()
+    assert reorder.left_marks == marks + 3, "they were not given back"
+
+
+def test_what_is_written_twice_has_no_hash_even_if_it_is_the_same() -> None:
+    """The file may have been cut in between."""
+    stage = opened(begun(), b"/x/a", flags=WRITE_NEW)
+    stage.user(writing(b"h", 1, 0, b"data"), writing(b"h", 2, 0, b"data"))
+    stage.target(wire.status(1, OK, ""), wire.status(2, OK, ""))
+    stage.user(closing(b"h", 9)).target(wire.status(9, OK, ""))
+    details = stage.results[-1].details
+    assert "sha256" not in details and details["complete"] is False
 
 
 def test_what_comes_twice_has_no_hash() -> None:
