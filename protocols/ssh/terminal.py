@@ -6,7 +6,8 @@ screen is left to settle (at once where plain typing and echo agree, else about 
 the line is thrown away: by Ctrl-C at what may be a shell's prompt, which leaves a clean prompt in bash, zsh, fish, dash
 and busybox in every editing mode; by Ctrl-E Ctrl-U in a program, which Ctrl-C would kill. Keys behind a withheld one
 wait in order, QUEUE_LIMIT bytes at most (more, and the line is asked for as it is, which stops the user), and after a
-line of a paste the shell gets a moment to come back. Enter alone is no command and passes.
+line of a paste the shell gets a moment to come back. Behind a refused line they are dropped. Enter alone is no command
+and passes.
 
 Facts of a line: shell (Script), opaque, login, how (both, screen, search, guess, app: see lines.py), unsure (guess or
 app), hidden, alternate; typed and shown where plain typing and the screen disagree: then the text is what was typed,
@@ -16,8 +17,8 @@ What is not echoed (password prompts, read -s, stty -echo) is asked for as "(hid
 typed hold it; what it would run is in the facts beneath and shell, which rules see and no tape holds. The keys
 themselves are sent before their echo could be known, so the user's channel of the tape holds them, except at a prompt
 that asks for a password (a row like "Password:", no line editor active, nothing echoed): there they are not taped from
-the first key on. A secret that something asks for in other words, or one typed ahead, is on the tape as bytes of the
-user's channel.
+the first key on, nor is what is dropped behind them (the same secret once more, often). A secret that something asks
+for in other words, or one typed ahead, is on the tape as bytes of the user's channel.
 
 What this cannot promise. The text is a reconstruction. A shell whose user or owner works against it shows one line and
 runs another: after plain typing that does not help, as what was typed counts, but keys that were bound to something,
@@ -35,7 +36,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from protocols.ssh.content import Ask, Content, Done, Settings, Step, ToTarget, ToUser, Wake
+from protocols.ssh.content import Ask, Content, Done, Dropped, Settings, Step, ToTarget, ToUser, Wake
 from protocols.ssh.cues import Cue, Cues
 from protocols.ssh.keys import KeyKind, Keys
 from protocols.ssh.lines import Line
@@ -102,6 +103,7 @@ class Terminal:
         self._key_at = 0.0
         self._ask: Ask | None = None
         self._queue = b""
+        self._veiled = False  # the line that the queue stands behind is a secret
         self._return_at: float | None = None  # when the line before the queue was submitted
         self._return_limit = RETURN_SECONDS
         self._eof = False
@@ -114,6 +116,11 @@ class Terminal:
         self._tells_status = False  # this shell marks how its commands end
 
     # -- the user -------------------------------------------------------------------------------------
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes of the user wait here; time or an answer sets them free, never the user's next key alone."""
+        return len(self._key) + len(self._queue)
 
     def from_user(self, data: bytes, now: float) -> list[Step]:
         if self._ask is None and not self._key and not self._queue:
@@ -186,6 +193,7 @@ class Terminal:
         if not rest:
             return None
         self._queue, self._return_at, self._return_limit = rest, now, RETURN_SECONDS
+        self._veiled = False
         return [ToTarget(key), Wake(RETURN_QUIET_SECONDS)]
 
     # -- waiting --------------------------------------------------------------------------------------
@@ -237,6 +245,7 @@ class Terminal:
             behind = self._line.behind_prompt(row)
             reading = self._pane.read(row if behind is None else behind)
         key, self._key = self._key, b""
+        self._veiled = reading.secret or (self._pane is None and self._line.veiled)
         if reading.empty:
             if self._pane is not None:
                 self._pane_submitted()
@@ -312,9 +321,21 @@ class Terminal:
 
     def refused(self, ask: Ask, refused: Refused, now: float) -> list[Step]:
         self._ask = None
-        self._queue = b""  # what stood behind a refused line was typed in the belief that it ran
         self._last_in = now
-        text = refusal_text(refused)
+        dropped = self._drop()  # what stood behind a refused line was typed in the belief that it ran
+        return [*dropped, *self._clear(refusal_text(refused))]
+
+    def _drop(self) -> list[Step]:
+        """Give up what waits. The tape has it, unless it stands behind a secret, which it may repeat."""
+        if self._key:
+            self._veiled = self._pane is None and self._line.veiled
+        data = self._key if self._veiled else self._key + self._queue
+        self._key = self._queue = b""
+        self._return_at = None
+        return [Dropped(data)] if data else []
+
+    def _clear(self, text: str) -> list[Step]:
+        """Throw the line away, and say why."""
         if self._pane is not None:
             at_shell = self._line.behind_prompt(self._pane.row()) is not None
             self._pane_submitted()
@@ -418,7 +439,7 @@ class Terminal:
         return []
 
     def ended(self, now: float) -> list[Step]:
-        return self._finished()
+        return [*self._drop(), *self._finished()]
 
     def resized(self, columns: int, rows: int) -> None:
         self._size = _size(columns, rows)

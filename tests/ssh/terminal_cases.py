@@ -7,6 +7,7 @@ steps out as the relay would, except that it decides by itself.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import fcntl
 import os
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
-from protocols.ssh.content import Ask, Broken, Content, Done, Settings, Step, ToTarget, ToUser, Wake
+from protocols.ssh.content import Ask, Broken, Content, Done, Dropped, Settings, Step, ToTarget, ToUser, Wake
 from protocols.ssh.terminal import terminal_content
 from proxy.core.errors import Refused
 from proxy.core.script import Invocation, Script
@@ -370,11 +371,10 @@ class Desk:
         self.asks: list[Ask] = []
         self.open: Ask | None = None
         self.done: list[Done] = []
-        self.sent = b""  # of the user's keys
-        self.cleared = b""  # by the gate
-        self.untaped = b""
+        self.sent = self.untaped = self.dropped = b""  # of the user's keys
+        self.taken = b""  # those sent, asked for or dropped, in this order
         self.shown = b""
-        self.told = b""  # by the gate
+        self.cleared = self.told = b""  # by the gate
         self.wake: float | None = None
 
     def out(self, data: bytes) -> None:
@@ -416,10 +416,10 @@ class Desk:
                         self.cleared += step.data
                     else:
                         self.sent += step.data
+                        self.taken += step.data
                     if not step.taped:
                         self.untaped += step.data
-                    said = self.answer(step.data)
-                    if said:
+                    if said := self.answer(step.data):
                         self.out(said)
                 case ToUser():
                     if step.by_gate:
@@ -429,7 +429,11 @@ class Desk:
                 case Ask():
                     assert self.open is None, "two questions at once"
                     self.asks.append(step)
+                    self.taken += step.data
                     self.open = step
+                case Dropped():
+                    self.dropped += step.data
+                    self.taken += step.data
                 case Done():
                     self.done.append(step)
                 case Wake():
@@ -456,27 +460,25 @@ class Bash:
         self.ran: list[str] = []
         self.output: Callable[[str], bytes] = lambda line: b""
         self._escape = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def prompt(self) -> bytes:
         return (b"\x1b[?2004h" if self.cues else b"") + PROMPT.encode()
 
     def __call__(self, data: bytes) -> bytes:
         said = b""
-        for char in data.decode("latin-1"):
+        for char in self._decoder.decode(data):  # a character is erased as one cell: a cell a byte eats the prompt
             said += self._key(char)
         return said
 
     def _key(self, char: str) -> bytes:
-        if self._escape:
-            self._escape += char.encode("latin-1")
+        if self._escape or char == "\x1b":
+            self._escape += char.encode()
             if len(self._escape) > 2 and "@" <= char <= "~":
                 self._escape = b""
             return b""
         off = b"\x1b[?2004l\r" if self.cues else b""
         match char:
-            case "\x1b":
-                self._escape = b"\x1b"
-                return b""
             case "\r" | "\n":
                 line, self.line = self.line, ""
                 self.ran.append(line)
@@ -492,6 +494,6 @@ class Bash:
                 return b"^C\r\n" + off + self.prompt()
             case _ if char >= " ":
                 self.line += char
-                return char.encode("latin-1") if self.echo else b""
+                return char.encode() if self.echo else b""
             case _:
                 return b""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from protocols.ssh.content import Ask, Done, Settings, ToTarget, ToUser, Wake
+from protocols.ssh.content import Ask, Done, Settings, ToTarget, ToUser, Wake, held_bytes
 from protocols.ssh.terminal import QUEUE_LIMIT, terminal_content
 from proxy.core.errors import Refused
 from proxy.core.verdict import Deny
@@ -124,6 +124,7 @@ def test_a_refused_line_is_cleared_and_what_follows_it_dropped() -> None:
     assert desk.cleared == b"\x03"
     assert desk.told == b'\r\ngatecast: denied by rule "x": not here\r\n'
     assert shell.ran == []
+    assert desk.dropped == b"echo next\r"
     type_keys(desk, "echo fine\r")
     assert shell.ran == ["echo fine"]
     assert desk.texts() == ["rm -rf x", "echo fine"]
@@ -294,6 +295,21 @@ def test_the_end_of_input_does_not_overtake_lines() -> None:
     assert desk.sent == b"one\rtwo\r"
 
 
+def test_a_ctrl_u_that_erases_nothing_empties_no_line() -> None:
+    """Whoever has bound it to something else still has a line there: what is shown is asked for."""
+    for cuts in ([], list(range(100))):
+        for cues in (True, False):
+            shell = Bash(cues)
+            desk, _ = at_prompt(shell)
+            desk.answer = lambda data, shell=shell: shell(data.replace(b"\x15", b""))  # type: ignore[misc]
+            for start, end in pairwise([0, *cuts[1:8], 8] if cuts else [0, 8]):
+                if start < end:
+                    desk.keys(b"\x03rm x\x15\r"[start:end])
+            assert shell.ran == ["rm x"]
+            assert len(desk.asks) == 1
+            assert "rm x" in desk.texts()[0]
+
+
 def test_ctrl_c_leaves_a_line() -> None:
     desk, shell = at_prompt()
     type_keys(desk, "rm -rf x\x03echo after\r")
@@ -325,11 +341,14 @@ def asked(data: bytes, cuts: list[int], cues: bool) -> tuple[list[str], list[str
         if start < end:
             desk.keys(data[start:end])
     assert desk.sent == data
+    assert held_bytes(desk.content) == 0
     return desk.texts(), shell.ran
 
 
 @settings(max_examples=300, deadline=None)
 @given(KEYS, st.lists(st.integers(0, 1000), max_size=6), st.booleans())
+@example("\x03éé\x15\r".encode(), [], True)
+@example("\x03éé\x15\r".encode(), [], False)
 def test_lines_are_the_same_however_keys_are_cut(data: bytes, cuts: list[int], cues: bool) -> None:
     # Whether a cursor key was answered cannot be told from what answers a Ctrl-C in the same read.
     assume(not (b"\x03" in data and b"\x1b[A" in data))
@@ -366,6 +385,7 @@ def test_nothing_raises_and_no_key_is_lost_or_overtaken(
 
     desk = Desk(deny=deny, hold_when_unsure=strict, columns=columns, rows=5)
     typed = told = b""
+    veiled = False
     for side, data in sides:
         match side:
             case "user":
@@ -378,13 +398,19 @@ def test_nothing_raises_and_no_key_is_lost_or_overtaken(
                 desk.settle()
             case _:
                 desk.content.resized(len(data), columns)
+        veiled = b"Password:" in told  # what is dropped behind a secret is not told
+        assert held_bytes(desk.content) == len(typed) - len(desk.taken) or veiled
     desk.settle()
+    assert held_bytes(desk.content) == 0
     assert desk.shown == told
-    if denied:
+    if veiled:
         rest = iter(typed)
-        assert all(byte in rest for byte in desk.sent), "keys out of order"
+        assert all(byte in rest for byte in desk.taken), "keys out of order"
     else:
+        assert desk.taken == typed
+    if not denied:
         assert desk.sent == typed
+        assert desk.dropped == b""
 
 
 def test_a_decided_line_goes_with_its_permit() -> None:
