@@ -106,6 +106,7 @@ class Line:
         )
         self._prompt: str | None = None
         self._ahead = False  # typed while a command ran
+        self._left: Typed | None = None  # typed into a program that has gone since: the shell may have got some of it
         self._before: Typed | None = None  # submitted or cancelled, but the target has not shown yet that it took it
         self._handed_over = False  # the line before was for the shell's line editor, which says when it has taken it
         self._prefill = self._prefilled = False  # the shell itself may put a text into the next line, has put (Ctrl-O)
@@ -126,6 +127,8 @@ class Line:
         if self._before is not None:
             start = -1 if self._handed_over else data.find(b"\n")
             if start < 0:
+                if self.keys.keys:
+                    self.keys.answer(data)
                 self._backlog.add(data)
                 return
             self._taken()
@@ -189,6 +192,10 @@ class Line:
         """Before the first key of a line goes out: the prompt ends at the cursor."""
         if self._end is not None or self._ahead or self._prefilled or self.keys.keys or self._before is not None:
             return
+        if self.left_over:
+            self._ahead = True  # the cursor may stand behind a part of the line already
+            return
+        self._left = None
         try:
             screen = self._backlog.look()
             y, x = (screen.y, screen.x) if screen.mark is None or not self.editing else screen.mark
@@ -210,6 +217,7 @@ class Line:
 
     def _leave(self, handed_over: bool, prefill: bool) -> None:
         self._prefill = prefill
+        self._left = None
         self._handed_over = handed_over
         if self._before is None and not _weighs(self.keys):
             self._prefilled = prefill
@@ -221,12 +229,16 @@ class Line:
 
     def inherit(self, keys: Typed) -> None:
         """What was typed on the alternate screen, which is gone, may be a line after all."""
-        keys.unclear()
-        self.keys = keys
+        if self._strict:
+            keys.unclear()
+            self.keys = keys
+        elif _weighs(keys):
+            self._left = keys
 
     def taken_back(self) -> None:
         """A program was told to take its line back; the prompt stays where it is."""
         self.keys = Typed()
+        self._left = None
 
     def _learn(self, screen: Screen, y: int, x: int) -> None:
         self._prompt = screen.text(y, 0, x)
@@ -252,6 +264,26 @@ class Line:
     def _goes_on(self) -> bool:
         """Whether the line before may still be there: its submit key may have been quoted, its Ctrl-C switched off."""
         return self._before is not None and _weighs(self._before)
+
+    @property
+    def left_over(self) -> bool:
+        """Whether the line may begin with keys that were typed on the alternate screen.
+
+        It does not where the cursor stands behind a prompt that does not end as those keys do.
+        """
+        if self._left is None:
+            return False
+        end = self._left.text.rstrip()[-1:]
+        if self.keys.keys or not self._left.plain or not end:
+            return True
+        try:
+            screen = self._backlog.look()
+            row = screen.text(screen.y, 0, screen.x)
+        except Exception:  # fails closed: nothing is known of the prompt
+            return True
+        generic = _GENERIC.match(row)
+        prompt = row in self._prompts or (generic is not None and generic.end() == len(row))
+        return not prompt or row.rstrip().endswith(end)
 
     @property
     def veiled(self) -> bool:
@@ -289,13 +321,27 @@ class Line:
             return perhaps((self._before.text + self.keys.text).strip(), shown)
         if self.untouched:
             return self._judge_untouched(shown, how)
+        if (self._ahead or not self._prompt) and self.is_plain and self._left is None and self._drawn_anew():
+            shown = self.keys.text.strip()
         sure = how != "guess" and not self._backlog.clipped and not self._backlog.look().unfinished
         if not self.is_plain and self._strict and not shown:
             sure = False
-        return judge(self.keys, shown, how, sure, plain=self.is_plain, ahead=self._ahead, secret=self.secret)
+        more = self._left is not None
+        return judge(self.keys, shown, how, sure, plain=self.is_plain, ahead=self._ahead, secret=self.secret, more=more)
+
+    def _drawn_anew(self) -> bool:
+        """Whether a known prompt and all that was typed stand at the end, though the kernel's echo stands before."""
+        typed = self.keys.text.strip()
+        screen = self._backlog.look()
+        size = len(typed) + max((len(prompt) for prompt in self._prompts), default=0)
+        top = max(0, screen.y - size // screen.columns - 1)
+        drawn = "".join(screen.text(y) for y in range(top, screen.y + 1)).rstrip()
+        return bool(typed) and any(prompt.strip() and drawn.endswith(prompt + typed) for prompt in self._prompts)
 
     def _judge_untouched(self, shown: str, how: How) -> Reading:
         """Enter alone: it runs something only if the shell put a text there."""
+        if self.left_over and shown:
+            return Reading(shown, how)
         if self.running or how == "guess" or (not self.cues and not self._prefilled):
             return Reading("", how, empty=True)
         return Reading(shown, how, empty=not shown)

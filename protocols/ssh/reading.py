@@ -38,10 +38,13 @@ class Reading:
     opaque: bool = False
 
 
-def judge(keys: Typed, shown: str, how: How, sure: bool, *, plain: bool, ahead: bool, secret: bool) -> Reading:
+def judge(
+    keys: Typed, shown: str, how: How, sure: bool, *, plain: bool, ahead: bool, secret: bool, more: bool = False
+) -> Reading:
     """Weigh a line that somebody typed on. sure: the screen is one to go by; plain: so are the keys, alone.
 
-    ahead: typed before the prompt was there, so that a program may have taken some of it.
+    ahead: typed before the prompt was there, so that a program may have taken some of it; more: the line may begin
+    with other keys than these.
     """
     app = how == "app"
     typed = keys.text.strip()
@@ -50,8 +53,12 @@ def judge(keys: Typed, shown: str, how: How, sure: bool, *, plain: bool, ahead: 
     if keys.printed and (not keys.echoed or _is_veiled(shown, typed, plain, secret)):
         return Reading(HIDDEN, "app", hidden=True, secret=secret)
     if plain and typed:
-        # A part of what was typed is no better for being shown: for all one knows, the rest is the line's too.
-        text = shown[:TEXT_LIMIT] if ahead and shown and shown not in typed else typed
+        if typed in shown:  # with more around it: a prompt that nobody knows, or keys from before
+            text = shown if more else typed
+        else:
+            # A part of what was typed is no better for being shown: for all one knows, the rest is the line's too.
+            text = shown if ahead and sure and shown not in typed else typed
+        text = text[:TEXT_LIMIT]
         return Reading(text, "app" if app else "guess", typed=typed, shown=shown[:TEXT_LIMIT])
     if not shown:
         if sure and keys.echoed:

@@ -182,7 +182,7 @@ class Terminal:
             if not self._settings.hold_when_unsure and self._line.behind_prompt(self._pane.row()) is None:
                 self._pane.submitted()
                 return None
-        elif self._line.untouched and self._line.read().empty:
+        elif self._line.untouched and not self._line.left_over and self._line.read().empty:
             return self._pass_empty(key, rest, now)
         self._key, self._key_at, self._queue = key, now, rest
         return self._settle(now)
@@ -204,7 +204,7 @@ class Terminal:
             return self._read(now)
         keys = self._line.keys if self._pane is None else self._pane.keys
         plain = keys.plain and bool(keys.text)
-        if self._pane is None and (plain or self._line.untouched):
+        if self._pane is None and (plain or self._line.untouched) and not self._line.left_over:
             reading = self._line.read()
             if reading.empty or (not reading.hidden and reading.typed is None and not self._line.untouched):
                 return self._read(now)
@@ -412,7 +412,7 @@ class Terminal:
             self._leave_pane()
 
     def _leave_pane(self) -> None:
-        if self._pane is not None and self._pane.keys.keys and self._settings.hold_when_unsure:
+        if self._pane is not None and self._pane.keys.keys:
             self._line.inherit(self._pane.keys)
         self._pane = None
         self._leaving = False
