@@ -247,6 +247,15 @@ def test_the_settings_of_a_target(tmp_path: Path) -> None:
         ("", "{host_ca: 'ssh-ed25519 AAAAB'}", "ssh.host_ca: is no public key"),
         ("", "{host_ca: nowhere}", "nowhere: cannot be read"),
     ],
+    ids=[
+        "no key",
+        "marker",
+        "empty",
+        "no file",
+        "host key",
+        "host ca",
+        "no ca file",
+    ],  # LINE is another in each process
 )
 def test_host_keys_that_cannot_be_read(tmp_path: Path, content: str, target: str, why: str) -> None:
     (tmp_path / "known").write_text(content, encoding="latin-1")
