@@ -112,6 +112,7 @@ class Gateway:
             shell=read_shell,
             recorder=services.recorder,
             settings={},
+            residents=self.connections,
             clock=time.time,
             shared={"peers": self.peers},
         )

@@ -15,7 +15,7 @@ import contextlib
 import errno
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,6 +28,7 @@ from protocols import Protocol
 from proxy.core.errors import GatecastError, PeerError, TapeError
 from proxy.core.gate import Gate
 from proxy.core.parties import Identity
+from proxy.core.residents import Work
 from proxy.core.stream import SocketStream
 from proxy.logging import describe
 from recorder.cipher import Recipient
@@ -159,6 +160,9 @@ class Connections:
         self._refused = 0
         self._empty = asyncio.Event()
         self._empty.set()
+        self._residents: list[Connection] = []  # not counted: they are no connections
+        self._group: asyncio.TaskGroup | None = None
+        self.stopping = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -175,11 +179,11 @@ class Connections:
 
     def live(self) -> list[dict[str, Any]]:
         """The connections with a session as JSON values, oldest first."""
-        return [connection.row() for connection in self._open.values() if connection.session]
+        return [connection.row() for connection in self._all() if connection.session]
 
     def kill(self, session: str, by: str) -> bool:
         """End the connection of a session; False if there is none. by is logged by who asks."""
-        for connection in self._open.values():
+        for connection in self._all():
             if connection.session == session:
                 connection.task.cancel("killed")
                 return True
@@ -187,7 +191,7 @@ class Connections:
 
     def end_where(self, over: Callable[[Connection], bool], reason: str) -> int:
         """End all connections of which over() is true; return how many."""
-        found = [connection for connection in self._open.values() if over(connection)]
+        found = [connection for connection in self._all() if over(connection)]
         for connection in found:
             log.warning("session-ended", session=connection.session, subject=connection.subject, reason=reason)
             connection.task.cancel(reason)
@@ -223,6 +227,7 @@ class Connections:
         if full:
             # The protocol says it in its own words, and still takes what needs no session (a cancel request).
             gate = replace(gate, settings={**gate.settings, "refuse": "sorry, too many clients already"})
+        self._group = group
         self._count += 1
         number = self._count
         task = group.create_task(self._run(number, sock, listener, protocol, gate))
@@ -231,14 +236,28 @@ class Connections:
         self._empty.clear()
         task.add_done_callback(partial(self._forget, number, sock))
 
+    def start(self, protocol: str, listener: str, identity: Identity, work: Work) -> asyncio.Task[None]:
+        """Run what outlives a connection; see proxy/core/residents.py. It is listed and ended as connections are."""
+        assert self._group is not None, "no connection has asked for it"
+        task: asyncio.Task[None] = self._group.create_task(self._reside(work))
+        resident = Connection(listener, protocol, "", self._clock(), task, subject=identity.subject, identity=identity)
+        self._residents.append(resident)
+        self._empty.clear()
+        task.add_done_callback(partial(self._moved_out, resident))
+        return task
+
+    def _all(self) -> list[Connection]:
+        return [*self._open.values(), *self._residents]
+
     async def drain(self, seconds: float, hurry: asyncio.Event) -> int:
         """Let sessions go on for so long, or until hurry is set, then end them; return how many were ended."""
+        self.stopping.set()
         async with asyncio.TaskGroup() as group:
             waits = [group.create_task(self._empty.wait()), group.create_task(hurry.wait())]
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
-        ended = list(self._open.values())
+        ended = self._all()
         for connection in ended:
             connection.task.cancel("the gateway stops")
         with contextlib.suppress(TimeoutError):
@@ -249,44 +268,77 @@ class Connections:
     def _forget(self, number: int, sock: socket.socket, _task: asyncio.Task[None]) -> None:
         del self._open[number]
         sock.close()  # a task that was cancelled before its first step never made a stream of it
-        if not self._open:
+        if not self._all():
             self._empty.set()
         self._on_closed()
+
+    def _moved_out(self, resident: Connection, _task: asyncio.Task[None]) -> None:
+        self._residents.remove(resident)
+        if not self._all():
+            self._empty.set()
+
+    async def _reside(self, work: Work) -> None:
+        connection = next(each for each in self._residents if each.task is asyncio.current_task())
+        _current.set(connection)
+        account = _Account()
+        try:
+            with _accounted(connection, account):
+                await work()
+        finally:
+            await asyncio.shield(self._seal(connection, account.status))
 
     async def _run(self, number: int, sock: socket.socket, listener: str, protocol: Protocol, gate: Gate) -> None:
         connection = self._open[number]
         _current.set(connection)
         stream = SocketStream(sock, "user", server_side=True)
         connection.peer = stream.info("peer")
-        told = log.bind(listener=listener, peer=connection.peer)
-        status = "ended"
+        account = _Account()
         try:
-            await protocol.serve(stream, gate)
-        except asyncio.CancelledError:
-            status = "cancelled"
-            raise
-        except PeerError as error:
-            status = "peer-error"
-            told.info("connection-ended", session=connection.session, reason=str(error))
-        except TapeError as error:
-            status = "tape-error"
-            told.error("recording-failed", session=connection.session, reason=str(error))
-        except GatecastError as error:
-            status = "error"
-            told.warning("connection-failed", session=connection.session, reason=str(error))
-        except Exception as error:  # fails closed: the connection ends, and only it
-            status = "error"
-            told.error("connection-failed", session=connection.session, **describe(error))
+            with _accounted(connection, account):
+                await protocol.serve(stream, gate)
         finally:
             self._on_end(connection)
-            await asyncio.shield(self._finish(stream, connection, status))
+            await asyncio.shield(self._finish(stream, connection, account.status))
 
     async def _finish(self, stream: SocketStream, connection: Connection, status: str) -> None:
         """Close the user's side and seal whatever serve() left open, in bounded time."""
         await stream.close()
+        await self._seal(connection, status)
+
+    async def _seal(self, connection: Connection, status: str) -> None:
         for tape in connection.tapes:
             try:
                 async with asyncio.timeout(SEAL_SECONDS):
                     await tape.close("closed" if status == "ended" else "failed", f"the connection {status}")
             except (TapeError, TimeoutError) as error:
                 log.error("tape-not-sealed", session=tape.sid, reason=str(error) or "the disk did not answer")
+
+
+@dataclass(slots=True)
+class _Account:
+    """How a connection ended."""
+
+    status: str = "ended"
+
+
+@contextlib.contextmanager
+def _accounted(connection: Connection, account: _Account) -> Iterator[None]:
+    """Tell the log how it went. A failure ends here: it never ends another connection."""
+    told = log.bind(listener=connection.listener, peer=connection.peer)
+    try:
+        yield
+    except asyncio.CancelledError:
+        account.status = "cancelled"
+        raise
+    except PeerError as error:
+        account.status = "peer-error"
+        told.info("connection-ended", session=connection.session, reason=str(error))
+    except TapeError as error:
+        account.status = "tape-error"
+        told.error("recording-failed", session=connection.session, reason=str(error))
+    except GatecastError as error:
+        account.status = "error"
+        told.warning("connection-failed", session=connection.session, reason=str(error))
+    except Exception as error:  # fails closed: the connection ends, and only it
+        account.status = "error"
+        told.error("connection-failed", session=connection.session, **describe(error))

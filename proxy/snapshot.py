@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 import protocols
 from proxy.config import ConfigErrors, Loaded, load_config
 from proxy.core.errors import ConfigError
-from proxy.core.events import Column, Command, RemarkFields
+from proxy.core.events import Column, Command, FieldMask, RemarkFields
 from proxy.core.gate import Plan, StreamMask
 from proxy.core.parties import Identity, Target
 from proxy.core.verdict import Deny, Mask, Verdict
@@ -141,6 +141,10 @@ class Live:
     def guard(self, masks: tuple[Mask, ...], command: Command) -> Deny | None:
         """See proxy.core.gate.Masker."""
         return self.snapshot.masking.guard(masks, command)
+
+    def fields(self, masks: tuple[Mask, ...], command: Command) -> FieldMask | None:
+        """See proxy.core.gate.Masker."""
+        return self.snapshot.masking.fields(masks, command)
 
     def stream(self, masks: tuple[Mask, ...]) -> StreamMask | None:
         """See proxy.core.gate.Masker."""

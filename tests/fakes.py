@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgpack
 
 from proxy.core.errors import LoginRefused, TapeError
-from proxy.core.events import CellMask, Column, Command, RemarkFields
+from proxy.core.events import CellMask, Column, Command, FieldMask, RemarkFields
 from proxy.core.gate import Decision, Gate, Outcome, Plan, StreamMask
 from proxy.core.parties import Credential, Identity, KeyLogin, Secret, Target
 from proxy.core.statement import Statement
@@ -213,6 +213,10 @@ class FakeMasker:
 
     def guard(self, masks: tuple[Mask, ...], command: Command) -> Deny | None:
         return self.denies
+
+    def fields(self, masks: tuple[Mask, ...], command: Command) -> FieldMask | None:
+        word = self.word.decode()
+        return (lambda field: lambda text: text.replace(word, "*" * len(word))) if masks and word else None
 
     def stream(self, masks: tuple[Mask, ...]) -> StreamMask | None:
         return FakeStreamMask(self.word) if masks and self.word else None

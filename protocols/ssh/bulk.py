@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from protocols.ssh import wire
 from protocols.ssh.actions import Action, Down, Up
 from protocols.ssh.channels import Channel
-from protocols.ssh.content import Step, ToTarget, ToUser
 from protocols.ssh.lanes import Lane, Rewrap
 from proxy.core.events import Chunk, Frame
 from proxy.core.session import Input
+from proxy.terminal.content import Step, ToTarget, ToUser
 
 Passed = tuple[list[Action] | None, Sequence[Step] | None]
 _LONG_WAY: Passed = (None, None)

@@ -15,11 +15,11 @@ from typing import Final, Literal
 
 from protocols.ssh import wire
 from protocols.ssh.actions import Action, Mark
-from protocols.ssh.content import Content
 from protocols.ssh.lanes import DownLane, Item, Lane, Masked, UpLane
 from proxy.core.errors import PeerError, TargetPeerError, UserPeerError
 from proxy.core.session import Permit
 from proxy.core.text import harmless
+from proxy.terminal.content import Content
 
 USER: Final = 0
 TARGET: Final = 1

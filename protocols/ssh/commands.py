@@ -35,7 +35,6 @@ from protocols.ssh.channels import (
     Side,
     shown,
 )
-from protocols.ssh.content import Step
 from protocols.ssh.forwards import GlobalRequests
 from protocols.ssh.lanes import Masked, Parcel, Rewrap
 from protocols.ssh.lobby import WINDOW_BYTES, Guests, Seat
@@ -46,12 +45,13 @@ from protocols.ssh.programs import Programs
 from protocols.ssh.requests import Requests
 from protocols.ssh.results import record, unanswered
 from protocols.ssh.verbs import VERBS as VERBS
-from protocols.ssh.wording import gate_text, refusal_text
 from proxy.core.errors import PeerError, Refused, TargetPeerError
 from proxy.core.events import Chunk, Frame, Result
 from proxy.core.gate import ShellReader
 from proxy.core.parties import Target
 from proxy.core.session import Permit
+from proxy.terminal.content import Step
+from proxy.terminal.wording import gate_text, refusal_text
 
 
 class Conversation:

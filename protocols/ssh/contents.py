@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Literal
 
-from protocols.ssh.content import Content, Settings
 from protocols.ssh.scp import scp_content
 from protocols.ssh.scp_argv import read_scp
 from protocols.ssh.sftp import sftp_content
-from protocols.ssh.terminal import terminal_content
 from proxy.core.gate import ShellReader
+from proxy.terminal.content import Content, Settings
+from proxy.terminal.terminal import terminal_content
 
 Start = Literal["exec", "shell", "subsystem"]
 ContentFactory = Callable[[Start, str, bool, Settings], Content | None]

@@ -23,8 +23,8 @@ from typing import Final
 
 from protocols.ssh import wire
 from protocols.ssh.wire_bodies import Number
-from protocols.ssh.wording import gate_text
 from proxy.core.errors import UserPeerError
+from proxy.terminal.wording import gate_text
 
 FIRST_NUMBER: Final = 0x67630000  # "gc": far from what a target counts up to, or draws at random among few
 SEATS_LIMIT: Final = 64  # sessions of one connection that wait: sshd's MaxSessions is 10

@@ -25,17 +25,6 @@ from protocols.ssh import parcels, wire
 from protocols.ssh.actions import Action, Alarm, Decide, Ignored, Record, Up, Withdraw
 from protocols.ssh.answers import Answers, ignored
 from protocols.ssh.channels import TARGET, USER, Channel, Limits, Remarks, Side, Waiting, shown
-from protocols.ssh.content import (
-    Ask,
-    Broken,
-    Done,
-    Dropped,
-    Step,
-    ToTarget,
-    ToUser,
-    Wake,
-    held_bytes,
-)
 from protocols.ssh.contents import ContentFactory as ContentFactory
 from protocols.ssh.lanes import Item, Parcel, Piece, Stream
 from protocols.ssh.requests import (
@@ -51,10 +40,21 @@ from protocols.ssh.requests import (
 )
 from protocols.ssh.results import record
 from protocols.ssh.wire_bodies import REQUESTS, ExitSignal, Number, Word
-from protocols.ssh.wording import gate_text, refusal_text
 from proxy.core.errors import Refused, TargetPeerError, UserPeerError
 from proxy.core.events import Command, Result
 from proxy.core.session import Permit
+from proxy.terminal.content import (
+    Ask,
+    Broken,
+    Done,
+    Dropped,
+    Step,
+    ToTarget,
+    ToUser,
+    Wake,
+    held_bytes,
+)
+from proxy.terminal.wording import gate_text, refusal_text
 
 HELD_INPUT_BYTES: Final = 1024  # of a terminal whose command is held: a line, and Ctrl-C
 DENIED_STATUS: Final = 126  # a shell's status for what it may not run: POSIX XCU 2.8.2

@@ -24,7 +24,6 @@ from typing import Any, Final
 
 from protocols.ssh import wire
 from protocols.ssh.channels import Channel
-from protocols.ssh.content import Ask, Settings
 from protocols.ssh.contents import SFTP_SERVERS, Start, decoded
 from protocols.ssh.verbs import KIND_OF
 from protocols.ssh.wire_bodies import DirectStreamlocal, Env, ForwardedStreamlocal, Tcpip, Tun, Word, X11Request
@@ -34,6 +33,7 @@ from proxy.core.gate import ShellReader
 from proxy.core.parties import Target
 from proxy.core.script import Script
 from proxy.core.verdict import Deny
+from proxy.terminal.content import Ask, Settings
 
 PROGRAMS: Final = ("exec", "shell", "subsystem")
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from protocols.ssh.actions import Action, Ignored, Record
 from protocols.ssh.channels import Channel
-from protocols.ssh.content import Done, Dropped
 from proxy.core.events import Result
+from proxy.terminal.content import Done, Dropped
 
 
 def record(channel: Channel, tag: str, out: list[Action], now: float) -> None:

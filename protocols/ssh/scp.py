@@ -26,12 +26,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from protocols.ssh.content import Ask, Broken, Content, Done, Dropped, Settings, Step, ToTarget, ToUser
 from protocols.ssh.scp_argv import ScpCall, read_scp
 from protocols.ssh.transfers import FILE_VERBS, NoTerminal, Notes, Reorder, Steps, Transfer, is_recorded, refusal, shown
 from proxy.core.errors import Refused
 from proxy.core.events import Command, Result
 from proxy.core.session import Permit
+from proxy.terminal.content import Ask, Broken, Content, Done, Dropped, Settings, Step, ToTarget, ToUser
 
 LINE_LIMIT: Final = 16 * 1024  # OpenSSH's sink reads lines into such a buffer (scp.c)
 AHEAD_LIMIT: Final = 2 * 1024 * 1024  # what a side may send ahead of an answer: a window of OpenSSH

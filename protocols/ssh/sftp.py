@@ -25,7 +25,6 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from protocols.ssh import sftp_wire as wire
-from protocols.ssh.content import Ask, Broken, Content, Done, Dropped, Settings, Step, ToTarget, ToUser
 from protocols.ssh.sftp_commands import Place, command, places
 from protocols.ssh.sftp_state import LOOKUP, File, Job, Known, Lookup, Sent, cut, opened, read_answer, reply_head
 from protocols.ssh.sftp_wire import Cutter, Malformed, Piece, Request, Unfit
@@ -33,6 +32,7 @@ from protocols.ssh.transfers import NoTerminal, Notes, Reorder, Steps, refusal
 from proxy.core.errors import Refused
 from proxy.core.events import Result
 from proxy.core.session import Permit
+from proxy.terminal.content import Ask, Broken, Content, Done, Dropped, Settings, Step, ToTarget, ToUser
 
 OUTSTANDING_LIMIT: Final = 4096  # OpenSSH's clients keep 64 under way, paramiko's hundreds; more wait: ours
 HANDLES_LIMIT: Final = 4096  # sftp-server has as many as it may open files, 1,024 by default: ours

@@ -27,7 +27,6 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from protocols.ssh.content import Settings
 from protocols.ssh.sftp_wire import (
     FXF_READ,
     FXF_WRITE,
@@ -39,6 +38,7 @@ from protocols.ssh.sftp_wire import (
 )
 from protocols.ssh.transfers import FILE_VERBS, shown
 from proxy.core.events import Command
+from proxy.terminal.content import Settings
 
 PROTOCOL = "ssh"
 

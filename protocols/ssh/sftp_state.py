@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from protocols.ssh import sftp_wire as wire
-from protocols.ssh.content import Settings
 from protocols.ssh.sftp_commands import Place, real_name
 from protocols.ssh.sftp_wire import HeadRule, Operation, Request
 from protocols.ssh.transfers import Reorder, Transfer, is_recorded
 from proxy.core.events import Result
 from proxy.core.session import Permit
+from proxy.terminal.content import Settings
 
 PARENT_SECONDS: Final = 1.0  # how long a directory's real name is believed: ours
 PARENTS_LIMIT: Final = 256  # directories whose real name is remembered: ours

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from protocols.ssh.content import Settings, Step, ToTarget, ToUser
 from proxy.core.errors import Refused
 from proxy.core.events import Kind, Result
 from proxy.core.text import harmless
+from proxy.terminal.content import Settings, Step, ToTarget, ToUser
 
 REORDER_BYTES_LIMIT: Final = 8 * 1024 * 1024  # 64 requests of 128 KiB, more than clients keep under way: ours
 REORDER_PIECES_LIMIT: Final = 1024  # 8 MiB in messages of 8 KiB; bounds the cost of small ones: ours

@@ -147,6 +147,26 @@ class Chunk:
     masked: bool = True
 
 
+# Returns what replaces the values of a field, None where they stay as they are. A field is named as the protocol
+# documents it ("secrets:data.password"); values are text, whatever their encoding in the document.
+FieldMask = Callable[[str], Callable[[str], str] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A whole structured answer for the user: an object in JSON, one line of a watch. flow, data, wire: as in Chunk.
+
+    rewrite gives the same document with the values of masked fields replaced, in data's form; rewrap frames it. What
+    rewrite cannot read it must not let through: it raises, which ends the session.
+    """
+
+    flow: int
+    data: bytes
+    wire: bytes
+    rewrite: Callable[[FieldMask], bytes]
+    rewrap: Callable[[bytes], bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """How a command ended, decoded for the people who replay the tape; taped, never sent.
@@ -173,4 +193,4 @@ class Resize:
     flow: int | None = None
 
 
-Event = Rows | Remark | Output | Chunk | Frame | Resize
+Event = Rows | Remark | Output | Chunk | Document | Frame | Resize

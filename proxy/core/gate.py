@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from proxy.core.events import CellMask, Column, Command, RemarkFields
+from proxy.core.events import CellMask, Column, Command, FieldMask, RemarkFields
 from proxy.core.parties import Credential, Identity, KeyLogin, Target
+from proxy.core.residents import Nowhere, Residents
 from proxy.core.script import Script
 from proxy.core.statement import Statement
 from proxy.core.verdict import Deny, Hold, Mask, Verdict
@@ -116,6 +117,9 @@ class Masker(Protocol):
     def guard(self, masks: tuple[Mask, ...], command: Command) -> Deny | None:
         """Refuse what would carry masked values past the masks (CREATE TABLE AS, INSERT .. SELECT, ...)."""
 
+    def fields(self, masks: tuple[Mask, ...], command: Command) -> FieldMask | None:
+        """Return what masks the fields of a document, None if all documents stay as they are."""
+
     def stream(self, masks: tuple[Mask, ...]) -> StreamMask | None:
         """Return a mask for a stream of text (a terminal, a program's output), None if no detector asks for it."""
 
@@ -164,4 +168,5 @@ class Gate:
     settings: Mapping[str, Any]
     clock: Callable[[], float]
     shell: ShellReader = unread
+    residents: Residents = field(default_factory=Nowhere)
     shared: dict[str, Any] = field(default_factory=dict)

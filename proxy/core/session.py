@@ -23,7 +23,7 @@ from typing import Final, Literal, assert_never
 import msgpack
 
 from proxy.core.errors import Refused, TapeError
-from proxy.core.events import Chunk, Command, Event, Frame, Output, Remark, Resize, Result, Rows
+from proxy.core.events import Chunk, Command, Document, Event, Frame, Output, Remark, Resize, Result, Rows
 from proxy.core.gate import Gate, Pending, Plan, StreamMask
 from proxy.core.parties import Identity, Target
 from proxy.core.verdict import Allow, Deny, Hold, Mask, Verdict
@@ -268,6 +268,8 @@ class Session:
                 data, unmasked = self._mask_remark(permit, event), event.wire
             case Chunk():
                 return self._reveal_chunk(permit, event)
+            case Document():
+                return self._reveal_document(permit, event)
             case Resize():
                 self.tape.append(GATE, Kind.RESIZE, _pack([event.columns, event.rows]), flow=event.flow)
                 return b""
@@ -298,6 +300,19 @@ class Session:
         if data == chunk.data:
             return chunk.wire
         return chunk.rewrap(data) if data else b""
+
+    def _reveal_document(self, permit: Permit | None, document: Document) -> bytes:
+        """The same for a whole structured answer."""
+        masks = tuple(self._seen_masks) if permit is None else permit.masks
+        command = permit.command if permit is not None else _NO_COMMAND
+        fields = self.gate.masker.fields(masks, command) if masks else None
+        data = document.data if fields is None else document.rewrite(fields)
+        number = self.tape.append(OUT, Kind.WIRE, data, flow=document.flow) if data else None
+        if data == document.data:
+            return document.wire
+        if self.target.original_to:
+            self._keep_original(permit, document.data, number, len(data))
+        return document.rewrap(data)
 
     def _stream_mask(self, permit: Permit | None, chunk: Chunk) -> StreamMask | None:
         """The mask of a stream. Masks add up: what a later command of the same stream brings stays to its end."""
@@ -421,6 +436,7 @@ class Session:
                 raise error
 
 
+_NO_COMMAND: Final = Command("", "", "unknown", "")  # what nobody asked for
 _CHANNELS: Final = {"out": OUT, "err": ERR}
 
 

@@ -41,8 +41,11 @@ class Stream(Protocol):
     async def write(self, data: bytes) -> None:
         """Write all of data; returns when no more than HIGH_WATER_BYTES are waiting. Raises PeerError."""
 
-    async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None) -> None:
-        """End the first phase, with TLS (server_name: as a client that checks it) or without. Raises PeerError."""
+    async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None, whole: bool = False) -> None:
+        """End the first phase, with TLS (server_name: as a client that checks it) or without. Raises PeerError.
+
+        whole: writes go to TLS as they are, in records as long as may be; libpq alone needs short ones.
+        """
 
     async def hand_over(self, heir: Heir) -> asyncio.Transport:
         """End the first phase by making heir the protocol of the connection; nobody reads or writes here any more.
@@ -225,6 +228,7 @@ class SocketStream:
         self._heir: Heir | None = None
         self._given: asyncio.Transport | None = None  # what the heir has
         self._tls = False
+        self._record_bytes = 0
         self._peeked = b""
 
     async def peek(self, size: int) -> bytes:
@@ -250,14 +254,14 @@ class SocketStream:
     async def write(self, data: bytes) -> None:
         try:
             if self._transport is not None:
-                await self._transport.write(data, TLS_RECORD_BYTES if self._tls else 0)
+                await self._transport.write(data, self._record_bytes)
             else:
                 assert self._sock is not None
                 await self._loop.sock_sendall(self._sock, data)
         except (OSError, ssl.SSLError) as error:
             raise self._error(f"the {self._side}'s connection failed") from error
 
-    async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None) -> None:
+    async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None, whole: bool = False) -> None:
         assert self._transport is None and self._sock is not None, "start() is called once"
         protocol = _Transport(self._loop, self._sock)
         kwargs: dict[str, Any] = {"sock": self._sock}
@@ -280,6 +284,7 @@ class SocketStream:
             raise self._error(f"the TLS handshake with the {self._side} failed") from error
         self._transport = protocol
         self._tls = tls is not None
+        self._record_bytes = TLS_RECORD_BYTES if self._tls and not whole else 0
 
     async def hand_over(self, heir: Heir) -> asyncio.Transport:
         assert self._transport is None and self._sock is not None, "the first phase is over"
@@ -443,7 +448,7 @@ class MemoryStream:
         other._change()
         await other._until(lambda: len(other._buffer) <= HIGH_WATER_BYTES or other.closed)
 
-    async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None) -> None:
+    async def start(self, tls: ssl.SSLContext | None, server_name: str | None = None, whole: bool = False) -> None:
         if tls is not None:
             raise PeerError("a memory stream has no TLS")
 

@@ -16,7 +16,8 @@ class Mask:
     """One mask of one rule: what to look for, and what to put in its place.
 
     columns are patterns ``schema.table.column`` with ``*`` wildcards (fnmatch, case-sensitive); detectors
-    are names of value detectors. Both empty is an error at load. keep is for ``partial``: how many
+    are names of value detectors. fields are patterns of the fields of documents (Kubernetes: ``secrets:data.*``). All
+    empty is an error at load. keep is for ``partial``: how many
     characters stay readable at the end. text is the replacement of ``redact`` and ``constant``.
     """
 
@@ -26,6 +27,7 @@ class Mask:
     action: Action = "redact"
     keep: int = 4
     text: str | None = None
+    fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,8 @@ class TargetWriter:
             case Input():
                 if cargo.permit._session is not self._session or not cargo.permit.spent:
                     raise TypeError("input of another session, or ahead of its permit")
-                self._session.tape.append(USER, Kind.WIRE, cargo.data, flow=cargo.flow)
+                if cargo.data:  # none: the gate's own words to the target (a head that bears the credential)
+                    self._session.tape.append(USER, Kind.WIRE, cargo.data, flow=cargo.flow)
                 self._queue.append(cargo.wire)
             case Frame():
                 if cargo.taped:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from proxy.core.errors import ConfigError
-from proxy.core.events import CellMask, Column, Command, RemarkFields
+from proxy.core.events import CellMask, Column, Command, FieldMask, RemarkFields
 from proxy.core.verdict import Deny, Mask
 from proxy.masking import actions, guard, remarks
 from proxy.masking.cells import column_mask, detector_mask
@@ -152,6 +152,10 @@ class Masking:
                 compiled.guards.clear()
             compiled.guards[key] = _guard(compiled, masks, command)
         return compiled.guards[key]
+
+    def fields(self, masks: tuple[Mask, ...], command: Command) -> FieldMask | None:
+        """Return what masks the fields of a document, None if all documents stay as they are."""
+        raise NotImplementedError
 
     def stream(self, masks: tuple[Mask, ...]) -> StreamMask | None:
         """Return a mask for a stream of text (a terminal, a program's output), None if no detector asks for it."""

@@ -26,13 +26,13 @@ ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from protocols.ssh.content import Ask, Broken, Content, Done, Settings, Step, ToTarget, ToUser  # noqa: E402
 from protocols.ssh.scp import scp_content  # noqa: E402
 from protocols.ssh.sftp import sftp_content  # noqa: E402
 from proxy.core.errors import Refused  # noqa: E402
 from proxy.core.events import Command  # noqa: E402
 from proxy.core.session import Permit  # noqa: E402
 from proxy.core.verdict import Deny  # noqa: E402
+from proxy.terminal.content import Ask, Broken, Content, Done, Settings, Step, ToTarget, ToUser  # noqa: E402
 
 PIECE = 64 * 1024
 AHEAD = 64  # pieces that may wait for a writer before its source is read on

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 from typing import cast
 
 from protocols.ssh import sftp_wire as wire
-from protocols.ssh.content import Ask, Broken, Content, Done, Settings, Step, ToTarget, ToUser
 from protocols.ssh.sftp import sftp_content
 from proxy.core.errors import Refused
 from proxy.core.events import Command, Result
 from proxy.core.session import Permit
 from proxy.core.verdict import Deny
+from proxy.terminal.content import Ask, Broken, Content, Done, Settings, Step, ToTarget, ToUser
 
 HOME = b"/home/alice"
 U32 = wire.U32.pack

@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
-from protocols.ssh.content import Ask, Broken, Content, Done, Dropped, Settings, Step, ToTarget, ToUser, Wake
-from protocols.ssh.terminal import terminal_content
 from proxy.core.errors import Refused
 from proxy.core.script import Invocation, Script
 from proxy.core.session import Permit
 from proxy.core.verdict import Deny
+from proxy.terminal.content import Ask, Broken, Content, Done, Dropped, Settings, Step, ToTarget, ToUser, Wake
+from proxy.terminal.terminal import terminal_content
 
 UP, DOWN, LEFT, RIGHT = "\x1b[A", "\x1b[B", "\x1b[D", "\x1b[C"
 KEY_GAP_SECONDS: Final = 0.006

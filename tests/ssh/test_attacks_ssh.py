@@ -6,10 +6,10 @@ import pytest
 
 from protocols.ssh import sftp_wire as wire
 from protocols.ssh import wire as wire4254
-from protocols.ssh.content import Ask, Settings
-from protocols.ssh.terminal import terminal_content
 from protocols.ssh.wire_bodies import Pty, encode_modes
 from proxy.policy.shell import read_shell
+from proxy.terminal.content import Ask, Settings
+from proxy.terminal.terminal import terminal_content
 from tests.ssh.playing_ssh import Play, execute, pty
 from tests.ssh.sftp_stage import U32, S, begun, extended, opening, packets, request
 

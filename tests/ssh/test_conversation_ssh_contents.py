@@ -9,12 +9,12 @@ import pytest
 from protocols.ssh import wire
 from protocols.ssh.actions import Alarm, Decide, Disconnect, Down, Up, Withdraw
 from protocols.ssh.channels import Limits
-from protocols.ssh.content import Ask, Broken, Content, Done, Settings, Step, ToTarget, ToUser, Wake
 from protocols.ssh.wire_bodies import Word
 from proxy.core.errors import Refused
 from proxy.core.events import Chunk, Command, Frame, Result
 from proxy.core.session import Input, Permit
 from proxy.core.verdict import Allow, Deny
+from proxy.terminal.content import Ask, Broken, Content, Done, Settings, Step, ToTarget, ToUser, Wake
 from recorder.tape import GATE, USER, Kind
 from tests.fakes import FakeMasker
 from tests.ssh.playing_ssh import MASKS, PACKET, WINDOW, Play, execute, exit_status, pty, request

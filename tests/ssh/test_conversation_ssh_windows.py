@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from protocols.ssh import wire
 from protocols.ssh.actions import Disconnect
-from protocols.ssh.content import Ask, Step, ToTarget, ToUser
 from proxy.core.errors import Refused
 from proxy.core.session import Permit
 from proxy.core.verdict import Allow, Mask
+from proxy.terminal.content import Ask, Step, ToTarget, ToUser
 from tests.fakes import FakeMasker
 from tests.ssh.playing_ssh import MASKS, Play, execute
 

@@ -7,12 +7,12 @@ import pytest
 from protocols.ssh import sftp_wire as packets
 from protocols.ssh import wire
 from protocols.ssh.actions import Disconnect
-from protocols.ssh.content import Step
 from protocols.ssh.contents import content_for
 from protocols.ssh.wire_bodies import Word, X11Request
 from proxy.core.events import Command
 from proxy.core.verdict import Allow, Deny, Verdict
 from proxy.policy.shell import read_shell
+from proxy.terminal.content import Step
 from recorder.tape import USER
 from tests.ssh import sftp_stage as sftp
 from tests.ssh.playing_ssh import (

@@ -7,10 +7,10 @@ import hashlib
 import pytest
 
 from protocols.ssh import scp
-from protocols.ssh.content import Settings
 from protocols.ssh.scp import scp_content
 from protocols.ssh.transfers import FILE_VERBS
 from proxy.core.events import Command
+from proxy.terminal.content import Settings
 from tests.ssh.sftp_stage import Stage
 
 DENIED = b'\1gatecast: denied by rule "no-etc": not for you: '

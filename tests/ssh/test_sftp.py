@@ -8,11 +8,11 @@ import pytest
 
 from protocols.ssh import sftp
 from protocols.ssh import sftp_wire as wire
-from protocols.ssh.content import Settings
 from protocols.ssh.sftp import Sftp, sftp_content
 from protocols.ssh.transfers import FILE_VERBS, NOTES_LIMIT
 from protocols.ssh.verbs import KIND_OF
 from proxy.core.events import Command
+from proxy.terminal.content import Settings
 from tests.ssh.sftp_stage import (
     HOME,
     U32,

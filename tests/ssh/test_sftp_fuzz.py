@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.ssh import sftp_wire as wire
-from protocols.ssh.content import Settings
 from protocols.ssh.scp import scp_content
 from protocols.ssh.scp_argv import read_scp
 from protocols.ssh.sftp import sftp_content
 from proxy.core.events import Command
+from proxy.terminal.content import Settings
 from tests.ssh.sftp_stage import (
     U32,
     U64,

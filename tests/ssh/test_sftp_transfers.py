@@ -9,8 +9,8 @@ import pytest
 
 from protocols.ssh import sftp_wire as wire
 from protocols.ssh import transfers
-from protocols.ssh.content import Settings
 from protocols.ssh.transfers import Course, Reorder
+from proxy.terminal.content import Settings
 from tests.ssh.sftp_stage import U32, U64, S, begun, closing, opened, packets, reading, request, writing
 
 OK = wire.FX_OK

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from protocols.ssh.content import Ask, Done, Settings, ToTarget, ToUser, Wake, held_bytes
-from protocols.ssh.terminal import QUEUE_LIMIT, terminal_content
 from proxy.core.errors import Refused
 from proxy.core.verdict import Deny
+from proxy.terminal.content import Ask, Done, Settings, ToTarget, ToUser, Wake, held_bytes
+from proxy.terminal.terminal import QUEUE_LIMIT, terminal_content
 from tests.ssh.terminal_cases import Bash, Desk, permit_for, programs
 
 

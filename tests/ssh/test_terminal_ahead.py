@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from protocols.ssh.reading import judge
-from protocols.ssh.typed import Typed
+from proxy.terminal.reading import judge
+from proxy.terminal.typed import Typed
 
 
 @pytest.mark.parametrize(

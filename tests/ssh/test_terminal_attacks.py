@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from protocols.ssh.content import Settings
-from protocols.ssh.terminal import terminal_content
+from proxy.terminal.content import Settings
+from proxy.terminal.terminal import terminal_content
 from tests.ssh.terminal_cases import PROMPT, Bash, Desk, programs
 
 ALTERNATE = b"\x1b[?1049h"
@@ -161,8 +161,8 @@ def test_a_model_that_fails_leaves_what_was_typed(monkeypatch: pytest.MonkeyPatc
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("protocols.ssh.screen.Screen.feed", fail)
-    monkeypatch.setattr("protocols.ssh.screen.Screen.text", fail)
+    monkeypatch.setattr("proxy.terminal.screen.Screen.feed", fail)
+    monkeypatch.setattr("proxy.terminal.screen.Screen.text", fail)
     type_keys(desk, EVIL + "\r")
     assert desk.texts()[-1] == EVIL
     assert desk.hows()[-1] == "guess"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from protocols.ssh import wire
-from protocols.ssh.content import Dropped, held_bytes
 from protocols.ssh.contents import content_for
 from proxy.core.errors import Refused
 from proxy.core.verdict import Allow, Deny
 from proxy.policy.shell import read_shell
+from proxy.terminal.content import Dropped, held_bytes
 from recorder.tape import USER
 from tests.ssh.playing_ssh import DENY, Play, pty, request
 from tests.ssh.terminal_cases import permit_for

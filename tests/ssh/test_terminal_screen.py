@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.ssh.cues import LOOK_BACK_LIMIT, Cue, Cues
-from protocols.ssh.keys import SEQUENCE_LIMIT, KeyKind, Keys
-from protocols.ssh.lines import BACKLOG_LIMIT, KEPT_BYTES, Backlog
-from protocols.ssh.screen import COLUMNS_LIMIT, ROWS_LIMIT, WORK_LIMIT, Screen, width_of
+from proxy.terminal.cues import LOOK_BACK_LIMIT, Cue, Cues
+from proxy.terminal.keys import SEQUENCE_LIMIT, KeyKind, Keys
+from proxy.terminal.lines import BACKLOG_LIMIT, KEPT_BYTES, Backlog
+from proxy.terminal.screen import COLUMNS_LIMIT, ROWS_LIMIT, WORK_LIMIT, Screen, width_of
 
 
 def rows(data: bytes, columns: int = 10, height: int = 4) -> list[str]:

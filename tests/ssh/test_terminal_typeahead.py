@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from protocols.ssh.content import Ask
+from proxy.terminal.content import Ask
 from tests.ssh.terminal_cases import Desk, programs
 
 LINE = "echo ws-114 >> ws; echo al''so ws-114"

@@ -94,12 +94,14 @@ Step = ToTarget | Dropped | ToUser | Ask | Done | Wake | Broken
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a Content may know. flow is the channel's number on the tape; the rest is the target's configuration.
+    """What a Content may know. flow is the channel's number on the tape, protocol that of its commands.
 
-    record_contents: globs of paths; transfers of these are on the tape whole. login: the name at the target.
+    The rest is the target's configuration. record_contents: globs of paths; transfers of these are on the tape whole.
+    login: the name at the target.
     """
 
     flow: int
+    protocol: str = "ssh"
     target: str = ""
     login: str = ""
     record_contents: tuple[str, ...] = ()

@@ -18,10 +18,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from protocols.ssh.keys import KeyKind
-from protocols.ssh.reading import UNREADABLE, How, Reading, judge, perhaps
-from protocols.ssh.screen import Screen
-from protocols.ssh.typed import Typed
+from proxy.terminal.keys import KeyKind
+from proxy.terminal.reading import UNREADABLE, How, Reading, judge, perhaps
+from proxy.terminal.screen import Screen
+from proxy.terminal.typed import Typed
 
 BACKLOG_LIMIT: Final = 64 * 1024
 SHOWN_LIMIT: Final = 256 * 1024  # of a line of 500 keys that redraw 500 bytes each, as fish does

@@ -5,10 +5,10 @@ Its rows belong to a program, so nothing tells where a line begins: the cursor's
 
 from __future__ import annotations
 
-from protocols.ssh.keys import KeyKind
-from protocols.ssh.lines import Backlog
-from protocols.ssh.reading import Reading, judge
-from protocols.ssh.typed import Typed
+from proxy.terminal.keys import KeyKind
+from proxy.terminal.lines import Backlog
+from proxy.terminal.reading import Reading, judge
+from proxy.terminal.typed import Typed
 
 
 class Pane:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from protocols.ssh.typed import Typed
+from proxy.terminal.typed import Typed
 
 How = Literal["both", "screen", "search", "guess", "app"]
 

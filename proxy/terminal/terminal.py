@@ -36,20 +36,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from protocols.ssh.content import Ask, Content, Done, Dropped, Settings, Step, ToTarget, ToUser, Wake
-from protocols.ssh.cues import Cue, Cues
-from protocols.ssh.keys import KeyKind, Keys
-from protocols.ssh.lines import Line
-from protocols.ssh.pane import Pane
-from protocols.ssh.reading import UNREADABLE, Reading
-from protocols.ssh.screen import COLUMNS_LIMIT, ROWS_LIMIT
-from protocols.ssh.typed import Typed
-from protocols.ssh.wording import refusal_text
 from proxy.core.errors import Refused
 from proxy.core.events import Command, Result
 from proxy.core.gate import ShellReader
 from proxy.core.script import Script
 from proxy.core.session import Permit
+from proxy.terminal.content import Ask, Content, Done, Dropped, Settings, Step, ToTarget, ToUser, Wake
+from proxy.terminal.cues import Cue, Cues
+from proxy.terminal.keys import KeyKind, Keys
+from proxy.terminal.lines import Line
+from proxy.terminal.pane import Pane
+from proxy.terminal.reading import UNREADABLE, Reading
+from proxy.terminal.screen import COLUMNS_LIMIT, ROWS_LIMIT
+from proxy.terminal.typed import Typed
+from proxy.terminal.wording import refusal_text
 
 QUEUE_LIMIT: Final = 64 * 1024
 
@@ -286,7 +286,7 @@ class Terminal:
         opaque = opaque or reading.opaque
         facts |= {"shell": script, "opaque": opaque, "unsure": reading.how in ("guess", "app")}
         return Command(
-            "ssh",
+            self._settings.protocol,
             "line",
             "execute",
             reading.text,

@@ -12,7 +12,7 @@ import codecs
 import re
 from typing import Final
 
-from protocols.ssh.keys import KeyKind
+from proxy.terminal.keys import KeyKind
 
 TYPED_LIMIT: Final = 64 * 1024  # far more than a line editor takes (the kernel's: 4,096)
 ECHO_LIMIT: Final = 4096

@@ -1,0 +1,107 @@
+"""The heads of HTTP messages as values, and their encoding. The parsing is parser.py's.
+
+Field names keep the spelling in which they came; look-ups ignore case. Text is latin-1, so that every byte is kept.
+Source: RFC 9110 5 and 7.6.1, RFC 9112 2 to 6.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from proxy.core.errors import GatecastError
+
+Fields = tuple[tuple[str, str], ...]
+
+# What is said between two neighbours and goes no further. Source: RFC 9110 7.6.1, and what old proxies send.
+HOP_BY_HOP: Final = frozenset({
+    "connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "te", "trailer",
+    "transfer-encoding", "upgrade",
+})  # fmt: skip
+
+_UNSAFE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+class BadRequest(GatecastError):
+    """The user's request cannot be served. status is the HTTP status; closing: the connection is of no more use."""
+
+    def __init__(self, status: int, text: str, closing: bool = False) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+        self.closing = closing
+
+
+def get(fields: Fields, name: str) -> str | None:
+    """Return the first value of a field, None if there is none. name is in lower case."""
+    return next((value for found, value in fields if found.lower() == name), None)
+
+
+def values(fields: Fields, name: str) -> list[str]:
+    """Return all values of a field, as they came. name is in lower case."""
+    return [value for found, value in fields if found.lower() == name]
+
+
+def words(fields: Fields, name: str) -> list[str]:
+    """Return the elements of a field that is a comma-separated list, in lower case."""
+    return [word.strip().lower() for value in values(fields, name) for word in value.split(",") if word.strip()]
+
+
+def without(fields: Fields, names: Collection[str]) -> Fields:
+    """Return the fields but for some. names are in lower case."""
+    return tuple(field for field in fields if field[0].lower() not in names)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """A request's first line and fields. target is as it came (origin form: path and query).
+
+    length: of the body in bytes: None where it is chunked, 0 where there is none. upgrade: the value of Upgrade in
+    lower case where Connection asks for one, else "". keep_alive: the user wants to send another request.
+    """
+
+    method: str
+    target: str
+    fields: Fields
+    version: str = "1.1"
+    length: int | None = 0
+    upgrade: str = ""
+    keep_alive: bool = True
+
+    def get(self, name: str) -> str | None:
+        """Return the first value of a field (name in lower case), None if there is none."""
+        return get(self.fields, name)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """A response's status line and fields. length: as in RequestHead; None also where the connection's end ends the body."""
+
+    status: int
+    reason: str
+    fields: Fields
+    version: str = "1.1"
+    length: int | None = 0
+    keep_alive: bool = True
+
+    def get(self, name: str) -> str | None:
+        """Return the first value of a field (name in lower case), None if there is none."""
+        return get(self.fields, name)
+
+
+def encode_request(method: str, target: str, fields: Iterable[tuple[str, str]]) -> bytes:
+    """Return the head of a request, with its blank line. A control character in it is our own mistake."""
+    return _encode(f"{method} {target} HTTP/1.1", fields)
+
+
+def encode_response(status: int, reason: str, fields: Iterable[tuple[str, str]]) -> bytes:
+    """Return the head of a response, with its blank line."""
+    return _encode(f"HTTP/1.1 {status} {reason}", fields)
+
+
+def _encode(first: str, fields: Iterable[tuple[str, str]]) -> bytes:
+    lines = [first, *(f"{name}: {value}" for name, value in fields)]
+    assert not any(map(_UNSAFE.search, lines)), "a control character in a head"
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
