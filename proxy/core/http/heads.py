@@ -77,7 +77,7 @@ class RequestHead:
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """A response's status line and fields. length: as in RequestHead; None also where the connection's end ends the body."""
+    """A response's status line and fields. length: as in RequestHead; None also where the end of the connection ends it."""
 
     status: int
     reason: str
