@@ -77,7 +77,10 @@ class RequestHead:
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """A response's status line and fields. length: as in RequestHead; None also where the end of the connection ends it."""
+    """A response's status line and fields.
+
+    length: as in RequestHead; None also where the end of the connection ends the body.
+    """
 
     status: int
     reason: str
