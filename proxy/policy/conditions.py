@@ -27,6 +27,13 @@ The variables:
     .unsure, .hidden (bool: of a typed line), .decoded (string: "sftp" or "scp" where each file is decided by itself),
     .pty (bool), .env (map of strings)
   file.path (string: the first), .paths (list of strings), .via (string: "sftp" or "scp"), .flags (string)
+  kube.group, .version, .resource, .subresource, .namespace, .name (string: "" where a request has none; the verb is
+    command.verb), .scope (string: "namespace", "cluster", or "" where it is not known), .path (string: of what is no
+    resource), .dry_run (bool), .field_manager, .label_selector, .field_selector, .content_type, .container (string),
+    .argv (list of strings: of exec), .stdin, .tty (bool), .images, .privileges (lists of strings: of the pods that a
+    create, update or patch makes), .opaque_body (bool: nobody can tell what it makes, so that images and privileges may
+    be more than these), .fields_written (list of strings; empty also where it is the whole object), .port (int),
+    .transfer (string: "in" or "out"), .transfer_path (string: of kubectl cp). An exec's command line is in shell.*
   time.hour, .minute (int), .weekday (int: 1 = Monday .. 7 = Sunday), in the file's time zone; .unix (int),
     .now (timestamp), in whole seconds
 A fact that a command does not have reads as its type's zero value. Functions: CEL's standard ones and the string
@@ -217,6 +224,35 @@ def _env(scene: Scene) -> dict[str, str]:
     return {_string(name): _string(value) for name, value in found.items()}
 
 
+def _of_ssh(take: Callable[[Scene], object], otherwise: object) -> Callable[[Scene], object]:
+    """Facts that other protocols have by the same keys (port, path) are not SSH's."""
+    return lambda scene: otherwise if scene.command.protocol == "kubernetes" else take(scene)
+
+
+def _kube(key: str, otherwise: object) -> Callable[[Scene], object]:
+    """A fact of a request to Kubernetes, of the type of what stands for none."""
+
+    def take(scene: Scene) -> object:
+        found = scene.command.facts.get(key)
+        if scene.command.protocol != "kubernetes":
+            found = None
+        if isinstance(otherwise, list):
+            return _strings(found)
+        if found is None:
+            return otherwise
+        if type(found) is not type(otherwise):
+            raise TypeError(f"the fact {key} is not of its type")
+        return found
+
+    return take
+
+
+def _scope(scene: Scene) -> str:
+    """Where the resource of a request lies: a namespace, the cluster, or it is not known."""
+    scoped = scene.command.facts.get("cluster_scoped")
+    return "" if scoped is None else "cluster" if scoped else "namespace"
+
+
 _T: Final = cel.Type
 _LIST: Final = _T.List(_T.STRING)
 
@@ -265,8 +301,8 @@ VARIABLES: Final[Mapping[str, tuple[Any, Callable[[Scene], object]]]] = {  # cel
     "shell.why": (_T.STRING, _of_script(lambda script: script.why)),
     "ssh.login": (_T.STRING, lambda scene: scene.target.database if scene.target.protocol == "ssh" else ""),
     "ssh.host": (_T.STRING, _fact_text("host")),
-    "ssh.port": (_T.INT, lambda scene: int(scene.command.facts.get("port") or 0)),
-    "ssh.path": (_T.STRING, lambda scene: "" if _of_file(scene) else _path(scene)),
+    "ssh.port": (_T.INT, _of_ssh(lambda scene: int(scene.command.facts.get("port") or 0), 0)),
+    "ssh.path": (_T.STRING, _of_ssh(lambda scene: "" if _of_file(scene) else _path(scene), "")),
     "ssh.subsystem": (_T.STRING, _fact_text("subsystem")),
     "ssh.how": (_T.STRING, _fact_text("how")),
     "ssh.unsure": (_T.BOOL, _fact_flag("unsure")),
@@ -278,6 +314,30 @@ VARIABLES: Final[Mapping[str, tuple[Any, Callable[[Scene], object]]]] = {  # cel
     "file.paths": (_LIST, _fact_strings("paths")),
     "file.via": (_T.STRING, _fact_text("via")),
     "file.flags": (_T.STRING, _fact_text("flags")),
+    "kube.group": (_T.STRING, _kube("api_group", "")),
+    "kube.version": (_T.STRING, _kube("api_version", "")),
+    "kube.resource": (_T.STRING, _kube("resource", "")),
+    "kube.subresource": (_T.STRING, _kube("subresource", "")),
+    "kube.namespace": (_T.STRING, _kube("namespace", "")),
+    "kube.name": (_T.STRING, _kube("name", "")),
+    "kube.scope": (_T.STRING, _scope),
+    "kube.path": (_T.STRING, _kube("path", "")),
+    "kube.dry_run": (_T.BOOL, _kube("dry_run", False)),
+    "kube.field_manager": (_T.STRING, _kube("field_manager", "")),
+    "kube.label_selector": (_T.STRING, _kube("label_selector", "")),
+    "kube.field_selector": (_T.STRING, _kube("field_selector", "")),
+    "kube.content_type": (_T.STRING, _kube("content_type", "")),
+    "kube.container": (_T.STRING, _kube("container", "")),
+    "kube.argv": (_LIST, _kube("argv", [])),
+    "kube.stdin": (_T.BOOL, _kube("stdin", False)),
+    "kube.tty": (_T.BOOL, _kube("tty", False)),
+    "kube.images": (_LIST, _kube("images", [])),
+    "kube.privileges": (_LIST, _kube("privileges", [])),
+    "kube.fields_written": (_LIST, _kube("fields_written", [])),
+    "kube.port": (_T.INT, _kube("port", 0)),
+    "kube.transfer": (_T.STRING, _kube("transfer", "")),
+    "kube.transfer_path": (_T.STRING, _kube("transfer_path", "")),
+    "kube.opaque_body": (_T.BOOL, _kube("opaque_body", False)),
     "time.hour": (_T.INT, lambda scene: scene.local.hour),
     "time.minute": (_T.INT, lambda scene: scene.local.minute),
     "time.weekday": (_T.INT, lambda scene: scene.local.isoweekday()),
@@ -291,6 +351,9 @@ FACT_KEYS: Final = (
     *("limit", "multi", "control", "opaque", "moves_data", "setting", "kinds", "columns_written", "beneath"),
     *("shell", "host", "port", "path", "paths", "subsystem", "how", "pty", "env", "via", "flags"),
     *("unsure", "hidden", "decoded"),
+    *("api_group", "api_version", "resource", "subresource", "namespace", "name", "cluster_scoped", "dry_run"),
+    *("field_manager", "label_selector", "field_selector", "content_type", "container", "argv", "stdin", "tty"),
+    *("images", "privileges", "fields_written", "transfer", "transfer_path", "opaque_body"),
 )
 
 

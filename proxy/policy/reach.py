@@ -50,7 +50,7 @@ def _places(rule: Rule, targets: Collection[Target]) -> set[str]:
 def _twin(rule: Rule, earlier: dict[tuple[object, ...], Rule]) -> Rule | None:
     """An earlier rule that says the same of the same, always or on the same condition."""
     says = rule.canonical.get("hold") if rule.effect == "hold" else None
-    masks = tuple((mask.columns, mask.detectors, mask.action, mask.keep, mask.text) for mask in rule.masks)
+    masks = tuple((mask.columns, mask.detectors, mask.fields, mask.action, mask.keep, mask.text) for mask in rule.masks)
     static = (rule.effect, rule.who, rule.on, rule.commands, repr(says), masks)
     unconditional = earlier.get((*static, ""))
     twin = unconditional or earlier.get((*static, rule.when.source if rule.when else ""))
@@ -64,7 +64,7 @@ def _takes_all(deny: Rule, rule: Rule, targets: Collection[Target] | None) -> bo
         and deny.on.covers(rule.on, targets)
         and deny.commands.covers(rule.commands)
         # A rule about objects also speaks of commands that touch none; only a deny without objects takes these.
-        and deny.commands.objects is None
+        and deny.commands.names_no_thing
     )
 
 

@@ -4,77 +4,32 @@ A rule has a static part (``who`` and ``on``), which is the same for a whole ses
 (``commands``) and a condition (``when``). Each part answers with None where it matches and with the reason where it
 does not: the decision and its explanation run the same code. What several rules say together is in rules.py.
 
-Globs are fnmatch's, case-sensitive: ``*`` any text, slashes too, ``?`` one character, ``[ab]`` one of these.
+Globs are globs.py's; what is asked of Kubernetes by resource, namespace and name is places.py's.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Final, Literal
 
 from proxy.core.events import Command
 from proxy.core.parties import Identity, Target
 from proxy.core.verdict import Allow, Deny, Hold, Mask
-from proxy.policy.conditions import Condition
+from proxy.policy.conditions import Condition, script_of
+from proxy.policy.globs import Globs as Globs
+from proxy.policy.globs import covers
+from proxy.policy.places import NAMED_ONLY, PROTOCOL, Places
 
 Effect = Literal["allow", "hold", "deny", "mask"]
 Opaque = Literal["also", "only", "never"]
 
 # What a condition reads of commands. Not ssh.login: it is the same for a whole session.
 OF_COMMANDS: Final = (
-    *("command.", "sql.", "shell.", "file."),
+    *("command.", "sql.", "shell.", "file.", "kube."),
     *("ssh.host", "ssh.port", "ssh.path", "ssh.subsystem", "ssh.how", "ssh.pty", "ssh.env"),
     *("ssh.unsure", "ssh.hidden", "ssh.decoded"),
 )
-
-_WILD: Final = re.compile(r"[*?\[]")
-
-
-@dataclass(frozen=True)  # no slots: cached_property keeps the compiled form in __dict__
-class Globs:
-    """A list of globs, of which any may match."""
-
-    texts: tuple[str, ...]
-
-    @cached_property
-    def _literals(self) -> frozenset[str]:
-        return frozenset(text for text in self.texts if not _WILD.search(text))
-
-    @cached_property
-    def _regex(self) -> re.Pattern[str] | None:
-        wild = [fnmatch.translate(text) for text in self.texts if _WILD.search(text)]
-        return re.compile("|".join(wild)) if wild else None
-
-    def match(self, value: str) -> bool:
-        """Tell whether some glob matches the whole value."""
-        return value in self._literals or (self._regex is not None and self._regex.match(value) is not None)
-
-    def any(self, values: Iterable[str]) -> bool:
-        """Tell whether some glob matches some value."""
-        return any(map(self.match, values))
-
-    def covers(self, other: Globs) -> bool:
-        """Tell whether all that other matches is matched here too; False where that is not certain."""
-        return all(any(_covers(mine, theirs) for mine in self.texts) for theirs in other.texts)
-
-    def __str__(self) -> str:
-        return ", ".join(self.texts)
-
-
-def _covers(wide: str, narrow: str) -> bool:
-    if wide == narrow or wide == "*":
-        return True
-    # A '*' can swallow any character of a glob, wildcards too; '?' and '[' of the wide side prove nothing.
-    return not re.search(r"[?\[]", wide) and fnmatch.fnmatchcase(narrow, wide)
-
-
-def covers(wide: Globs | None, narrow: Globs | None) -> bool:
-    """The same for optional lists: None matches everything."""
-    return wide is None or (narrow is not None and wide.covers(narrow))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +118,11 @@ def is_dark(command: Command) -> bool:
     return command.kind == "unknown" or bool(command.facts.get("opaque"))
 
 
+def _runs(command: Command) -> bool:
+    """Tell whether a program may run by the command: by its kind, or as it is a command line."""
+    return command.kind in ("execute", "unknown") or "shell" in command.facts
+
+
 def touches_nothing(command: Command) -> bool:
     """Tell whether the command is known to touch no object: SQL that reads, with its tables known to be none."""
     facts = command.facts
@@ -183,6 +143,8 @@ class Commands:
     verbs: frozenset[str] | None = None
     objects: Globs | None = None
     opaque: Opaque = "also"
+    programs: Globs | None = None
+    places: Places | None = None
 
     def names(self, command: Command) -> bool:
         """Tell whether a rule speaks of this command of kind session by name."""
@@ -190,12 +152,17 @@ class Commands:
             self.kinds is not None and command.kind in self.kinds
         )
 
+    @property
+    def names_no_thing(self) -> bool:
+        """Whether it does not matter what is touched: objects, programs and places are left out."""
+        return self.objects is None and self.programs is None and self.places is None
+
     def covers(self, other: Commands) -> bool:
         """Tell whether every command of other is one of these; False where that is not certain."""
         return (
             (self.kinds is None or (other.kinds is not None and self.kinds >= other.kinds))
             and (self.verbs is None or (other.verbs is not None and self.verbs >= other.verbs))
-            and (self.objects is None or self == other)
+            and (self.names_no_thing or self == other)
             and self.opaque in ("also", other.opaque)
         )
 
@@ -227,7 +194,7 @@ class Rule:
             self.effect == "deny"
             and self.commands.kinds is None
             and self.commands.verbs is None
-            and self.commands.objects is None
+            and self.commands.names_no_thing
             and self.commands.opaque != "only"
             and (self.when is None or not self.when.reads_any(*OF_COMMANDS))
         )
@@ -249,7 +216,30 @@ class Rule:
                 return "nobody can read what the command does, and the rule does not say opaque: true"
         elif wanted.opaque == "only":
             return "the rule speaks of opaque commands only"
-        return self._objects_mismatch(command)
+        named = wanted.verbs is not None and command.verb in wanted.verbs
+        if self.effect == "allow" and not named and command.protocol == PROTOCOL and command.verb in NAMED_ONLY:
+            return f"commands.verbs: an allow of {command.verb!r} must name it"
+        if wanted.places is not None:
+            elsewhere = wanted.places.mismatch(command, self.effect != "allow", named)
+            if elsewhere is not None:
+                return elsewhere
+        return self._programs_mismatch(command) or self._objects_mismatch(command)
+
+    def _programs_mismatch(self, command: Command) -> str | None:
+        globs = self.commands.programs
+        if globs is None:
+            return None
+        script = script_of(command)
+        if self.effect != "allow":
+            if globs.any(script.names) or ((is_dark(command) or script.opaque) and _runs(command)):
+                return None
+            return f"commands.programs: none of the command's programs is {globs}"
+        if not script.names:
+            return f"commands.programs: it is not known that the command runs {globs}"
+        if script.opaque and self.commands.opaque == "never":
+            return "nobody can read the whole command line, and the rule does not say opaque: true"
+        strange = next((name for name in script.names if not globs.match(name)), None)
+        return None if strange is None else f"commands.programs: {strange!r} is not {globs}"
 
     def _objects_mismatch(self, command: Command) -> str | None:
         globs = self.commands.objects

@@ -22,6 +22,7 @@ from proxy.core.parties import Target
 from proxy.core.verdict import NO_RULE, Action, Allow, Deny, Hold, Mask
 from proxy.policy.conditions import Condition, ConditionSyntaxError, compile_condition, dry_run
 from proxy.policy.nodes import Fields, Problems, compose, entries, line_of
+from proxy.policy.places import PROTOCOL, Places, resource_problem
 from proxy.policy.rule import Commands, Effect, Globs, On, Opaque, Rule, Who
 
 # A thousand rules with a condition each are decided in 4 ms without the cache; more belong to several gateways.
@@ -39,6 +40,8 @@ RESERVED: Final = frozenset({NO_RULE, "policy-error", "identity", "masking", "ga
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DURATION: Final = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
 _RULE_KEYS: Final = ("name", "who", "on", "commands", "when", "allow", "deny", "hold", "mask")
+_PLACE_KEYS: Final = ("resources", "namespaces", "names")
+_COMMANDS_KEYS: Final = ("kinds", "verbs", "objects", "programs", *_PLACE_KEYS, "opaque")
 _EFFECTS: Final = ("allow", "hold", "deny")
 
 
@@ -242,7 +245,7 @@ class _RuleReader:
         return [target for target in self.targets if on.mismatch_configured(target) is None]
 
     def _commands(self, effect: Effect, on: On) -> Commands:
-        part = self._part("commands", ("kinds", "verbs", "objects", "opaque"))
+        part = self._part("commands", _COMMANDS_KEYS)
         default: Opaque = "never" if effect == "allow" else "also"
         if part is None:
             return Commands(opaque=default)
@@ -253,7 +256,26 @@ class _RuleReader:
             frozenset(verbs) if verbs else None,
             self._globs(part, "objects"),
             self._opaque(part, effect, default),
+            self._globs(part, "programs"),
+            self._places(part, effect, on),
         )
+
+    def _places(self, part: Fields, effect: Effect, on: On) -> Places | None:
+        """What the rule says of places in a cluster, None where it says nothing."""
+        keys = [key for key in _PLACE_KEYS if key in part]
+        if not keys:
+            return None
+        reachable = self.reachable(on)
+        known = {target.protocol for target in reachable} if reachable else set(self.vocabulary.verbs)
+        if PROTOCOL not in known or (on.protocols is not None and not on.protocols.match(PROTOCOL)):
+            self.problems.add(
+                part.line_of(keys[0]), f"commands.{keys[0]} is of Kubernetes, and the rule speaks of no such target"
+            )
+        for entry in part.nodes["resources"].value if "resources" in part else ():
+            wrong = resource_problem(str(entry.value), effect == "allow") if isinstance(entry, ScalarNode) else None
+            if wrong is not None and entry.value:
+                self.problems.add(entry, wrong)
+        return Places(*(self._globs(part, key) for key in _PLACE_KEYS))
 
     def _known_verbs(self, on: On) -> frozenset[str]:
         reachable = self.reachable(on)

@@ -9,7 +9,8 @@ How rules are written
       - name: agents-read-shop         # required, unique; stands in every verdict, error and tape
         who: {groups: [agents], subjects: ["*@acme.com"], agents: ["claude*"], issuers: [...]}
         on: {targets: [shop-*], protocols: [postgres], databases: [shop], labels: {env: prod}}   # logins: of SSH
-        commands: {kinds: [read], verbs: [SELECT], objects: ["public.*"], opaque: true}
+        commands: {kinds: [read], verbs: [SELECT], objects: ["public.*"], opaque: true}   # programs: of command lines;
+                                       # resources, namespaces, names: of Kubernetes (places.py)
         when: 'sql.has_limit && time.hour >= 8'      # CEL; the variables are listed in conditions.py
         allow: true                    # or deny: {reason: ...}, or hold: {approvers: [group:oncall], timeout: 10m,
                                        # reason: ...}; and/or mask: [{columns: [...], detectors: [...], action: ...,
@@ -46,6 +47,14 @@ What rules mean
 7. A condition that fails (a label that is not there, an index beyond the list) makes the decision a Deny by
    "policy-error", whatever its rule would have said. Conditions are tried at load on a command without facts.
 
+8. Of Kubernetes: resources, namespaces and names are places.py's; objects are ``namespace/resource.group/name``.
+   Discovery (verb ``discover``: what an API server serves, its version and health) is allowed to whoever some allow or
+   hold speaks of by who and on, as clients do nothing without it; a rule that names the verb, and a deny of who, where
+   and when alone, is decided as a whole. There is no other session business. What nobody can look into (``proxy``,
+   ``impersonate``, ``path``) is allowed only by a rule that names the verb, and says opaque: true.
+9. programs: of command lines (of SSH, of exec). An allow needs ALL programs of the line to match, and the line to be
+   read unless it says opaque: true; the others ANY, or a line that nobody can read.
+
 Speed: the rules of a session (who, on) are chosen once for an identity and target; decisions are kept in an LRU,
 keyed by everything that those rules can see. facts["cache_key"], if the protocol puts one there, must be hashable and
 stand for all facts.
@@ -71,6 +80,7 @@ from proxy.core.parties import Identity, Target
 from proxy.core.verdict import Allow, Deny, Hold, Mask, Verdict, combine
 from proxy.policy.conditions import FACT_KEYS, ConditionError, Scene, setting_of
 from proxy.policy.nodes import Problems
+from proxy.policy.places import DISCOVER, PROTOCOL
 from proxy.policy.reach import find_unreachable
 from proxy.policy.rule import Rule, is_dark
 from proxy.policy.rule_file import Vocabulary, read_rules
@@ -143,12 +153,19 @@ class _Scope:
 def is_session_business(command: Command) -> bool:
     """Tell whether the command is of kind session and free to whoever may connect, unless a rule names it."""
     facts = command.facts
+    if command.protocol == PROTOCOL:
+        return False  # port-forward is of that kind, and no business of everybody's
     if command.kind != "session" or is_dark(command) or command.objects or facts.get("moves_data"):
         return False
     if facts.get("tables_read") or facts.get("tables_written") or facts.get("tables"):
         return False
     name = setting_of(command)[0]
     return name not in SETTINGS_UNDER_RULES and name.partition(".")[0] not in SETTINGS_UNDER_RULES
+
+
+def is_discovery(command: Command) -> bool:
+    """Tell whether the command is the plumbing of Kubernetes' clients, free to whoever may do anything there."""
+    return command.protocol == PROTOCOL and command.verb == DISCOVER and command.kind == "read" and not is_dark(command)
 
 
 def mismatch(rule: Rule, command: Command, scene: Scene) -> str | None:
@@ -264,11 +281,12 @@ class RuleSet:
         """Return the verdict, and whether every condition could be evaluated."""
         scene = Scene(scope.identity, scope.target, command, now, self.zone, multi, scope.reads)
         business = is_session_business(command)
+        free = business or is_discovery(command)
         verdicts: list[Verdict] = []
         masks: dict[Mask, None] = {}
         admitted: Verdict | None = None
         for rule in scope.rules:
-            if business and not _decides_business(rule, command):
+            if free and not _decides_free(rule, command):
                 if rule.permits:
                     admitted = admitted or Allow(rule.name)
                 continue
@@ -305,8 +323,10 @@ def _with_why(verdict: _Told, rule: Rule, command: Command) -> _Told:
     return replace(verdict, reason=reason)
 
 
-def _decides_business(rule: Rule, command: Command) -> bool:
-    """Whether a rule is decided as a whole on session business, rather than by its who and on."""
+def _decides_free(rule: Rule, command: Command) -> bool:
+    """Whether a rule is decided as a whole on session business or discovery, rather than by its who and on."""
+    if command.verb == DISCOVER:
+        return rule.sweeping or (rule.commands.verbs is not None and DISCOVER in rule.commands.verbs)
     return rule.sweeping or (rule.effect != "mask" and rule.commands.names(command))
 
 
@@ -314,7 +334,11 @@ def _explain(rule: Rule, identity: Identity, target: Target, command: Command, s
     static = rule.static_mismatch(identity, target)
     if static is not None:
         return False, static
-    if is_session_business(command) and not _decides_business(rule, command):
+    if is_discovery(command) and not _decides_free(rule, command):
+        if rule.permits:
+            return True, "discovery: free to whoever this rule speaks of by who and on"
+        return False, f"discovery: the rule does not name the verb {DISCOVER!r}"
+    if is_session_business(command) and not _decides_free(rule, command):
         if rule.permits:
             return True, "session business: free to whoever this rule speaks of by who and on"
         if rule.effect == "mask":
