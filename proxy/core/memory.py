@@ -79,7 +79,7 @@ class MemoryTransport(asyncio.Transport):
     def close(self) -> None:
         self._closing = True
         self._stream._buffer.clear()
-        self._stream._end()
+        self._stream.abort()
 
     def abort(self) -> None:
         self.close()

@@ -60,7 +60,7 @@ class Stream(Protocol):
         """Write what is queued, close, and wait a bounded time. Never raises."""
 
     def info(self, key: str) -> Any:
-        """Tell "peer" (host:port), "tls" (bool), "alpn", "version", "certificate" (DER of the other side), or None."""
+        """Tell "peer" (host:port), "tls", "quiet" (open, nothing to read), "alpn", "version", "certificate" (DER)."""
 
 
 class Heir(asyncio.Protocol):
@@ -351,6 +351,8 @@ class SocketStream:
             return self._peer
         if key == "tls":
             return self._tls
+        if key == "quiet":
+            return (one := self._transport) is not None and not one.chunks and not one.ended.done()
         transport = self._transport.transport if self._transport is not None else None
         tls_object = transport.get_extra_info("ssl_object") if transport is not None else None
         if tls_object is None:
@@ -463,12 +465,12 @@ class MemoryStream:
         await self._until(lambda: self._eof)
 
     async def close(self) -> None:
-        self._end()
+        self.abort()
 
     def info(self, key: str) -> Any:
-        return {"peer": "memory", "tls": False}.get(key)
+        return {"peer": "memory", "tls": False, "quiet": not self._buffer and not self._eof}.get(key)
 
-    def _end(self) -> None:
+    def abort(self) -> None:
         self.closed = True
         for end in (self, self.other):
             end._eof = True
