@@ -32,7 +32,8 @@ Header (18 bytes and the map)
     wall0_ns int   mono0_ns int (the clock's own reading at time 0)   protocol str   target str   identity map
     (subject str, and what the gate knows: groups, agents, issuer, proof = hex of a hash of the proof)
     run str   policy_rev str   mode str ("durable" | "written" | "strict")   more map (the protocol's own remarks;
-    "tty": [columns, rows] says that channels out and err carry terminal bytes as they are)
+    "tty": [columns, rows] says that channels out and err carry terminal bytes as they are; "http": true says that each
+    flow is one exchange of HTTP, see Flows)
     log str (the origin of the node's log that tells of this tape; absent where none is kept. Whoever has the tape
     without that log cannot see what else is missing)
     enc map (only of an encrypted tape, see Encryption): suite str, salt bin (24), commit bin (32), wraps bin (32)
@@ -84,7 +85,8 @@ DATA payload: n_records records, one after the other, each an array
                  the user; count is 0 and bytes what went towards the user], [how str: how the text was read]; of the
                  transfer of a file: [path str, direction "upload" | "download", size int: bytes of content that
                  passed, sha256 str: 64 hex digits, of the whole content; absent where it did not pass in_order bool,
-                 from the first byte to the last, complete bool: it was ended by its user]
+                 from the first byte to the last, complete bool: it was ended by its user]; of an exchange of HTTP:
+                 [status int, content_type str, sent int: bytes of the request's body; bytes are those of the answer's]
      6 INTENT    text str: why the user says it does this
      7 RESIZE    an array [columns, rows] of character cells
      8 MARK      label str, text str: a remark of the gate
@@ -106,6 +108,22 @@ Flows. A session of some protocols (ssh) is several streams at once. Each has a 
     with a flow asks for that stream, or belongs to it; the first that is allowed and is no request about the stream
     (verbs pty, env, signal, break, window, x11, auth-agent, line) is what runs on it, and its RESULT, which has the
     flow, is the stream's end. A RESIZE with a flow says that it is shown on a terminal, of that size from then on.
+
+    HTTP (kubernetes, bigquery). Where the header's more has {"http": true}, each flow is one exchange: channel 1 the
+    request as one message of HTTP/1.1 (RFC 9112: request line, fields, empty line, body), with the fields that go to
+    the target, but without any that bears a credential; channel 2 its answer as the user saw it (status line, fields,
+    empty line, body). Transfer codings are taken off and the fields about them left out, so a body reaches to the
+    end of its flow, and Content-Length may tell another length where a mask changed the body; bodies are as their
+    Content-Encoding says. The beginning of the request stands before its COMMAND, and all of it unless it was passed
+    on piece by piece; there is one COMMAND with that flow, and one RESULT, unless it was denied or the target failed:
+    then the answer is the gate's own, and there is none. What a watch or a followed log brings is on the tape piece by
+    piece, when it came. Exchanges may overlap.
+    A stream of Kubernetes has a tape to itself, without "http": exec and attach are flow 0, channels 1 to 3 its
+    stdin, stdout and stderr, as an exec of ssh, but the RESIZE of a terminal may come behind the COMMAND, whose verb
+    is exec, attach, debug, copy-in or copy-out. The files that such a stream carries (kubectl cp) have a RESULT each,
+    of the stream's COMMAND, with path and direction and without a flow, so they do not end it; then its bytes are left
+    out as said above. A port-forward is a COMMAND without a flow (portforward), and one with a flow (connect) for each
+    connection through it, whose bytes are those of the flow.
 
 GAP payload (a DATA block that a crash lost, pinned by the log): the lost block's header (48 bytes) || its leaf (32). A
     GAP has the seq, first_record, t0_ns and n_records of the lost block and no flags; its leaf is the pinned one. It is
