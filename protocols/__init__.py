@@ -35,6 +35,7 @@ def load() -> Mapping[str, Protocol]:
     found = {}
     for module in pkgutil.iter_modules(__path__):
         if module.ispkg:
-            protocol: Protocol = importlib.import_module(f"{__name__}.{module.name}").PROTOCOL
-            found[protocol.name] = protocol
+            protocol = getattr(importlib.import_module(f"{__name__}.{module.name}"), "PROTOCOL", None)
+            if isinstance(protocol, Protocol):
+                found[protocol.name] = protocol
     return found

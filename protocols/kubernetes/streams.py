@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 Stream = Literal[0, 1, 2, 3, 4]
-STDIN: Final = 0
-STDOUT: Final = 1
-STDERR: Final = 2
-ERROR: Final = 3  # the metav1.Status at the end
-RESIZE: Final = 4
+STDIN: Final[Literal[0]] = 0
+STDOUT: Final[Literal[1]] = 1
+STDERR: Final[Literal[2]] = 2
+ERROR: Final[Literal[3]] = 3  # the metav1.Status at the end
+RESIZE: Final[Literal[4]] = 4
 
 
 @dataclass(frozen=True, slots=True)
