@@ -22,6 +22,14 @@ Of a target of SSH, one of these stands in the place of sql (and login in that o
         file: {read: /etc/passwd}            # or write, list, stat, remove, mkdir, ...; rename: [/a, /b]
         forward: "db.internal:5432"          # or the path of a socket; listen: what the target is to listen on
 
+Of a target of Kubernetes::
+
+        kube: exec dev/pods/web -- ls -l     # VERB NAMESPACE/RESOURCE/NAME, as in command.objects; pty: true: with
+                                             # a terminal; container: main. Of list and watch: dev/pods, */pods
+        request: GET /api/v1/namespaces/dev/pods?watch=1      # or what goes over the wire
+        body: |                              # beside either: YAML or JSON; content_type: for a patch that is no merge
+          {apiVersion: v1, kind: Pod, ...}
+
 Each case is decided by RuleSet.judge, the code of the decision without its cache. Left out: results of a target; a
 case tells which masks apply, not what a masked row looks like. A mistake in the file is a ConfigError with its line.
 """
@@ -50,10 +58,14 @@ _FILE_KEYS: Final = (
     *("read", "write", "list", "stat", "readlink", "remove", "rmdir", "rename", "mkdir", "setstat", "link", "copy"),
     "statvfs",
 )
+_KUBE_KEYS: Final = ("kube", "request")
+# What a case may ask, by protocol; SQL of all others.
+_WAYS: Final = {"ssh": (*_SSH_KEYS, "connect", "command"), "kubernetes": (*_KUBE_KEYS, "command")}
 _CASE_KEYS: Final = (
     *("name", "identity", "target", "database", "login", "sql", "connect", "command", "at", "expect", "rule", "masks"),
     *_SSH_KEYS,
-    "pty",
+    *_KUBE_KEYS,
+    *("pty", "body", "container", "content_type"),
 )
 
 
@@ -67,12 +79,25 @@ class Asked:
     pty: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class KubeAsked:
+    """What a case asks of Kubernetes. what: "kube" or "request", and text as the case has it."""
+
+    what: str
+    text: str
+    body: str = ""
+    container: str = ""
+    content_type: str = ""
+    pty: bool = False
+
+
 SshReader = Callable[[Asked, Target], Command]
+KubeReader = Callable[[KubeAsked, Target], Command]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One case. command is None where sql, or what is asked over SSH, is to be read."""
+    """One case. command is None where sql, or what is asked over SSH or of Kubernetes, is to be read."""
 
     name: str
     line: int
@@ -81,7 +106,7 @@ class Case:
     expect: str
     sql: str = ""
     command: Command | None = None
-    asked: Asked | None = None
+    asked: Asked | KubeAsked | None = None
     at: float | None = None
     rule: str | None = None
     masks: frozenset[str] | None = None
@@ -133,9 +158,8 @@ def _case(fields: Fields, problems: Problems, targets: dict[str, Target]) -> Cas
         if key not in fields:
             problems.add(fields.line, f"the case has no {key}")
     target = _target(fields, problems, targets)
-    ssh = target.protocol == "ssh"
-    ways = (*_SSH_KEYS, "connect", "command") if ssh else ("sql", "connect", "command")
-    found = [key for key in (*_SSH_KEYS, "sql", "connect", "command") if key in fields]
+    ways = _WAYS.get(target.protocol, ("sql", "connect", "command"))
+    found = [key for key in (*_SSH_KEYS, *_KUBE_KEYS, "sql", "connect", "command") if key in fields]
     if len(found) != 1 or (target.protocol and found[0] not in ways):
         problems.add(fields.line, f"the case needs one of {', '.join(ways).replace('connect', 'connect: true')}")
     command: Command | None = None
@@ -156,16 +180,21 @@ def _case(fields: Fields, problems: Problems, targets: dict[str, Target]) -> Cas
         expect=expect,
         sql=fields.text("sql"),
         command=command,
-        asked=_asked(fields, problems, found[0]) if found and found[0] in _SSH_KEYS else None,
+        asked=_asked(fields, problems, found[0]) if found else None,
         at=_at(fields, problems),
         rule=fields.text("rule") if "rule" in fields else None,
         masks=_masks(fields),
     )
 
 
-def _asked(fields: Fields, problems: Problems, key: str) -> Asked:
+def _asked(fields: Fields, problems: Problems, key: str) -> Asked | KubeAsked | None:
     pty = fields.flag("pty") is True
     match key:
+        case "sql" | "connect" | "command":
+            return None
+        case "kube" | "request":
+            more = (fields.text("body"), fields.text("container"), fields.text("content_type"))
+            return KubeAsked(key, fields.text(key), *more, pty)
         case "shell":
             if fields.flag("shell") is False:
                 problems.add(fields.line_of("shell"), "shell: false is no case")
@@ -253,24 +282,34 @@ def _at(fields: Fields, problems: Problems) -> float | None:
 
 
 def run_cases(
-    cases: Sequence[Case], rules: RuleSet, to_command: Callable[[str], Command], to_ssh: SshReader | None = None
+    cases: Sequence[Case],
+    rules: RuleSet,
+    to_command: Callable[[str], Command],
+    to_ssh: SshReader | None = None,
+    to_kube: KubeReader | None = None,
 ) -> list[CaseResult]:
-    """Decide every case; to_command reads SQL as the protocol does, to_ssh what is asked over SSH.
+    """Decide every case; to_command reads SQL as the protocol does, to_ssh and to_kube what is asked of these.
 
     Raises ConfigError where a case asks for what cannot be asked.
     """
-    return [_run(case, rules, _command_of(case, to_command, to_ssh)) for case in cases]
+    return [_run(case, rules, _command_of(case, to_command, to_ssh, to_kube)) for case in cases]
 
 
-def _command_of(case: Case, to_command: Callable[[str], Command], to_ssh: SshReader | None) -> Command:
+def _command_of(
+    case: Case, to_command: Callable[[str], Command], to_ssh: SshReader | None, to_kube: KubeReader | None
+) -> Command:
     if case.command is not None:
         return case.command
-    if case.asked is None:
-        return to_command(case.sql)
-    if to_ssh is None:
-        raise ConfigError(f"{case.name}: nothing here knows SSH")
     try:
-        return to_ssh(case.asked, case.target)
+        match case.asked:
+            case None:
+                return to_command(case.sql)
+            case Asked() if to_ssh is not None:
+                return to_ssh(case.asked, case.target)
+            case KubeAsked() if to_kube is not None:
+                return to_kube(case.asked, case.target)
+            case _:
+                raise ConfigError(f"nothing here knows the protocol {case.target.protocol}")
     except ConfigError as error:
         raise ConfigError(f"{case.name}: {error}") from error
 

@@ -356,7 +356,7 @@ def test_a_port_forward_is_no_session_business() -> None:
         ("kube.fields_written == [] && kube.opaque_body", kube("update", *WEB, fields_written=None, opaque_body=True)),
         ("kube.port == 5432 && ssh.port == 0", kube("connect", "pods", "d", "w", port=5432)),
         ("kube.path == '/x' && ssh.path == '' && file.path == ''", kube("path", path="/x")),
-        ("kube.transfer == 'out' && kube.transfer_path == '/x'", kube("exec", *WEB, transfer="out", transfer_path="/x")),
+        ("kube.transfer == 'in' && kube.transfer_path == '/x'", kube("exec", *WEB, transfer="in", transfer_path="/x")),
     ],
 )  # fmt: skip
 def test_what_conditions_see(source: str, command: Command) -> None:
