@@ -149,3 +149,21 @@ def _exit_code(value: Mapping[str, Any]) -> int | None:
             if isinstance(code, str) and code.isascii() and code.isdecimal() and len(code) <= 10:
                 return int(code)
     return None
+
+
+# -- what a target answered -----------------------------------------------------------------------------
+
+
+def read_status(document: bytes) -> Mapping[str, Any] | None:
+    """Return a metav1.Status as a mapping, None where it is none. Never raises."""
+    try:
+        value = json.loads(document) if len(document) <= DOCUMENT_LIMIT else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and value.get("kind") == "Status" else None
+
+
+def code_of(document: bytes) -> int:
+    """Return the HTTP code that a failure's document names, 500 where it names none."""
+    code = (read_status(document) or {}).get("code")
+    return code if isinstance(code, int) and 400 <= code <= 599 else 500
