@@ -25,6 +25,7 @@ class TargetConnection:
     def __init__(self, stream: Stream, limits: Limits | None = None) -> None:
         self.stream = stream
         self.used = 0  # requests that were answered, or began to be
+        self.silent = True  # nothing of the answer has come: a GET over a kept connection may be sent once more
         self._parser = ResponseParser(limits)
         self._coming: list[ResponseEvent] = []  # parsed, and not given out yet
         self._head: ResponseHead | None = None
@@ -49,6 +50,7 @@ class TargetConnection:
                 raise self._fault("the target said something before it was asked")
             self._parser.renew()
         self.used += 1
+        self.silent = True
         self._over = False
         for _ in range(INTERIM_LIMIT + 1):
             self._parser.expect(method)
@@ -119,7 +121,13 @@ class TargetConnection:
     async def _more(self) -> None:
         try:
             data = await self.stream.read(READ_BYTES)
-            self._coming = self._feed(data) if data else self._parser.feed_end()
+            if data:
+                self.silent = False
+                self._coming = self._feed(data)
+            elif self.silent:
+                raise TargetPeerError("the target ended the connection without an answer")
+            else:
+                self._coming = self._parser.feed_end()
         except TargetPeerError:
             self._broken = True
             raise

@@ -31,7 +31,7 @@ from httptools import (
 )
 
 from proxy.core.errors import TargetPeerError
-from proxy.core.http.heads import BadRequest, Fields, RequestHead, ResponseHead, get, values, words
+from proxy.core.http.heads import BadRequest, RequestHead, ResponseHead
 
 HEAD_LIMIT: Final = 64 * 1024  # bytes; twice what nginx takes, for long tokens and many Impersonate-Group fields
 FIELDS_LIMIT: Final = 200  # nginx and Apache take 100 to 200
@@ -86,16 +86,35 @@ class _State(Enum):
     BROKEN = auto()
 
 
+# The fields that say how a message is to be read.
+_TELLING: Final = frozenset({
+    b"connection", b"content-length", b"expect", b"host", b"transfer-encoding", b"upgrade",
+})  # fmt: skip
+
+
 class _Oracle:
     """What httptools calls back; on_header takes whole fields, as a head is fed whole."""
 
-    __slots__ = ("fields",)
+    __slots__ = ("fields", "telling")
 
     def __init__(self) -> None:
         self.fields: list[tuple[str, str]] = []
+        self.telling: dict[bytes, list[str]] = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name.decode("latin-1"), value.decode("latin-1").strip(" \t")))
+        text = value.decode("latin-1").strip(" \t")
+        self.fields.append((name.decode("latin-1"), text))
+        if (lower := name.lower()) in _TELLING:
+            self.telling.setdefault(lower, []).append(text)
+
+    def values(self, name: bytes) -> list[str]:
+        """All values of one of the fields that tell."""
+        return self.telling.get(name, [])
+
+    def kept(self, version: str) -> bool:
+        """Whether the connection is to be kept. Source: RFC 9112 9.3."""
+        options = [word.strip() for value in self.values(b"connection") for word in value.lower().split(",")]
+        return "close" not in options if version == "1.1" else "keep-alive" in options
 
 
 class _Parser:
@@ -224,10 +243,10 @@ class _Parser:
         except HttpParserError as error:
             self._broken(str(error) or "this is not HTTP")
 
-    def _length(self, fields: Fields, version: str) -> int | None:
+    def _length(self, oracle: _Oracle, version: str) -> int | None:
         """Tell the length of the body that the fields speak of: None for chunks, -1 where they say nothing."""
-        lengths = values(fields, "content-length")
-        codings = values(fields, "transfer-encoding")
+        lengths = oracle.values(b"content-length")
+        codings = oracle.values(b"transfer-encoding")
         if codings:
             if lengths or len(codings) > 1:
                 self._broken("the length of the body is said twice")
@@ -371,27 +390,24 @@ class RequestParser(_Parser):
             self._broken("the target of a request is a path and a query")
         oracle = _Oracle()
         self._read(raw, HttpRequestParser(oracle))
-        fields = tuple(oracle.fields)
-        hosts = values(fields, "host")
+        hosts = oracle.values(b"host")
         if len(hosts) > 1 or (not hosts and version == "1.1") or (hosts and not _HOST.fullmatch(hosts[0])):
             self._broken("there has to be one Host")
-        length = self._length(fields, version)
+        length = self._length(oracle, version)
         length = 0 if length == -1 else length
-        expected = get(fields, "expect")
-        if expected is not None and expected.lower() != "100-continue":
+        if any(value.lower() != "100-continue" for value in oracle.values(b"expect")):
             self._broken("an expectation that is not 100-continue", 417)
         self._begin_body(length)
         self._blank = True
-        asked = any("upgrade" in value.lower() for value in values(fields, "connection"))
-        options = words(fields, "connection")
+        asked = any("upgrade" in value.lower() for value in oracle.values(b"connection"))
         return RequestHead(
-            method=line[1].decode("ascii"),
-            target=target,
-            fields=fields,
-            version=version,
-            length=length,
-            upgrade=", ".join(values(fields, "upgrade")).lower() if asked else "",
-            keep_alive="close" not in options if version == "1.1" else "keep-alive" in options,
+            line[1].decode("ascii"),
+            target,
+            tuple(oracle.fields),
+            version,
+            length,
+            ", ".join(oracle.values(b"upgrade")).lower() if asked else "",
+            oracle.kept(version),
         )
 
 
@@ -428,12 +444,10 @@ class ResponseParser(_Parser):
             self._broken("it does not begin with an HTTP/1.1 status line")
         oracle = _Oracle()
         self._read(raw, HttpResponseParser(oracle))
-        fields = tuple(oracle.fields)
         version = line[1].decode("ascii")
         status = int(line[2])
-        said = self._length(fields, version)
-        options = words(fields, "connection")
-        kept = "close" not in options if version == "1.1" else "keep-alive" in options
+        said = self._length(oracle, version)
+        kept = oracle.kept(version)
         length: int | None
         if status < 200 or status in (204, 304) or self._method == "HEAD":
             length = 0
@@ -445,4 +459,4 @@ class ResponseParser(_Parser):
             length = said
             self._begin_body(said)
         reason = (line[3] or b"").decode("latin-1")
-        return ResponseHead(status, reason, fields, version, length, kept)
+        return ResponseHead(status, reason, tuple(oracle.fields), version, length, kept)
