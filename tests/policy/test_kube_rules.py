@@ -11,6 +11,7 @@ from proxy.core.errors import ConfigError
 from proxy.core.events import Command, Kind
 from proxy.core.parties import Identity, Target
 from proxy.core.verdict import Allow, Deny, Hold, Verdict
+from proxy.policy.cases import KubeAsked, read_cases, run_cases
 from proxy.policy.conditions import Scene, compile_condition
 from proxy.policy.rules import RuleSet, load_rules
 from proxy.policy.shell import read_shell
@@ -448,3 +449,47 @@ def test_rules_that_repeat_and_rules_that_are_taken_away() -> None:
     assert rules(f"- {{name: a, {place}, allow: true}}\n- {{name: n, {place}, deny: true}}\n")
     programs = "commands: {verbs: [exec], programs: [ls]}"
     assert rules(f"- {{name: a, {programs}, allow: true}}\n- {{name: n, {programs}, deny: true}}\n")
+
+
+# -- cases ------------------------------------------------------------------------------------------------------
+
+CASE = "name: {name}, identity: {{subject: ana@acme.com, groups: [staff]}}, target: prod, expect: {expect}"
+
+
+def cases(*found: tuple[str, str]) -> str:
+    """A case file: what each case asks, and what it expects."""
+    lines = [
+        f"- {{{CASE.format(name=f'c{number}', expect=expect)}, {asked}}}"
+        for number, (asked, expect) in enumerate(found)
+    ]
+    return "cases:\n" + "\n".join(lines) + "\n"
+
+
+def test_cases_are_handed_to_the_reader_of_kubernetes() -> None:
+    seen: list[KubeAsked] = []
+
+    def read(asked: KubeAsked, target: Target) -> Command:
+        seen.append(asked)
+        return kube("get", "pods", "dev", "web")
+
+    def nothing(text: str) -> Command:
+        raise AssertionError(text)
+
+    text = cases(("kube: get dev/pods/web", "allow"), ("request: GET /api, body: x, pty: true, container: c", "deny"))
+    found = rules("- {name: a, commands: {namespaces: [dev]}, allow: true}\n")
+    results = run_cases(read_cases(text, "cases.yaml", [PROD]), found, nothing, None, read)
+    assert [result.passed for result in results] == [True, False]
+    assert seen == [
+        KubeAsked("kube", "get dev/pods/web"),
+        KubeAsked("request", "GET /api", body="x", container="c", pty=True),
+    ]
+    with pytest.raises(ConfigError, match="c0: nothing here knows the protocol kubernetes"):
+        run_cases(read_cases(text, "cases.yaml", [PROD]), found, nothing)
+
+
+@pytest.mark.parametrize(
+    "asked", ["sql: SELECT 1", "exec: ls", "connect: true", "kube: get a, request: GET /", "pty: true"]
+)
+def test_cases_that_ask_something_else(asked: str) -> None:
+    with pytest.raises(ConfigError, match="the case needs one of kube, request, command"):
+        read_cases(cases((asked, "allow")), "cases.yaml", [PROD])
