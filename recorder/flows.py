@@ -11,7 +11,7 @@ Left out: what is in the streams. Specification: recorder/format.py, "Flows".
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ COMMANDS_LIMIT: Final = 65_536
 # Requests about a stream: none of them is what runs on it. format.py lists them.
 BESIDE: Final = frozenset({"pty", "env", "signal", "break", "window", "x11", "auth-agent", "line"})
 FORWARDS: Final = frozenset({
-    "direct-tcpip", "direct-streamlocal", "forwarded-tcpip", "forwarded-streamlocal", "tun",
+    "direct-tcpip", "direct-streamlocal", "forwarded-tcpip", "forwarded-streamlocal", "tun", "connect",
 })  # fmt: skip
 
 
@@ -93,6 +93,10 @@ class Flow:
         """Take note of its command's RESULT."""
         self.ended_ns, self.tag = record.t_ns, str(said.get("tag", ""))
         self.sent_all, self.received_all = whole(said.get("sent")), whole(said.get("bytes"))
+
+
+# Looks up what a flow is.
+Find = Callable[[int], Flow | None]
 
 
 class Flows:
@@ -169,6 +173,8 @@ class Flows:
         return flow
 
     def _result(self, record: Record, said: Mapping[str, Any]) -> Flow | None:
+        if tells_of_file(said):
+            return self._opening.get(whole(said.get("command")))
         flow = self._opening.pop(whole(said.get("command")), None)
         if flow is not None:
             flow.ended_by(record, said)
@@ -213,6 +219,11 @@ def flow_of(said: Mapping[str, Any]) -> int | None:
     """The flow that a record's map names."""
     number = said.get("flow")
     return number if type(number) is int and number >= 0 else None
+
+
+def tells_of_file(said: Mapping[str, Any]) -> bool:
+    """Whether a RESULT is that of a file that a stream carries, not of the stream: kubectl cp has several in one."""
+    return "flow" not in said and isinstance(said.get("path"), str) and isinstance(said.get("direction"), str)
 
 
 def size_of(record: Record) -> tuple[int, int] | None:

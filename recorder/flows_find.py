@@ -2,8 +2,8 @@
 
 The lists of commands (COMMANDS) have no flows in them, but the commands that open streams stand in nearly the order of
 the flows' numbers. So a flow is found by guessing its place in a segment's list from the number of the first one there,
-reading that record, and guessing again from what it says. Whether it is a terminal is in the records just before it.
-What was found is kept.
+reading that record, and guessing again from what it says. Whether it is a terminal is in the records just before it,
+of kubernetes just behind it. What was found is kept.
 
 Left out: how a flow ended and how much passed on it (flows.Flows has that, of a whole tape).
 """
@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from recorder.flows import BESIDE, Flow, flow_of
 from recorder.format import Kind, Record, fields
+from recorder.http_messages import is_http
 from recorder.player_index import TapeIndex
 from recorder.reader import TapeReader
 
@@ -24,8 +25,11 @@ _GUESSES: Final = 12  # bisection needs no more for 4,096 streams that are in or
 _AROUND: Final = 24  # looked at beside the last guess: channels that were opened at the same time
 _BEFORE_BYTES: Final = 256 * 1024  # in which the terminal's size stands before its shell
 _BEFORE_BLOCKS: Final = 64
+# In which the size of a terminal of Kubernetes comes: its user sends it with the first bytes.
+_BEHIND_RECORDS: Final = 256
 _TERMINAL_VERBS: Final = ("pty", "shell")
-_NO_STREAM: Final = BESIDE | {"CONNECT", "tcpip-forward", "streamlocal-forward"}
+_MAYBE_TERMINAL: Final = ("exec", "attach", "debug")
+_NO_STREAM: Final = BESIDE | {"CONNECT", "tcpip-forward", "streamlocal-forward", "portforward"}
 
 
 class Found(NamedTuple):
@@ -41,6 +45,9 @@ class FlowFinder:
     def __init__(self, tape: TapeReader, index: TapeIndex) -> None:
         self._tape = tape
         self._index = index
+        self._http = is_http(tape.header.map_)
+        self._behind = tape.header.map_.get("protocol") == "kubernetes" and not self._http
+        self._listed: dict[int, tuple[int, list[list[Any]]]] = {}  # by segment: what was listed of so many commands
         self._found: dict[int, Found] = {}
         self._numbers: dict[int, int | None] = {}  # by the COMMAND's number: its flow
 
@@ -62,13 +69,18 @@ class FlowFinder:
 
     def has_terminal(self) -> bool:
         """Whether a terminal was asked for, as far as the first two segments tell."""
+        if self._http:
+            return False
+        if self._behind:
+            flows = self.openers(1)[0] if self._index.parts else []
+            return any(flow.terminal for flow in flows)
         return any(
             entry[2] in _TERMINAL_VERBS for i in range(min(2, self._index.parts)) for entry in self._index.entries(i)
         )
 
     def openers(self, limit: int) -> tuple[list[Flow], int]:
         """The first flows of the tape, at most so many, and how many there are more in its first segment."""
-        entries = _openers(self._index.entries(0)) if self._index.parts else []
+        entries = self._openers(0) if self._index.parts else []
         flows: list[Flow] = []
         for entry in entries[:limit]:
             number = self._number(entry[0])
@@ -84,9 +96,19 @@ class FlowFinder:
         parts = self._index.parts
         order = [0, *range(parts - 1, 0, -1)] if parts else []
         for i in islice(order, SEGMENTS_LIMIT):
-            entries = _openers(self._index.entries(i))
+            entries = self._openers(i)
             if entries:
                 yield entries
+
+    def _openers(self, i: int) -> list[list[Any]]:
+        """The commands of a segment that open streams; two lists are kept, as of the commands themselves."""
+        entries = self._index.entries(i)
+        known = self._listed.get(i)
+        if known is None or known[0] != len(entries):
+            while len(self._listed) >= 2:
+                del self._listed[next(iter(self._listed))]
+            known = self._listed[i] = len(entries), _openers(entries)
+        return known[1]
 
     def _place(self, entries: list[list[Any]], number: int) -> int | None:
         """Where in the list the flow's command is."""
@@ -137,6 +159,13 @@ class FlowFinder:
             if record.flow == number and record.kind == Kind.RESIZE:
                 flow.sized(record)
                 first = min(first, record.n)
+            elif record.flow == number and self._http:  # the request stands before its command
+                first = min(first, record.n)
+        if self._behind and entry[2] in _MAYBE_TERMINAL:
+            for record in islice(self._tape.records(command.n), _BEHIND_RECORDS):
+                if record.flow == number and record.kind == Kind.RESIZE:
+                    flow.sized(record)
+                    break
         flow.opened_by(command, fields(command.payload))
         flow.verdict = "deny" if _denied(entry) else "allow"
         return Found(flow, first)

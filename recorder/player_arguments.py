@@ -22,7 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--follow", action="store_true", help="show a live session as it goes on, from its end (--from 0: all of it)")
     add("--plain", action="store_true", help="print all at once, without timing and keys")
     streams = parser.add_argument_group(
-        "sessions of several streams (ssh)",
+        "sessions of several streams (ssh, kubernetes)",
         "A terminal has the screen to itself until it ends; then what happened on the connection meanwhile is told.",
     )
     streams.add_argument("--flow", type=int, metavar="N", help="play one of them alone, from its beginning to its end")
@@ -30,6 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--flows", action="store_true", help="list them (--json, too): what ran, how much passed, how it ended"
     )
     streams.add_argument("--interleave", action="store_true", help="all as text, in the order of time, terminals too")
+    add("--http", action="store_true", help="requests to an API as messages of HTTP: heads and bodies, nothing folded")
     add("--markers", action="store_true", help="list holds, approvals, denials and errors with their times")
     add("--pause-on-markers", action="store_true", help="pause at each of them")
     add("--no-colour", "--no-color", dest="no_colour", action="store_true", help="no colours; NO_COLOR does the same")

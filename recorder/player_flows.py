@@ -8,20 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypedDict
 
-from recorder.flows import Flow, FlowFilter, flow_of, whole
+from recorder.flows import Find, Flow, FlowFilter, flow_of, whole
 from recorder.flows_find import FlowFinder, Found
 from recorder.format import ERR, OUT, Kind, Record, fields
+from recorder.http_messages import is_http
 from recorder.player_index import TapeIndex
 from recorder.player_options import BadOption, ReplayOptions
 from recorder.reader import TapeReader
 from recorder.replay_flows import FLOWS_LISTED, flow_lines
-from recorder.transcript_flows import Find, has_flows
+from recorder.transcript_flows import has_flows
 
 
 class _Options(TypedDict):
     screen: bool
     find: Find
     owner: int | None
+    messages: bool
 
 
 class Streams:
@@ -33,6 +35,10 @@ class Streams:
         self._only = None if options.flow is None else FlowFilter(options.flow)
         if self.finder is None and options.flow is not None:
             raise BadOption("--flow: the session is one stream")
+        self._http = is_http(tape.header.map_)
+        self._messages = options.http
+        if options.http and not self._http:
+            raise BadOption("--http: the session has no messages of HTTP")
         self.terminal = self._has_terminal(timed and not options.interleave)
 
     def _has_terminal(self, screen: bool) -> bool:
@@ -60,12 +66,17 @@ class Streams:
 
     def listed(self, newline: str, color: bool) -> str:
         """The lines above a replay that say which streams there are; "" where that says nothing."""
-        return "" if self.finder is None or self._only is not None else flow_lines(self.finder, newline, color)
+        # Of HTTP every request is one.
+        return (
+            ""
+            if self.finder is None or self._only is not None or self._http
+            else flow_lines(self.finder, newline, color)
+        )
 
     def transcript_options(self, owner: int | None) -> _Options:
         """What a transcript of this tape is given; owner: the flow that has the screen where it begins."""
         found: Callable[[int], Flow | None] = (lambda number: None) if self.finder is None else self.finder.find
-        return {"screen": self.terminal, "find": found, "owner": owner}
+        return {"screen": self.terminal, "find": found, "owner": owner, "messages": self._messages}
 
     # -- one stream alone -----------------------------------------------------------------------------
 

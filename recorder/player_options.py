@@ -32,7 +32,8 @@ class ReplayOptions:
     begin with this one, counted from 1. color: None = if the output is a terminal and NO_COLOR is not set. follow: go
     on as a live tape grows. plain: all at once, without timing and keys. raw: a terminal session's bytes as they were.
     markers: print where the markers are, and no more. flow: play one stream alone. flows: print a list of the streams,
-    and no more; json: as JSON. interleave: no terminal gets the screen to itself.
+    and no more; json: as JSON. interleave: no terminal gets the screen to itself. http:
+    the messages of a session of HTTP as they are.
     """
 
     speed: float = 1.0
@@ -52,6 +53,7 @@ class ReplayOptions:
     flows: bool = False
     json: bool = False
     interleave: bool = False
+    http: bool = False
 
     def start_ns(self, wall0_ns: int) -> int:
         """Where to begin, in nanoseconds since the tape was opened. Raises BadOption."""
@@ -110,4 +112,5 @@ def from_arguments(options: Namespace) -> ReplayOptions:
         flows=options.flows,
         json=getattr(options, "json", False),
         interleave=options.interleave,
+        http=options.http,
     )

@@ -55,6 +55,7 @@ _STYLES: Final = {
     "postgres": _Style("{}=> ", "{}-> ", "postgresql"),
     "bigquery": _Style("bq {}> ", "  > ", "googlesql"),
     "ssh": _Style("{}$ ", "> ", "bash"),
+    "kubernetes": _Style("{}$ ", "> ", "bash"),
 }
 _STYLE: Final = _Style("{}$ ", "> ")
 _OUTCOMES: Final = {"approved": GREEN, "denied": RED, "expired": RED, "withdrawn": YELLOW}
@@ -210,10 +211,14 @@ class Transcript:
             self._line(t_ns, head, DIM)
         self._values = values
 
-    def _statement(self, t_ns: int, text: str, language: str, remark: str) -> None:
+    def _statement(self, t_ns: int, text: str, language: str, remark: str, place: str = "") -> None:
+        """Show a command behind the prompt. place: where at the target it is, for the prompt."""
+        self._add(t_ns, "o", self._newline.join([*self._statement_lines(text, language, remark, place), ""]))
+
+    def _statement_lines(self, text: str, language: str, remark: str, place: str) -> list[str]:
         style = self._style
         first, other = style.prompt, style.more
-        target = visible(str(self._header.get("target", "")))
+        target = visible(str(self._header.get("target", ""))) + (f"/{place}" if place else "")
         cut = len(text) - TEXT_LIMIT
         lines = _highlight(text[:TEXT_LIMIT], language).split("\n")
         hidden = len(lines) - TEXT_LINES_LIMIT
@@ -225,8 +230,7 @@ class Transcript:
         if remark:
             lines[-1] += self._paint(remark, DIM)
         prompts = [first.format(target)] + [other.format(target)] * (len(lines) - 1)
-        shown = [self._paint(prompt, BOLD) + line for prompt, line in zip(prompts, lines, strict=True)]
-        self._add(t_ns, "o", self._newline.join([*shown, ""]))
+        return [self._paint(prompt, BOLD) + line for prompt, line in zip(prompts, lines, strict=True)]
 
     def _verdict(self, record: Record, said: Mapping[str, Any]) -> None:
         opened, prefix = self._of(said)
@@ -291,7 +295,6 @@ class Transcript:
             self._add(t, "m", visible(" ".join(filter(None, ("ERROR", code.rstrip(": "), opened.label)))))
             return
         columns, rows = said.get("columns"), said.get("rows")
-        count = said.get("count") if isinstance(said.get("count"), int) else 0
         tag = prefix + str(said.get("tag", ""))
         if not isinstance(columns, list) or not isinstance(rows, list):
             # A COPY is shown by its size alone, so what was masked in it has to be said.
@@ -303,6 +306,12 @@ class Transcript:
             return
         if prefix:
             self._line(t, f"{opened.label}:", DIM)
+        self._rows(t, said, opened, took)
+
+    def _rows(self, t: int, said: Mapping[str, Any], opened: Open, took: str) -> None:
+        """The first rows of a RESULT that has them, as a table, and how many there are."""
+        columns, rows = said["columns"], said["rows"]
+        count = said.get("count") if isinstance(said.get("count"), int) else 0
         lines, shown = table(columns, rows, opened.masks, self._columns, self._color)
         self._add(t, "o", self._newline.join([*lines, ""]))
         more = max(0, int(count or 0) - len(rows))

@@ -28,10 +28,13 @@ from typing import Any, Final, Literal
 
 from recorder.cast import Code
 from recorder.escape import TerminalFilter, clip, visible
-from recorder.flows import FORWARDS, Flow, flow_of, opens, size_of, whole
+from recorder.flows import FORWARDS, Find, Flow, flow_of, opens, size_of, tells_of_file, whole
 from recorder.format import ERR, OUT, Record
+from recorder.http_exchange import place_of
+from recorder.http_messages import is_http
 from recorder.table import paint
 from recorder.transcript import OPEN_COMMANDS_LIMIT, Open, Transcript
+from recorder.transcript_http import HttpTranscript
 from recorder.wording import ALARM, DIM, OTHER, RED, duration, size
 
 # Streams that something is remembered of; a view is 2 KB. More at the same time no sshd allows (MaxSessions is 10).
@@ -40,7 +43,6 @@ LATER_LIMIT: Final = 400  # lines kept until a terminal is off the screen: a few
 MARKER_CELLS: Final = 60  # of a command in its marker
 SHA256_SHOWN: Final = 12  # digits: enough to compare by eye; sessions show and the exports have all
 
-Find = Callable[[int], Flow | None]
 _Style = Literal["runs", "file", "forward", "line", "quiet", "note"]
 
 _QUIET: Final = frozenset({"pty", "env", "window"})
@@ -49,7 +51,9 @@ _FILES: Final = {
     "file-remove": "rm", "file-rmdir": "rmdir", "file-rename": "rename", "file-mkdir": "mkdir",
     "file-setstat": "setstat", "file-link": "link", "file-copy": "copy", "file-statvfs": "df",
 }  # fmt: skip
-_RUNS: Final = frozenset({"exec", "shell", "subsystem", "CONNECT"})
+_RUNS: Final = frozenset({
+    "exec", "shell", "subsystem", "CONNECT", "attach", "debug", "copy-in", "copy-out", "portforward",
+})  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -222,10 +226,18 @@ class FlowTranscript(Transcript):
             self._latest = record.n
             self._speaker = number if number is not None else self._speaker
             remark = "   (as reconstructed)" if said.get("exact") is False else ""
-            self._statement(record.t_ns, entry.text, self._language(verb), remark)
+            self._statement(record.t_ns, entry.text, self._language(verb), remark, self._place(said))
 
     def _language(self, verb: str) -> str:
-        return self._style.language if self._color and verb == "exec" else ""
+        shell = verb == "exec" or self._protocol == "kubernetes"
+        return self._style.language if self._color and shell else ""
+
+    def _place(self, said: Mapping[str, Any]) -> str:
+        """The namespace for the prompt, visible."""
+        objects = said.get("objects")
+        if self._protocol != "kubernetes" or not isinstance(objects, list):
+            return ""
+        return visible(place_of(tuple(map(str, objects[:1])))).replace("\n", " ")
 
     def _verdict(self, record: Record, said: Mapping[str, Any]) -> None:
         entry = self._entry(said)
@@ -268,6 +280,9 @@ class FlowTranscript(Transcript):
 
     def _result(self, record: Record, said: Mapping[str, Any]) -> None:
         number, command = flow_of(said), whole(said.get("command"))
+        if tells_of_file(said) and (of := self._entries.get(command)) is not None and of.style == "runs":
+            self._file(record, said, of)
+            return
         view = self._view(number) if number is not None else None
         entry = self._entries.pop(command, None)
         if view is not None and view.flow.n == command:
@@ -290,6 +305,13 @@ class FlowTranscript(Transcript):
             self._say(entry, record.t_ns, f"{_transfer(entry.text, said)}{took}", "")
         elif entry.style == "forward":  # one that has no stream of its own: a port that was listened on
             self._say(entry, record.t_ns, f"{entry.text}  {said.get('tag', '')}".rstrip(), DIM)
+
+    def _file(self, record: Record, said: Mapping[str, Any], entry: _Entry) -> None:
+        """A file that a stream carried."""
+        word = "put" if said["direction"] == "upload" else "get"
+        prefix = "" if entry.view is None or self._speaker == entry.view.flow.number else f"{entry.label} "
+        text = visible(f"{word} {said['path']}").replace("\n", " ")
+        self._say(entry, record.t_ns, f"{prefix}{_transfer(text, said)}", "")
 
     def _ended(self, record: Record, said: Mapping[str, Any], view: _View) -> None:
         """What ran on a stream is over."""
@@ -388,18 +410,25 @@ def transcript_of(
     screen: bool = True,
     find: Find = lambda number: None,
     owner: int | None = None,
+    messages: bool = False,
     **options: Any,
 ) -> Transcript:
-    """Return the transcript for a tape with this header; the arguments are those of FlowTranscript."""
+    """Return the transcript for a tape with this header; the arguments are those of FlowTranscript.
+
+    messages: of a tape of HTTP, show the messages as they are.
+    """
+    if is_http(header):
+        return HttpTranscript(header, find=find, messages=messages, **options)
     if has_flows(header):
         return FlowTranscript(header, screen=screen, find=find, owner=owner, **options)
     return Transcript(header, **options)
 
 
 def has_flows(header: Mapping[str, Any]) -> bool:
-    """Whether the session is several streams: ssh, unless its header says that it is one terminal."""
+    """Whether the session is several streams: ssh and kubernetes, unless its header says that it is one terminal."""
     more = header.get("more")
-    return header.get("protocol") == "ssh" and not (isinstance(more, dict) and "tty" in more)
+    several = header.get("protocol") in ("ssh", "kubernetes") or is_http(header)
+    return several and not (isinstance(more, dict) and "tty" in more)
 
 
 def _style(verb: str) -> _Style:
@@ -423,7 +452,7 @@ def _described(style: _Style, verb: str, said: Mapping[str, Any]) -> str:
         text = _FILES[verb] + text[len(verb) :]
     elif style == "file" and names:
         text = f"{_FILES[verb]} {' -> '.join(names)}"
-    elif style == "forward" and names:
+    elif style == "forward" and names and verb != "connect":  # whose text has the port, too
         word = "listen" if verb.endswith("-forward") else "forward from" if verb.startswith("forwarded") else "forward"
         text = f"{word} {' '.join(names)}"
     return visible(text)
