@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
+import itertools
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from proxy.core.parties import Identity, Target
 from proxy.core.verdict import Allow, Deny, Hold, Verdict
 from proxy.policy.cases import KubeAsked, read_cases, run_cases
 from proxy.policy.conditions import Scene, compile_condition
+from proxy.policy.globs import Globs
+from proxy.policy.places import Places
 from proxy.policy.rules import RuleSet, load_rules
 from proxy.policy.shell import read_shell
 
@@ -221,6 +225,41 @@ def test_all_keys_count() -> None:
     assert allowed(keys, kube("get", "secrets", "dev", "web")) and denied(keys, kube("get", "secrets", "dev", "web"))
     for other in (("pods", "dev", "web"), ("secrets", "prod", "web"), ("secrets", "dev", "db")):
         assert not allowed(keys, kube("get", *other)) and not denied(keys, kube("get", *other)), other
+
+
+def test_no_allow_leaks_and_no_deny_can_be_gone_around() -> None:
+    """Against a model: what a request touches in a small cluster, and what a rule covers of it."""
+    cluster = [
+        (kind, space, name) for kind in ("pods", "secrets") for space in ("dev", "prod") for name in ("web", "db")
+    ]
+    cluster += [("nodes", "", name) for name in ("web", "db")]
+    entries = [None, ("dev",), ("d*",), ("dev", "prod"), ("*",), ("web",)]
+
+    def covers(globs: tuple[str, ...] | None, value: str) -> bool:
+        return globs is None or any(fnmatch.fnmatchcase(value, glob) for glob in globs)
+
+    count = 0
+    for resource, namespace, name in itertools.product(("pods", "nodes"), ("", "dev", "prod"), ("", "web", "db")):
+        if resource == "nodes" and namespace:
+            continue
+        command = kube("list" if not name else "get", resource, namespace, name)
+        touched = [one for one in cluster if one[0] == resource and namespace in ("", one[1]) and name in ("", one[2])]
+        for resources, namespaces, names in itertools.product([None, ("pods",), ("*",), ("nodes",)], entries, entries):
+            covered = [
+                covers(resources, kind)
+                and covers(names, called)
+                and (namespaces is None or bool(space and covers(namespaces, space)))
+                for kind, space, called in touched
+            ]
+            places = Places(*(Globs(each) if each else None for each in (resources, namespaces, names)))
+            narrow, wide = (places.mismatch(command, each, False) is None for each in (False, True))
+            count += narrow
+            assert not narrow or all(covered), (command, places)
+            assert wide or not any(covered), (command, places)
+            assert wide or not narrow, "an allow is never wider than the deny of the same words"
+            if name and (namespace or resource == "nodes"):
+                assert narrow is wide is all(covered), "of one object both say the same"
+    assert count > 100
 
 
 # -- verbs that must be named, and what nobody can look into ----------------------------------------------------
