@@ -1,8 +1,8 @@
 """What pods an object or a patch would make: their images, and what they may do beyond an ordinary pod.
 
 Pods are looked for where the resource has them (a template's place), and wherever else something has a list of
-containers: resources of others have templates too. Patches are read the same way, a JSON patch as the objects that its
-operations build. A value of the wrong type counts as the dangerous one.
+containers, or asks for the host's namespaces: resources of others have templates too. Patches are read the same way, a
+JSON patch as the objects that its operations build. A value of the wrong type counts as the dangerous one.
 
 Left out: what a pod gets later (admission, defaults) and what the image itself says (its user).
 
@@ -19,6 +19,7 @@ from protocols.kubernetes.bodies import Body, at, member
 
 CONTAINERS: Final = ("initContainers", "containers", "ephemeralContainers")
 WORD_LIMIT: Final = 1000  # images, or privileges, of one object; ours: more is told as opaque
+_HOST: Final = ("hostNetwork", "hostPID", "hostIPC")
 _SKIPPED: Final = frozenset({"managedFields", "status"})
 
 _TEMPLATE: Final = ("spec", "template", "spec")
@@ -101,7 +102,7 @@ def _specs(resource_name: str, document: Any) -> Iterator[dict[str, Any]]:
 
 def _with_containers(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
-        if any(isinstance(value.get(key), list) for key in CONTAINERS):
+        if any(isinstance(value.get(key), list) for key in CONTAINERS) or any(key in value for key in _HOST):
             yield value
         for key, child in value.items():
             if key not in _SKIPPED and isinstance(child, dict | list):
@@ -131,7 +132,7 @@ def _images(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def _privileges(spec: dict[str, Any]) -> Iterator[str]:
-    for key in ("hostNetwork", "hostPID", "hostIPC"):
+    for key in _HOST:
         if _on(member(spec, key)):
             yield key
     account = member(spec, "serviceAccountName") or member(spec, "serviceAccount")
