@@ -20,16 +20,19 @@ from proxy.core.errors import ConfigError
 from proxy.core.events import Command
 from proxy.core.parties import Identity, Target
 from proxy.core.statement import Statement
-from proxy.policy.cases import Asked, exit_code, read_cases, render_results, run_cases
+from proxy.policy.cases import Asked, KubeAsked, exit_code, read_cases, render_results, run_cases
 from proxy.policy.explain import explain_json, explain_text
 from proxy.policy.sql import read_sql
 from proxy.snapshot import Snapshot, read_snapshot
+from proxy.trying_kube import kube_command, way_of
 from proxy.trying_ssh import ssh_command
 
 CASES_LIMIT_BYTES: Final = 1 << 20  # as for a rule file
 # How `policy explain` takes its text where the target is one of SSH.
 WAYS: Final = ("exec", "line", "shell", "subsystem", "forward", "listen", *sorted(v for v in VERBS if v[:5] == "file-"))
 NOTE: Final = "(read without the target's catalogue: names without a schema are taken for public's, views for tables)\n"
+# Protocols whose commands are read without a target, as the gateway reads them.
+_READ_WHOLE: Final = ("ssh", "kubernetes")
 
 
 class Offline:
@@ -83,7 +86,7 @@ def explain(
     at: str | None,
     way: str | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """Explain the decision on a statement or, as way says, on something of SSH, as JSON values and as text.
+    """Explain the decision on a statement, a request to Kubernetes or, as way says, something of SSH: JSON and text.
 
     Raises ConfigError.
     """
@@ -94,10 +97,16 @@ def explain(
     ssh = place.protocol == "ssh"
     if way is not None and not ssh:
         raise ConfigError(f"--as is for targets of SSH, and {place.name} is none")
-    command = _asked(way or "exec", text, place) if ssh else to_command()(text)
+    match place.protocol:
+        case "ssh":
+            command = _asked(way or "exec", text, place)
+        case "kubernetes":
+            command = kube_command(KubeAsked(way_of(text), text), place)
+        case _:
+            command = to_command()(text)
     data = explain_json(snapshot.rules, identity, place, command, moment)
     shown = explain_text(snapshot.rules, identity, place, command, moment)
-    return data, shown + ("" if ssh else NOTE)
+    return data, shown + ("" if place.protocol in _READ_WHOLE else NOTE)
 
 
 def _asked(way: str, text: str, target: Target) -> Command:
@@ -117,9 +126,8 @@ def test(path: Path, cases: Path) -> tuple[dict[str, Any], str, int]:
         raise ConfigError(f"{cases}: cannot be read") from error
     if len(text) > CASES_LIMIT_BYTES:
         raise ConfigError(f"{cases}: is longer than {CASES_LIMIT_BYTES} bytes")
-    results = run_cases(
-        read_cases(text, str(cases), tuple(snapshot.targets.values())), snapshot.rules, to_command(), ssh_command
-    )
+    found = read_cases(text, str(cases), tuple(snapshot.targets.values()))
+    results = run_cases(found, snapshot.rules, to_command(), ssh_command, kube_command)
     rows = [
         {"name": one.case.name, "line": one.case.line, "passed": one.passed, "problems": list(one.problems)}
         | {"verdict": one.verdict, "rule": one.rule}
@@ -134,7 +142,7 @@ def _target(snapshot: Snapshot, text: str) -> Target:
     if target is None:
         known = ", ".join(sorted(snapshot.targets)) or "none"
         raise ConfigError(f"there is no target {name}; configured: {known}")
-    return replace(target, database=database or target.database or ("" if target.protocol == "ssh" else name))
+    return replace(target, database=database or target.database or ("" if target.protocol in _READ_WHOLE else name))
 
 
 def _moment(text: str) -> float:

@@ -17,10 +17,10 @@ from dataclasses import replace
 from typing import Final
 from urllib.parse import quote, urlencode
 
-from protocols.kubernetes.commands import Conversation
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from protocols.kubernetes.commands import Conversation
 from protocols.kubernetes.request_info import read_path
 from protocols.kubernetes.verbs import VERBS
 from proxy.core.errors import ConfigError
@@ -43,6 +43,11 @@ _NAMELESS: Final = frozenset({"list", "watch", "deletecollection", "create"})
 _REQUEST: Final = re.compile(r"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/\S*)")
 _VERSIONED: Final = re.compile(r"([a-z0-9-]+)\.(v\d+(?:(?:alpha|beta)\d+)?)\.(.+)")
 _VERSION: Final = "v1"  # of a group, where the resource does not name one (widgets.v1beta1.example.com)
+
+
+def way_of(text: str) -> str:
+    """How a text is written: as a request line, or as a verb and its place (KubeAsked.what)."""
+    return "request" if _REQUEST.fullmatch(text.strip()) else "kube"
 
 
 def kube_command(asked: KubeAsked, target: Target) -> Command:
