@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ OUTER = frozenset({
     "proxy.app", "proxy.cli", "proxy.__main__", "proxy.config", "proxy.sections", "proxy.lines", "proxy.logging",
     "proxy.certificates", "proxy.sockets", "proxy.connections", "proxy.services", "proxy.watch", "proxy.example",
     "proxy.demo", "proxy.commands", "proxy.snapshot", "proxy.admission", "proxy.notify", "proxy.checking",
-    "proxy.trying", "proxy.notary", "proxy.values", "proxy.rotation", "proxy.ssh_sections", "proxy.ssh_files",
+    "proxy.trying", "proxy.trying_kube", "proxy.notary", "proxy.values", "proxy.rotation", "proxy.ssh_sections", "proxy.ssh_files",
     "proxy.ssh_doors", "proxy.ssh_commands", "proxy.ssh_arguments", "proxy.trying_ssh",
     # The vault's ends towards configuration and administrators.
     "proxy.vault.settings", "proxy.vault.service", "proxy.vault.commands",
@@ -110,6 +111,36 @@ def test_imports_point_inward(path: Path) -> None:
     assert not wrong, f"{module_of(path)} ({importer}) imports {', '.join(sorted(set(wrong)))}"
 
 
+# What of others the core may import, and where: the rest of it stands on the standard library and the recorder alone.
+CORE_MAY = {
+    "msgpack": {"proxy.core.session"},
+    "httptools": {"proxy.core.http.parser"},
+    "websockets": {"proxy.core.http.websocket"},  # websockets.speedups alone: see that file
+}
+
+
+def foreign(module: str, names: Iterable[str]) -> list[str]:
+    """What a module of the core imports of others without leave."""
+    return [
+        name
+        for name in names
+        if (top := name.split(".")[0]) not in OURS
+        and top not in sys.stdlib_module_names
+        and module not in CORE_MAY.get(top, set())
+    ]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if ring(module_of(path)) == "proxy.core"], ids=module_of)
+def test_the_core_stands_on_little(path: Path) -> None:
+    assert not foreign(module_of(path), imports(path))
+
+
+def test_the_rule_of_the_core_refuses() -> None:
+    assert foreign("proxy.core.stream", ["asyncio", "httptools", "uvloop"]) == ["httptools", "uvloop"]
+    assert not foreign("proxy.core.http.parser", ["re", "httptools", "recorder.tape"])
+    assert [path for path in FILES if "httptools" in set(imports(path))], "the rule is about nothing"
+
+
 def test_the_rule_of_imports_refuses() -> None:
     assert not allowed("proxy.core", "proxy.policy")
     assert not allowed("recorder", "proxy.core")
@@ -119,9 +150,18 @@ def test_the_rule_of_imports_refuses() -> None:
     assert allowed("outer", "protocols.postgres")
 
 
+# Codecs beside the two files that every protocol has.
+CODECS = frozenset({"proxy.core.http.heads", "proxy.core.http.parser", "proxy.core.http.framing",
+                    "proxy.core.http.websocket"})  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if path.name in ("wire.py", "commands.py") and "protocols" in path.parts],
+    [
+        path
+        for path in FILES
+        if (path.name in ("wire.py", "commands.py") and "protocols" in path.parts) or module_of(path) in CODECS
+    ],
     ids=module_of,
 )
 def test_codecs_are_pure(path: Path) -> None:

@@ -46,6 +46,7 @@ _NEVER: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
 _STATUS_LINE: Final = re.compile(rb"HTTP/(1\.[01]) ([1-9][0-9]{2})(?: ([^\r]*))?\r\n")
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(;[\t\x20-\x7e\x80-\xff]*)?")
+_TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _HOST: Final = re.compile(
     r"[A-Za-z0-9._~!$&'()*+;=:%\[\]-]*"
 )  # RFC 3986 3.2.2 and 3.2.3, loosely: no /, ?, #, @, comma
@@ -241,7 +242,9 @@ class _Parser:
         except HttpParserInvalidMethodError:
             self._broken("the method is not known", 501)
         except HttpParserError as error:
-            self._broken(str(error) or "this is not HTTP")
+            text = str(error) or "this is not HTTP"
+            # llhttp stops there without saying that it was an upgrade.
+            self._broken("a 101 without Connection: Upgrade" if text.startswith("Pause on") else text)
 
     def _length(self, oracle: _Oracle, version: str) -> int | None:
         """Tell the length of the body that the fields speak of: None for chunks, -1 where they say nothing."""
@@ -346,7 +349,7 @@ class _Parser:
                 self._trailers += len(line)
                 if self._trailers > self._limits.trailers_bytes:
                     self._broken("the trailers are too large", 431)
-                if line[:1] in b" \t:" or b":" not in line or len(line.translate(None, _CONTROLS)) != len(line):
+                if not _TRAILER.fullmatch(line):
                     self._broken("a trailer is not a field")
 
 

@@ -229,6 +229,7 @@ def test_what_is_not_a_response() -> None:
         response("HTTP/1.0 200 OK", CHUNKED, body=b"0\r\n\r\n"),
         b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
         response("HTTP/1.1 200 OK", "X: \x00"),
+        response("HTTP/1.1 101 Switching Protocols", "Upgrade: websocket"),
         response("HTTP/1.1 200 OK", CHUNKED, body=b"3\r\nabcd\r\n"),
         response("HTTP/1.1 200 OK", *["X: y"] * (FIELDS_LIMIT + 1)),
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * HEAD_LIMIT,

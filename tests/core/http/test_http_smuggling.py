@@ -100,6 +100,7 @@ CORPUS: dict[str, tuple[bytes, int]] = {
     "a NUL in an extension": (request(POST, CHUNKED, body=b"3;\x00\r\nabc\r\n0\r\n\r\n"), 400),
     "a request as a trailer": (request(POST, CHUNKED, body=b"0\r\nGET / HTTP/1.1\r\n\r\n"), 400),
     "a fold as a trailer": (request(POST, CHUNKED, body=b"0\r\nX: y\r\n z: a\r\n\r\n"), 400),
+    "a space before a trailer's colon": (request(POST, CHUNKED, body=b"0\r\nX : y\r\n\r\n"), 400),
     "the last chunk's end is LF": (request(POST, CHUNKED, body=b"0\r\n\n"), 400),
 }
 
