@@ -107,7 +107,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What the gate logs in to a target with. The user never sees any of it."""
+    """What the gate logs in to a target with. The user never sees any of it.
+
+    secret: a password or a bearer token. A client certificate with its key is in files, or in certificate and key as
+    PEM text. user is '' where the credential itself says whose it is.
+    """
 
     user: str
     secret: Secret | None = None
@@ -115,3 +119,5 @@ class Credential:
     key_file: str | None = None
     expires_at: float | None = None
     passphrase: Secret | None = None  # of key_file
+    certificate: Secret | None = None  # PEM: the client's certificate, then its intermediates
+    key: Secret | None = None  # PEM: its private key
