@@ -9,7 +9,7 @@ import pytest
 from protocols.kubernetes.verbs import KIND_OF, VERBS
 from proxy.core.errors import ConfigError
 from proxy.core.parties import Identity, Target
-from proxy.core.verdict import Allow, Deny, Hold, Verdict
+from proxy.core.verdict import Allow, Deny, Verdict
 from proxy.policy.cases import KubeAsked
 from proxy.policy.places import NAMED_ONLY, SUBRESOURCE_VERBS
 from proxy.policy.rules import load_rules
