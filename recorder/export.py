@@ -104,6 +104,7 @@ def _text(source: Source) -> Iterator[str]:
         source.said,
         screen=False,
         find=source.find_flow,
+        messages=source.options.http,
         columns=source.options.columns,
         color=False,
         newline="\n",

@@ -36,7 +36,12 @@ class Narrator:
         self._clock: Callable[[int], int] = clock or (lambda t_ns: max(0, t_ns - start))
         self._before = source.commands_before
         self._transcript = transcript_of(
-            source.said, find=source.find_flow, columns=source.size[0], done=self._before, raw=source.options.raw
+            source.said,
+            find=source.find_flow,
+            messages=source.options.http,
+            columns=source.size[0],
+            done=self._before,
+            raw=source.options.raw,
         )
         self._flows = isinstance(self._transcript, FlowTranscript)
         self._tty = source.tty is not None and not self._flows

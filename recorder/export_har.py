@@ -1,13 +1,16 @@
 """An HTTP session as a HAR 1.2 file, for browsers' developer tools and other viewers of HTTP.
 
-What such a tape holds: the user's WIRE records are HTTP/1.1 requests, those of out are the responses, each direction
-one stream of messages as on one connection (RFC 9112), so that the first response answers the first request. After an
-upgrade (101) the bytes are another protocol's, and the HAR ends with it. What does not parse so is refused.
+What such a tape holds: its flows are exchanges (header more {"http": true}; recorder/format.py, "Flows"), and each is
+an entry, in the order in which they ended; its comment says what was asked for in the protocol's own words, and what
+the gate said of it. A tape without flows holds each direction as one stream of messages, as on one connection (RFC
+9112), so that the first response answers the first request; after an upgrade (101) the bytes are another protocol's,
+and the HAR ends with it. What does not parse so is refused.
 
 Bodies are cut at BODY_LIMIT, with their true size beside them. Values of header fields and query parameters that carry
 credentials are removed, and cookies are left out altogether: a HAR is made to be passed on.
 
-Left out: timings but waiting and receiving; bodies' content codings (they are shown as base64); trailers; HTTP/2.
+Left out: timings but waiting and receiving; bodies' content codings (they are shown as base64); trailers; HTTP/2;
+streams that an upgrade began (exec, port-forward), which are tapes of their own.
 Source: HAR 1.2 (softwareishard.com/blog/har-12-spec); RFC 9112, 6 and 7.
 """
 
@@ -16,44 +19,29 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
 from recorder.escape import visible
 from recorder.export_options import ExportError
 from recorder.export_source import Source, wall_time
-from recorder.format import OUT, USER, VERSION, Kind
+from recorder.flows import flow_of, tells_of_file, whole
+from recorder.format import OUT, USER, VERSION, Kind, Record, fields
+from recorder.http_messages import BODY_LIMIT as BODY_LIMIT
+from recorder.http_messages import FIELD, REQUEST, STATUS, Message, is_http
+from recorder.http_messages import HEAD_LIMIT as HEAD_LIMIT
 
 PROTOCOLS: Final = ("kubernetes", "bigquery")
-BODY_LIMIT: Final = 64 * 1024  # bytes of a body that are kept: a viewer shows no more
-HEAD_LIMIT: Final = 64 * 1024  # ours; servers take 8 to 64 KiB
 WAITING_LIMIT: Final = 1024  # requests that wait for their response: a pipeline's worth
+COMMENT_LIMIT: Final = 400  # characters of a command, or of a rule's name
 REMOVED: Final = "[removed]"
-_SECRET_FIELDS: Final = re.compile(r"(?i)authorization|cookie|token|secret|password|api-?key|signature|credential")
+_SECRETFIELDS: Final = re.compile(r"(?i)authorization|cookie|token|secret|password|api-?key|signature|credential")
 _SECRET_PARAMETERS: Final = re.compile(r"(?i)token|secret|password|^key$|api_?key|sig|credential|^code$")
-_REQUEST: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) (HTTP/1\.[01])")
-_STATUS: Final = re.compile(r"(HTTP/1\.[01]) ([1-5][0-9]{2})(?: (.*))?")
-_FIELD: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
 
-
-@dataclass(slots=True)
-class Message:
-    """One request or response; size counts its whole body, body holds the beginning."""
-
-    start: re.Match[str]
-    fields: list[tuple[str, str]]
-    head_bytes: int
-    t_ns: int
-    end_ns: int = 0
-    size: int = 0
-    body: bytearray = field(default_factory=bytearray)
-
-    def get(self, name: str) -> str:
-        """Return a field's value, "" if there is none."""
-        return next((value for found, value in self.fields if found.lower() == name), "")
+# A request, its response if there is one, and what is said of them.
+Pair = tuple[Message, Message | None, str]
 
 
 class Messages:
@@ -97,11 +85,12 @@ class Messages:
             return False
         lines = self._buffer[:end].decode("latin-1").split("\r\n")
         del self._buffer[: end + 4]
-        start, fields = self._start.fullmatch(lines[0]), [_FIELD.fullmatch(line) for line in lines[1:]]
+        start, fields = self._start.fullmatch(lines[0]), [FIELD.fullmatch(line) for line in lines[1:]]
         if start is None or None in fields:
             raise _not_http()
-        message = Message(start, [(found[1], found[2]) for found in fields if found], end + 4, t_ns, t_ns)
-        is_response = self._start is _STATUS
+        is_response = self._start is STATUS
+        values = [(found[1], found[2]) for found in fields if found]
+        message = Message(not is_response, BODY_LIMIT, start, values, end + 4, t_ns, t_ns)
         bodiless = False
         if is_response:
             status = int(start[2])
@@ -170,7 +159,7 @@ class Messages:
 
 def har(source: Source) -> Iterator[str]:
     """Yield the HAR, entry by entry. Raises ExportError for a session that did not speak HTTP."""
-    if source.protocol not in PROTOCOLS:
+    if source.protocol not in PROTOCOLS and not is_http(source.said):
         named = visible(source.protocol) or "nameless"
         raise ExportError(f"a {named} session is no HTTP session; export it as jsonl or txt")
     return _har(source)
@@ -181,23 +170,94 @@ def _har(source: Source) -> Iterator[str]:
     yield '{"log": {"version": "1.2", "creator": ' + json.dumps(creator)
     yield ', "comment": ' + json.dumps(source.title) + ', "entries": ['
     first = True
-    for request, response in _pairs(source):
-        yield ("\n" if first else ",\n") + json.dumps(_entry(source, request, response))
+    for request, response, comment in _exchanges(source) if is_http(source.said) else _pairs(source):
+        yield ("\n" if first else ",\n") + json.dumps(_entry(source, request, response, comment))
         first = False
     yield "\n]}}\n"
 
 
-def _pairs(source: Source) -> Iterator[tuple[Message, Message | None]]:
-    requests, responses = Messages(_REQUEST), Messages(_STATUS)
+class _Flow:
+    """One exchange that is not over."""
+
+    def __init__(self) -> None:
+        self.request = Message(True, BODY_LIMIT)
+        self.response = Message(False, BODY_LIMIT)
+        self.n = -1
+        self.text = ""
+        self.verdict = ""
+
+    @property
+    def pair(self) -> Pair | None:
+        """What is told of it, nothing if it began before the span."""
+        if not self.request.begun:
+            return None
+        return self.request, self.response if self.response.begun else None, ": ".join(self._comment())
+
+    def _comment(self) -> Iterator[str]:
+        yield from (text for text in (visible(self.text).replace("\n", " ")[:COMMENT_LIMIT], self.verdict) if text)
+
+
+def _exchanges(source: Source) -> Iterator[Pair]:
+    """Yield the exchanges as they end: with their RESULT, or with the gate's own answer to what was denied."""
+    flows: OrderedDict[int, _Flow] = OrderedDict()
+    commands: dict[int, _Flow] = {}
+    for record in source.records():
+        number = _take(record, flows, commands)
+        if number is None and len(flows) <= WAITING_LIMIT:
+            continue
+        # Of what the target failed to answer there is no RESULT: the one that was silent for longest goes.
+        flow = flows.pop(number) if number is not None else flows.popitem(last=False)[1]
+        commands.pop(flow.n, None)
+        if (pair := flow.pair) is not None:
+            yield pair
+    yield from (pair for flow in flows.values() if (pair := flow.pair) is not None)
+
+
+def _take(record: Record, flows: OrderedDict[int, _Flow], commands: dict[int, _Flow]) -> int | None:
+    """Note what a record says; return the flow that is over with it, if one is."""
+    number: int | None
+    if record.kind == Kind.WIRE:
+        number = record.flow
+        if number is None or record.channel not in (USER, OUT):
+            return None
+        flow = flows.setdefault(number, _Flow())
+        flows.move_to_end(number)
+        (flow.request if record.channel == USER else flow.response).feed(record.payload, record.t_ns)
+        return number if flow.verdict.startswith("denied") and flow.response.whole else None
+    if record.kind not in (Kind.COMMAND, Kind.VERDICT, Kind.RESULT):
+        return None
+    said = fields(record.payload)
+    if record.kind == Kind.VERDICT:
+        asked = commands.get(whole(said.get("command")))
+        if asked is not None:
+            word = "allowed" if said.get("verdict") == "allow" else "denied"
+            asked.verdict = visible(f"{word} by {said.get('rule', '?')}").replace("\n", " ")[:COMMENT_LIMIT]
+        return None
+    number = flow_of(said)
+    if number is None or tells_of_file(said):
+        return None
+    if record.kind == Kind.RESULT:
+        return number if number in flows else None
+    flow = flows.setdefault(number, _Flow())
+    flow.n, flow.text = record.n, str(said.get("text") or "")
+    commands[record.n] = flow
+    return None
+
+
+def _pairs(source: Source) -> Iterator[Pair]:
+    """Yield the messages of a tape without flows, two and two."""
+    requests, responses = Messages(REQUEST), Messages(STATUS)
     waiting: deque[Message] = deque()
     methods: deque[str] = deque()
     for record in source.records():
         if record.kind != Kind.WIRE or responses.done:
             continue
+        if record.flow is not None:
+            raise ExportError("exec, attach and port-forward are no exchanges of HTTP; export it as txt or html")
         if record.channel == USER:
             for message in requests.feed(record.payload, record.t_ns, methods):
                 waiting.append(message)
-                methods.append(message.start[1])
+                methods.append(message.method)
                 if len(waiting) > WAITING_LIMIT:
                     raise ExportError(f"more than {WAITING_LIMIT} requests wait for a response: no tape of HTTP/1.1")
         elif record.channel == OUT:
@@ -205,16 +265,16 @@ def _pairs(source: Source) -> Iterator[tuple[Message, Message | None]]:
                 if not waiting:
                     raise ExportError("a response to no request: --from a time between two requests")
                 methods.popleft()
-                responses.done = message.start[2] == "101"
-                yield waiting.popleft(), message
+                responses.done = message.status == 101
+                yield waiting.popleft(), message, ""
     for message in responses.close():
         if waiting:
-            yield waiting.popleft(), message
+            yield waiting.popleft(), message, ""
     for request in waiting:
-        yield request, None
+        yield request, None, ""
 
 
-def _entry(source: Source, request: Message, response: Message | None) -> dict[str, Any]:
+def _entry(source: Source, request: Message, response: Message | None, comment: str) -> dict[str, Any]:
     end_ns = response.end_ns if response is not None else request.end_ns
     wait_ns = max(0, response.t_ns - request.end_ns) if response is not None else 0
     receive_ns = response.end_ns - response.t_ns if response is not None else 0
@@ -225,20 +285,21 @@ def _entry(source: Source, request: Message, response: Message | None) -> dict[s
         "response": _response(response),
         "cache": {},
         "timings": {"send": (request.end_ns - request.t_ns) / 1e6, "wait": wait_ns / 1e6, "receive": receive_ns / 1e6},
+        **({"comment": comment} if comment else {}),
     }
 
 
 def _request(message: Message) -> dict[str, Any]:
-    path, _, parameters = message.start[2].partition("?")
+    path, _, parameters = message.target.partition("?")
     query = [
         (name, REMOVED if _SECRET_PARAMETERS.search(name) else value)
         for name, value in parse_qsl(parameters, keep_blank_values=True)
     ]
     host = message.get("host") or "target"
     made: dict[str, Any] = {
-        "method": message.start[1],
+        "method": message.method,
         "url": f"https://{host}{path}" + (f"?{urlencode(query)}" if query else ""),
-        "httpVersion": message.start[3],
+        "httpVersion": _version(message, 3),
         "cookies": [],
         "headers": _fields(message),
         "queryString": [{"name": name, "value": value} for name, value in query],
@@ -261,9 +322,9 @@ def _response(message: Message | None) -> dict[str, Any]:
             "content": empty, "redirectURL": "", "headersSize": -1, "bodySize": -1,
         }  # fmt: skip
     return {
-        "status": int(message.start[2]),
-        "statusText": message.start[3] or "",
-        "httpVersion": message.start[1],
+        "status": message.status,
+        "statusText": (message.start[3] if message.start is not None else "") or "",
+        "httpVersion": _version(message, 1),
         "cookies": [],
         "headers": _fields(message),
         "content": {"size": message.size, **_content(message)},
@@ -273,10 +334,12 @@ def _response(message: Message | None) -> dict[str, Any]:
     }
 
 
+def _version(message: Message, group: int) -> str:
+    return message.start[group] if message.start is not None else ""
+
+
 def _fields(message: Message) -> list[dict[str, str]]:
-    return [
-        {"name": name, "value": REMOVED if _SECRET_FIELDS.search(name) else value} for name, value in message.fields
-    ]
+    return [{"name": name, "value": REMOVED if _SECRETFIELDS.search(name) else value} for name, value in message.fields]
 
 
 def _content(message: Message) -> dict[str, str]:

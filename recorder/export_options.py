@@ -33,7 +33,7 @@ class ExportOptions:
     raw: bytes of a terminal session as they were, without the filter that makes them harmless.
     keys: casts hold what the user typed in a terminal session, too: passwords that no screen showed among it.
     direction: which bytes formats raw and bytes write. flow: one stream of the session alone.
-    columns, rows: the terminal in which a rendered session is shown.
+    columns, rows: the terminal in which a rendered session is shown. http: messages of HTTP as they are.
     """
 
     start_ns: int = 0
@@ -45,6 +45,7 @@ class ExportOptions:
     columns: int = COLUMNS
     rows: int = ROWS
     flow: int | None = None
+    http: bool = False
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -64,7 +65,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=DIRECTIONS,
         help="raw, bytes: which of them; all (raw's default): each record with time and channel; bytes' default: out",
     )
-    add("--flow", type=int, metavar="N", help="one stream of an SSH session alone; replay --flows lists them")
+    add(
+        "--flow",
+        type=int,
+        metavar="N",
+        help="one stream of an SSH or Kubernetes session; replay --flows lists them",
+    )
+    add("--http", action="store_true", help="txt, casts, html: requests to an API as messages of HTTP, nothing folded")
     add("--keys", action="store_true", help="casts: also what was typed in a terminal session, unseen passwords too")
     add("--raw", action="store_true", help="casts, html: a terminal session's bytes unfiltered: not safe to play")
 
@@ -89,5 +96,6 @@ def from_arguments(options: Namespace, wall0_ns: int) -> ExportOptions:
         keys=options.keys,
         direction=options.direction or ("out" if options.format == "bytes" else "all"),
         flow=options.flow,
+        http=options.http,
         columns=options.width,
     )

@@ -18,6 +18,7 @@ from recorder.export_options import ExportError, ExportOptions
 from recorder.flows import Flow, FlowFilter
 from recorder.flows_find import FlowFinder
 from recorder.format import Kind, Record
+from recorder.http_messages import is_http
 from recorder.player_index import TapeIndex
 from recorder.reader import TapeReader
 from recorder.transcript_flows import has_flows
@@ -69,6 +70,8 @@ class Source:
         if self.options.end_ns is not None and self.options.end_ns < self.options.start_ns:
             raise ExportError("--to is before --from")
         self._finder = FlowFinder(tape, TapeIndex(tape)) if has_flows(self.said) else None
+        if self.options.http and not is_http(self.said):
+            raise ExportError("--http: the session has no messages of HTTP")
         self._only = None if self.options.flow is None else FlowFilter(self.options.flow)
         self._commands: int | None = None  # that were passed, those of other flows too
         if self._only is not None and self.find_flow(self._only.number) is None:
@@ -120,7 +123,7 @@ class Source:
 
     def _first_terminal(self) -> tuple[int, int] | None:
         """The size of the first flow that is a terminal's, or of the one that is asked for."""
-        if self._finder is None:
+        if self._finder is None or is_http(self.said):
             return None
         flows = self._finder.openers(FLOWS_LOOKED_AT)[0]
         if self._only is not None:

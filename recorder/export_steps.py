@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from recorder.flows import tells_of_file
 from recorder.format import Kind, Record, fields
 from recorder.phases import Phase, Phases
 from recorder.transcript import OPEN_COMMANDS_LIMIT
@@ -49,7 +50,8 @@ class Step:
     tag: str = ""
     count: int = 0
     done_ns: int = -1
-    passed: str = ""  # of a transfer: how much, and the SHA-256 of it
+    passed: str = ""  # of a transfer: how much, and the SHA-256 of it; of several files those of the first
+    files: int = 0  # that a stream carried
     error: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -144,7 +146,12 @@ class Steps:
         count, error = said.get("count"), said.get("error")
         step.tag, step.done_ns = str(said.get("tag", "")), record.t_ns
         step.count = count if isinstance(count, int) else 0
-        step.passed = passed_text(said)
+        if tells_of_file(said):
+            step.files += 1
+            if step.files == 1:
+                step.passed = f"{said['path']} {passed_text(said)}"
+        elif not step.files:
+            step.passed = passed_text(said)
         if isinstance(error, dict):
             step.error = {str(key): str(value) for key, value in error.items()} or {"message": ""}
 

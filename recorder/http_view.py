@@ -175,7 +175,7 @@ def _shortened(document: Any) -> Any:
     if isinstance(document, dict):
         metadata = document.get("metadata")
         if isinstance(metadata, dict) and isinstance(metadata.get("managedFields"), list):
-            return {**document, "metadata": {**metadata, "managedFields": ["..."]}}
+            return {**document, "metadata": {**metadata, "managedFields": "..."}}
     return document
 
 

@@ -20,6 +20,7 @@ TEXT_LIMIT: Final = 64 * 1024  # characters, ours: what people type is shorter; 
 INTENT_LIMIT: Final = 4 * 1024  # characters of all intents of a session, ours
 WORD_LIMIT: Final = 256  # characters of a name, a rule, a SQLSTATE, ours
 ERROR_LIMIT: Final = 300  # characters of an error's message, ours: two lines
+NOTES_LIMIT: Final = 64 * 1024  # characters of what is added to a text: 700 files of a copy with their hashes, ours
 PATH_LIMIT: Final = 4096  # characters of a transfer's path: Linux's PATH_MAX
 OBJECTS_LIMIT: Final = 256  # objects of one command, ours
 OPEN_LIMIT: Final = 4096  # commands in memory whose result is not known: a pipeline's worth, as segment.py has it
@@ -76,7 +77,8 @@ class Collector:
         self._rows: dict[int, _Row] = {}
         self._size = 0
         self._late: list[tuple[str, tuple[Any, ...]]] = []
-        self._notes: list[tuple[int, str]] = []  # by the command's number: what is to be added to its text
+        self._notes: dict[int, list[str]] = {}  # by the command's number: what is to be added to its text
+        self._noted = 0  # characters of them
 
     @property
     def idle(self) -> bool:
@@ -86,7 +88,8 @@ class Collector:
     @property
     def full(self) -> bool:
         """Whether it is time to write()."""
-        return len(self._rows) + len(self._late) + len(self._notes) >= OPEN_LIMIT or self._size >= OPEN_BYTES_LIMIT
+        many = len(self._rows) + len(self._late) + len(self._notes) >= OPEN_LIMIT
+        return many or self._size + self._noted >= OPEN_BYTES_LIMIT
 
     def feed(self, part: Record) -> None:
         """Take note of a record. Raises FormatError if its parts do not belong together."""
@@ -187,10 +190,9 @@ class Collector:
                 row.code, row.error = code, error
 
         notes = _content_notes(said, row.text if row is not None else "")
-        if notes and row is not None:
-            row.text = f"{row.text}\n{notes}" if row.text else notes
-        elif notes and isinstance(said.get("command"), int):
-            self._notes.append((whole(said["command"]), notes))
+        if notes and isinstance(said.get("command"), int):
+            self._notes.setdefault(whole(said["command"]), []).append(notes)
+            self._noted += len(notes)
 
     def _intent(self, said: Mapping[str, Any]) -> None:
         kept = self.counts.intents
@@ -211,6 +213,11 @@ class Collector:
     def write(self, connection: sqlite3.Connection) -> int:
         """Insert and update; return how many commands were new."""
         rows = list(self._rows.values())
+        for row in rows:
+            notes = self._notes.pop(row.n, None)
+            if notes is not None:
+                row.text, cut = _with_notes(row.text, notes)
+                row.cut = row.cut or cut
         self._rows, self._size = {}, 0
         if rows:
             first = 1 + connection.execute("SELECT coalesce(max(id), 0) FROM commands").fetchone()[0]
@@ -225,20 +232,25 @@ class Collector:
             self._write_objects(connection, rows, first)
         for what, values in self._late:
             connection.execute(f"UPDATE commands SET {what} WHERE session = ? AND n = ?", values)  # noqa: S608  # ours
-        for n, notes in self._notes:
-            self._add_notes(connection, n, notes)
-        self._late, self._notes = [], []
+        for n, late in self._notes.items():
+            self._add_notes(connection, n, late)
+        self._late, self._notes, self._noted = [], {}, 0
         return len(rows)
 
-    def _add_notes(self, connection: sqlite3.Connection, n: int, notes: str) -> None:
+    def _add_notes(self, connection: sqlite3.Connection, n: int, notes: list[str]) -> None:
         """Add to the text of a command that is in the index already."""
         found = connection.execute(
             "SELECT id, text FROM commands WHERE session = ? AND n = ?", (self._session, n)
         ).fetchone()
-        if found is None or notes in found[1]:
+        if found is None:
             return
         id_, before = found
-        text = f"{before}\n{notes}" if before else notes
+        known = set(before.split("\n"))
+        text, cut = _with_notes(before, [note for note in notes if not known.issuperset(note.split("\n"))])
+        if cut:
+            connection.execute("UPDATE commands SET cut = 1 WHERE id = ?", (id_,))
+        if text == before:
+            return
         # An external content table must be told what it had indexed. SQLite documentation, FTS5 4.4.3.
         connection.execute("INSERT INTO texts(texts, rowid, text) VALUES('delete', ?, ?)", (id_, before))
         connection.execute("UPDATE commands SET text = ? WHERE id = ?", (text, id_))
@@ -281,6 +293,18 @@ def forget_commands(connection: sqlite3.Connection, session: int) -> None:
             ((name, id_) for id_, _, objects in rows if objects for name in json.loads(objects)),
         )
         connection.executemany("DELETE FROM commands WHERE id = ?", ((id_,) for id_, _, _ in rows))
+
+
+def _with_notes(text: str, notes: list[str]) -> tuple[str, bool]:
+    """The text with the notes, and whether some had no room: a copy of a directory has as many as it has files."""
+    room = TEXT_LIMIT + NOTES_LIMIT - len(text)
+    kept: list[str] = []
+    for note in notes:
+        room -= len(note) + 1
+        if room < 0:
+            return "\n".join(filter(None, [text, *kept])), True
+        kept.append(note)
+    return "\n".join(filter(None, [text, *kept])), False
 
 
 def _content_notes(said: Mapping[str, Any], text: str) -> str:

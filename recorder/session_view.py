@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from recorder.errors import Unreadable
 from recorder.export import wall_time
-from recorder.flows import flow_of, whole
+from recorder.flows import flow_of, tells_of_file, whole
 from recorder.format import GATE, USER, Kind, Record, command_entry, fields, verdict_word
 from recorder.reader import TapeReader
 
@@ -19,8 +19,10 @@ INTENTS_LIMIT: Final = 100  # ours: a session says why once or a few times
 LIST_LIMIT: Final = 256  # objects, masks, approvers of a command, ours
 # Of a RESULT, beside what every command has: format.py.
 DETAILS: Final = (
-    "exit", "signal", "sent", "how", "path", "direction", "size", "sha256", "in_order", "complete",
+    "exit", "signal", "sent", "how", "path", "direction", "size", "sha256", "in_order", "complete", "status",
+    "content_type",
 )  # fmt: skip
+_OF_FILES: Final = ("path", "direction", "size", "sha256", "complete")
 _MARGIN_RECORDS: Final = 100_000  # how far behind the last command its results are looked for
 
 
@@ -145,6 +147,11 @@ class View:
             self._stated[flow] = sent, max(0, whole(said.get("bytes")))
         command = self._of(said)
         if command is None:
+            return
+        if tells_of_file(said):
+            files = command["details"].setdefault("files", [])
+            if len(files) < LIST_LIMIT:
+                files.append({name: said[name] for name in _OF_FILES if isinstance(said.get(name), int | str)})
             return
         count, size = said.get("count"), said.get("bytes")
         command["tag"] = str(said.get("tag", "")) or command["tag"]

@@ -356,7 +356,8 @@ class HttpTranscript(Transcript):
     def _status_line(self, t_ns: int, exchange: Exchange, status: str) -> None:
         """Add request, status and time to the command's line, or tell them on a line of their own."""
         request = exchange.request
-        asked = visible(f"{request.method} {request.target}") if request.begun else ""
+        shown = request.begun and not self._messages
+        asked = visible(f"{request.method} {request.target}") if shown else ""
         tail = f"  {visible(status)}  {duration(max(0, t_ns - exchange.allowed_ns))}"
         room = self._columns - self._line_cells - len(_GAP) - width(tail)
         if self._line_of == exchange.n and self._in_line and room >= min(PATH_LEAST, width(asked)):
@@ -382,6 +383,7 @@ class HttpTranscript(Transcript):
         if not self._in_line:
             self._summaries(t_ns)
         super()._add(t_ns, "o", text.replace("\n", self._newline))
+        self._line_of = -1
         self._in_line = not text.endswith("\n")
 
     def _settle(self, t_ns: int) -> None:
