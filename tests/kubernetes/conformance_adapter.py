@@ -192,13 +192,22 @@ class Server:
         self.secret_seen = False
         self.on_command: Any = None
         self._late = ""
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self._open: set[asyncio.StreamWriter] = set()
+        self._over = asyncio.Event()
+        self._quiet = asyncio.Event()
+
+    async def close(self) -> None:
+        """End all connections."""
+        self._over.set()
+        for writer in self._open:
+            writer.transport.abort()
+        while self._open:
+            self._quiet.clear()
+            await self._quiet.wait()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection of the gate."""
-        task = asyncio.current_task()
-        assert task is not None
-        self.tasks.add(task)
+        self._open.add(writer)
         self.connections += 1
         messages = Messages(lambda: reader.read(_READ_BYTES))
         try:
@@ -206,7 +215,8 @@ class Server:
                 while await self._exchange(messages, writer):
                     pass
         finally:
-            self.tasks.discard(task)
+            self._open.discard(writer)
+            self._quiet.set()
             writer.transport.abort()
 
     async def _exchange(self, messages: Messages, writer: asyncio.StreamWriter) -> bool:
@@ -256,7 +266,7 @@ class Server:
                 await writer.drain()
                 return False
             case "stall":
-                await asyncio.Event().wait()
+                await self._over.wait()
             case _:
                 await self._say(writer, 404, [status_document(404, "that did not work")], warning)
         return True
@@ -477,9 +487,7 @@ class KubernetesAdapter:
             finally:
                 await self._end()
                 server.close()
-                for task in tuple(backend.tasks):
-                    task.cancel()
-                await asyncio.gather(*backend.tasks, return_exceptions=True)
+                await backend.close()
 
     async def _end(self) -> None:
         """The gateway stops: sessions that wait for a next request are over."""
