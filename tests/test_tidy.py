@@ -22,8 +22,8 @@ OUTER = frozenset({
     "proxy.app", "proxy.cli", "proxy.__main__", "proxy.config", "proxy.sections", "proxy.lines", "proxy.logging",
     "proxy.certificates", "proxy.sockets", "proxy.connections", "proxy.services", "proxy.watch", "proxy.example",
     "proxy.demo", "proxy.commands", "proxy.snapshot", "proxy.admission", "proxy.notify", "proxy.checking",
-    "proxy.trying", "proxy.trying_kube", "proxy.notary", "proxy.values", "proxy.rotation", "proxy.ssh_sections", "proxy.ssh_files",
-    "proxy.ssh_doors", "proxy.ssh_commands", "proxy.ssh_arguments", "proxy.trying_ssh",
+    "proxy.trying", "proxy.notary", "proxy.values", "proxy.rotation", "proxy.ssh_sections", "proxy.ssh_files",
+    "proxy.ssh_doors", "proxy.ssh_commands", "proxy.ssh_arguments", "proxy.trying_ssh", "proxy.trying_kube",
     # The vault's ends towards configuration and administrators.
     "proxy.vault.settings", "proxy.vault.service", "proxy.vault.commands",
     "proxy.identity.commands",  # what the command line does with tokens: nothing inside imports it

@@ -184,15 +184,23 @@ def test_one_that_expects_and_is_refused_cannot_go_on() -> None:
         assert not await connection.drop()
         await user.write(request())
         assert await connection.request() is None
+        async with asyncio.TaskGroup() as group:
+            group.create_task(connection.respond(403))
+            assert (await user.read(1000)).startswith(b"HTTP/1.1 403 ")  # and no 100 ahead of it
+            await user.close()
 
     run(test)
 
 
 def test_one_whose_body_is_here_already_is_not_told_to_go_on() -> None:
     async def test(user: MemoryStream, connection: UserConnection) -> None:
-        await user.write(request("POST / HTTP/1.1", "Expect: 100-continue", "Content-Length: 3", body=b"abc"))
+        await user.write(request("POST / HTTP/1.1", "Expect: 100-continue", "Content-Length: 6", body=b"abc"))
         await connection.request()
-        assert await connection.body(10) == b"abc"
+        async with asyncio.TaskGroup() as group:
+            body = group.create_task(connection.body(10))
+            await asyncio.sleep(0)
+            await user.write(b"def")
+        assert body.result() == b"abcdef"
         await connection.respond(204, ())
         assert (await user.read(1000)).startswith(b"HTTP/1.1 204 ")
 
