@@ -215,11 +215,29 @@ class FakeMasker:
         return self.denies
 
     def fields(self, masks: tuple[Mask, ...], command: Command) -> FieldMask | None:
-        word = self.word.decode()
-        return (lambda field: lambda text: text.replace(word, "*" * len(word))) if masks and word else None
+        return FakeFields(self.word.decode()) if masks and self.word else None
 
     def stream(self, masks: tuple[Mask, ...]) -> StreamMask | None:
         return FakeStreamMask(self.word) if masks and self.word else None
+
+
+class FakeFields:
+    """Replaces one word by as many stars, in any value of a document."""
+
+    resources: tuple[str, ...] = ()
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+    @property
+    def texts(self) -> Callable[[str, str], str]:
+        return lambda key, text: text.replace(self._word, "*" * len(self._word))
+
+    def __call__(self, field: str) -> None:
+        return None
+
+    def touches(self, field: str) -> bool:
+        return False
 
 
 class FakeStreamMask:

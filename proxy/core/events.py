@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 Kind = Literal["read", "write", "define", "delete", "execute", "transfer", "admin", "session", "unknown"]
 KINDS: tuple[Kind, ...] = ("read", "write", "define", "delete", "execute", "transfer", "admin", "session", "unknown")
@@ -147,9 +147,26 @@ class Chunk:
     masked: bool = True
 
 
-# Returns what replaces the values of a field, None where they stay as they are. A field is named as the protocol
-# documents it ("secrets:data.password"); values are text, whatever their encoding in the document.
-FieldMask = Callable[[str], Callable[[str], str] | None]
+class FieldMask(Protocol):
+    """What masks do to the fields of a document: by the field's name, and by what detectors find in any value.
+
+    A field is named as the protocol documents it ("secrets:data.password"; "*:data.password" where nobody knows of what
+    the document is: then the masks of anything apply). Values are text, whatever their encoding in the document.
+    """
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """The patterns before the colon in the masks: of what something may be masked by name."""
+
+    @property
+    def texts(self) -> Callable[[str, str], str] | None:
+        """What detectors make of a value beside its key; the same object where they find nothing. None: no detectors."""
+
+    def __call__(self, field: str) -> Callable[[str], str] | None:
+        """Return what replaces the values of a field and of all below it, None where its name is not masked."""
+
+    def touches(self, field: str) -> bool:
+        """Tell whether a field or something below it may be masked by name. "secrets:" is all of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection
 from typing import Final, assert_never, get_args
 
 from proxy.core.verdict import Action, Mask
-from proxy.masking.names import check_pattern
+from proxy.masking.names import check_field, check_pattern
 
 ACTIONS: Final[frozenset[str]] = frozenset(get_args(Action))
 REDACTED: Final = "[redacted]"
@@ -82,12 +82,16 @@ def hashed(value: bytes, key: bytes) -> bytes:
 
 def check_mask(mask: Mask, known_detectors: Collection[str]) -> str | None:
     """Return what is wrong with a mask of the configuration, None if nothing is."""
-    if not mask.columns and not mask.detectors:
-        return "a mask needs columns or detectors"
+    if not mask.columns and not mask.detectors and not mask.fields:
+        return "a mask needs columns or detectors (or fields, of Kubernetes)"
     if mask.action not in ACTIONS:
         return f"unknown action {mask.action!r}; known are {', '.join(sorted(ACTIONS))}"
     for pattern in mask.columns:
         problem = check_pattern(pattern)
+        if problem is not None:
+            return problem
+    for pattern in mask.fields:
+        problem = check_field(pattern)
         if problem is not None:
             return problem
     for name in mask.detectors:

@@ -27,6 +27,7 @@ from proxy.core.events import CellMask, Column, Command, FieldMask, RemarkFields
 from proxy.core.verdict import Deny, Mask
 from proxy.masking import actions, guard, remarks
 from proxy.masking.cells import column_mask, detector_mask
+from proxy.masking.fields import Fields
 from proxy.masking.names import compile_pattern
 from proxy.masking.patterns import BUILT_IN, Detector
 from proxy.masking.scanner import Scanner, detectors
@@ -74,6 +75,7 @@ class Compiled:
             self.texts = TextMask(Scanner(named), [actions.replacer(mask, key) for mask in chosen])
             in_numbers = [each for each in named if each[0].in_numbers]
             self.numbers = Scanner(in_numbers) if in_numbers else None
+        self.fields = Fields(masks, key, self.texts, self.custom)
 
 
 class Masking:
@@ -155,7 +157,8 @@ class Masking:
 
     def fields(self, masks: tuple[Mask, ...], command: Command) -> FieldMask | None:
         """Return what masks the fields of a document, None if all documents stay as they are."""
-        raise NotImplementedError
+        compiled = self._compile(masks)
+        return compiled.fields if compiled.fields.resources or compiled.fields.texts is not None else None
 
     def stream(self, masks: tuple[Mask, ...]) -> StreamMask | None:
         """Return a mask for a stream of text (a terminal, a program's output), None if no detector asks for it."""

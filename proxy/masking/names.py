@@ -19,6 +19,9 @@ from typing import Final
 
 PATTERN_LIMIT: Final = 256  # bytes: three names of PostgreSQL's NAMEDATALEN (64), with room for brackets
 
+# A DNS name of 253 characters for the group of a resource, and a path of as many.
+FIELD_LIMIT: Final = 512
+
 Test = re.Pattern[str]
 
 
@@ -85,4 +88,18 @@ def check_pattern(pattern: str) -> str | None:
         return f"column pattern {pattern!r} has no table; write '*.*.{pattern}' for a column of any table"
     if len(parts) > 3 or not all(part.strip() for part in parts):
         return f"column pattern {pattern!r} is not schema.table.column or table.column"
+    return None
+
+
+def check_field(pattern: str) -> str | None:
+    """Return what is wrong with a field pattern, None if nothing is."""
+    resource, colon, path = pattern.partition(":")
+    if len(pattern) > FIELD_LIMIT:
+        return f"the field pattern is longer than {FIELD_LIMIT} characters"
+    if not colon or not resource.strip() or not path.strip():
+        return f"the field {pattern!r} is not resource:path, like secrets:data.* or *:spec.*env.*PASSWORD*"
+    if resource != resource.lower():
+        return f"the field {pattern!r}: a resource is written in lower case and plural, like deployments.apps"
+    if re.search(r"\[\d*\]|\.\.|\A[./$]|\.\Z|\s\Z|\A\s", path):
+        return f"the field {pattern!r}: a path is like spec.containers.env.NAME, without the indexes of lists"
     return None
