@@ -391,17 +391,21 @@ class User:
         except EOFError:
             reply.ended, reply.error = True, "the connection ended"
             return reply
-        self._heard(head.taped())
+        last_word = bytearray()  # of a 503, which may be the gate's own that needs no tape, for there is none
+        tell = last_word.extend if head.first.split(" ")[1] == "503" else self._heard
+        tell(head.taped())
         body = bytearray()
         try:
             async for piece in self._messages.body(head):
-                self._heard(piece)
+                tell(piece)
                 if len(body) < KEEP_BYTES:
                     body += piece
         except EOFError:
             reply.ended, reply.error = True, "the connection ended in the middle of an answer"
         reply.raw = bytes(body)
         self._understand(head, bytes(body), reply)
+        if "recorded" not in reply.error:
+            self._heard(bytes(last_word))
         if reply.ended or head.get("connection") == "close" or self._gates_own(head, reply):
             reply.ended = True
             await self._hang_up()
