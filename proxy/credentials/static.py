@@ -5,16 +5,21 @@ rotated secret counts at the next connection. Its last newline is cut. A file th
 said loudly once. The texts of errors name the target and nothing else: they are shown to users; the operator's
 log says which variable or file.
 
-Left out: a literal password in the configuration (it ends up in repositories and in support tickets), secrets
-that several users share by identity, and cloud tokens (gcp.py, later).
+What HTTP asks for at each request (Kubernetes: per_request) is kept by renewal.py: files are looked at once a second,
+tokens with an end are fetched before it. kubeconfig.py and gcp.py say where such come from.
+
+Left out: a literal password in the configuration (it ends up in repositories and in support tickets), and secrets
+that several users share by identity.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import stat
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,9 +28,14 @@ import structlog
 
 from proxy.core.errors import ConfigError, TargetPeerError
 from proxy.core.parties import Credential, Identity, Secret, Target
+from proxy.credentials.gcp import GcpSource, GcpTokens
+from proxy.credentials.kubeconfig_user import UserOfKubeconfig
+from proxy.credentials.renewal import Fetched, Renewed, Unusable
 
 # PG_MAX_AUTH_TOKEN_LENGTH: the longest password that PostgreSQL takes; the other protocols take less.
 SECRET_LIMIT: Final = 65_535
+LOOK_SECONDS: Final = 1.0  # how old what a request uses may be: at a thousand requests a second each look is a thread
+_TOKEN: Final = re.compile(r"[!-~]+")  # what the field of a request can carry: RFC 9110 5.5
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +44,9 @@ log = structlog.get_logger(__name__)
 class StaticCredential:
     """Where a target's credential is. Without a password the target is logged in to by key, or trusts us.
 
-    PostgreSQL needs a certificate with a key (proxy/sections.py sees to it), SSH a key alone, or both.
+    PostgreSQL needs a certificate with a key (proxy/sections.py sees to it), SSH a key alone, or both. HTTP has one of
+    token_env, token_file, certificate_file with key_file, kubeconfig and gcp; foreign_file: the token file is not ours,
+    so that its mode is no matter of ours (a pod's service account).
     """
 
     user: str
@@ -44,6 +56,13 @@ class StaticCredential:
     key_file: Path | None = None
     passphrase_env: str | None = None
     passphrase_file: Path | None = None
+    per_request: bool = False
+    token_env: str | None = None
+    token_file: Path | None = None
+    foreign_file: bool = False
+    kubeconfig: Path | None = None
+    context: str = ""
+    gcp: GcpSource | None = None
 
     def __post_init__(self) -> None:
         if self.password_env is not None and self.password_file is not None:
@@ -66,16 +85,22 @@ class StaticCredentials:
     """The gate's Credentials (proxy.core.gate): one for each target, by the target's name."""
 
     def __init__(
-        self, credentials: Mapping[str, StaticCredential], environment: Mapping[str, str] = os.environ
+        self,
+        credentials: Mapping[str, StaticCredential],
+        environment: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._credentials = dict(credentials)
         self._environment = environment
+        self._clock = clock
+        self._renewed: dict[str, Renewed] = {}
         self._files: dict[Path, _Read] = {}
         self._warned: set[Path] = set()
 
     def configure(self, credentials: Mapping[str, StaticCredential]) -> None:
         """Take a new configuration; what was read is read again."""
         self._credentials = dict(credentials)
+        self._renewed = {}
         self._files = {}
         self._warned = set()
 
@@ -84,6 +109,8 @@ class StaticCredentials:
         source = self._credentials.get(target.name)
         if source is None:
             raise self._missing(target, "no credential is configured")
+        if source.per_request:
+            return await self._for_request(source, target)
         secret = await self._secret_of(source.password_env, source.password_file, target)
         passphrase = await self._secret_of(source.passphrase_env, source.passphrase_file, target)
         for file in (source.certificate_file, source.key_file):
@@ -98,6 +125,22 @@ class StaticCredentials:
             key_file=None if source.key_file is None else str(source.key_file),
             passphrase=passphrase,
         )
+
+    async def _for_request(self, source: StaticCredential, target: Target) -> Credential:
+        renewed = self._renewed.get(target.name)
+        if renewed is None:
+            renewed = self._renewed[target.name] = Renewed(target.name, self._fetcher(source), self._clock)
+        try:
+            return await renewed.get()
+        except Unusable as error:
+            raise self._missing(target, str(error)) from None
+
+    def _fetcher(self, source: StaticCredential) -> Callable[[], Fetched]:
+        if source.kubeconfig is not None:
+            return UserOfKubeconfig(source.kubeconfig, source.context, self._clock, self._check_mode).fetch
+        if source.gcp is not None:
+            return GcpTokens(source.gcp, self._clock).fetch
+        return lambda: self._look(source)
 
     async def _secret_of(self, name: str | None, file: Path | None, target: Target) -> Secret | None:
         """The secret of a variable or a file; None where neither is configured."""
@@ -126,7 +169,31 @@ class StaticCredentials:
 
     # -- on a thread ----------------------------------------------------------------------------------
 
-    def _from_file(self, path: Path) -> Secret:
+    def _look(self, source: StaticCredential) -> Fetched:
+        """What a request needs, from the variable or the files as they are now. Raises Unusable."""
+        token = None
+        if source.token_env is not None:
+            where = f"the environment variable {source.token_env}"
+            value = self._environment.get(source.token_env, "")
+            token = _token_of(where, lambda: _secret(value.encode()))
+        elif source.token_file is not None:
+            file, ours = source.token_file, not source.foreign_file
+            token = _token_of(str(file), lambda: self._from_file(file, ours))
+        for one in (source.certificate_file, source.key_file):
+            if one is not None and not os.access(one, os.R_OK):
+                raise Unusable(f"{one} cannot be read")
+        if source.key_file is not None:
+            self._check_mode(source.key_file)
+        made = Credential(
+            source.user,
+            token,
+            certificate_file=None if source.certificate_file is None else str(source.certificate_file),
+            key_file=None if source.key_file is None else str(source.key_file),
+        )
+        until = self._clock() + LOOK_SECONDS
+        return Fetched(made, until, until)
+
+    def _from_file(self, path: Path, ours: bool = True) -> Secret:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             mark = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
@@ -134,7 +201,8 @@ class StaticCredentials:
             if known is not None and known.mark == mark:
                 return known.secret
             data = file.read(SECRET_LIMIT + 2)
-        self._check_mode(path)
+        if ours:
+            self._check_mode(path)
         if data.endswith(b"\n"):
             data = data[:-2] if data.endswith(b"\r\n") else data[:-1]
         read = _Read(mark, _secret(data))
@@ -146,6 +214,19 @@ class StaticCredentials:
         if mode & 0o077 and path not in self._warned:
             self._warned.add(path)
             log.warning("credential-file-open-to-others", file=str(path), mode=f"{mode:04o}", hint="chmod 600")
+
+
+def _token_of(where: str, read: Callable[[], Secret]) -> Secret:
+    """Read a token, which is one word. Raises Unusable."""
+    try:
+        token = read()
+    except (OSError, ValueError) as error:
+        # ValueError: our own texts, and UnicodeError, whose text would quote the secret's bytes.
+        why = "it is not UTF-8" if isinstance(error, UnicodeError) else str(error)
+        raise Unusable(f"{where}: {why}") from None
+    if not _TOKEN.fullmatch(token.reveal()):
+        raise Unusable(f"{where}: holds no token: a token is one word, without blanks and line breaks")
+    return token
 
 
 def _secret(data: bytes) -> Secret:
