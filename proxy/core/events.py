@@ -160,7 +160,7 @@ class FieldMask(Protocol):
 
     @property
     def texts(self) -> Callable[[str, str], str] | None:
-        """What detectors make of a value beside its key; the same object where they find nothing. None: no detectors."""
+        """What detectors make of a value beside its key; the same object if they find nothing. None: no detectors."""
 
     def __call__(self, field: str) -> Callable[[str], str] | None:
         """Return what replaces the values of a field and of all below it, None where its name is not masked."""

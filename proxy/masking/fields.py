@@ -46,6 +46,7 @@ class FieldPattern:
     """One compiled pattern."""
 
     resource_text: str
+    head: str  # of the path: what stands before the first wildcard
     resource: re.Pattern[str]
     path: re.Pattern[str]
     steps: tuple[re.Pattern[str] | None, ...]  # of the path: a character's test, or None for any text
@@ -86,15 +87,20 @@ class FieldPattern:
         return found
 
 
-def compile_pattern(pattern: str) -> FieldPattern:
+def compile_field(pattern: str) -> FieldPattern:
     """Compile a pattern that names.check_field found nothing wrong with."""
     resource, _, path = pattern.partition(":")
     named, covered = (re.sub(r"\\[Zz]\Z", "", fnmatch.translate(half)) for half in (resource, path))
     steps = tuple(
         None if token.startswith("*") else re.compile(fnmatch.translate(token)) for token in _TOKEN.findall(path)
     )
+    head = re.split(r"[*?\[]", path, maxsplit=1)[0]
     return FieldPattern(
-        resource, re.compile(rf"{named}(?:\.[^/]*)?(?:/.*)?"), re.compile(rf"{covered}(?:\..*)?", re.DOTALL), steps
+        resource,
+        head,
+        re.compile(rf"{named}(?:\.[^/]*)?(?:/.*)?"),
+        re.compile(rf"{covered}(?:\..*)?", re.DOTALL),
+        steps,
     )
 
 
@@ -112,7 +118,7 @@ class Fields:
 
     def __init__(self, masks: Sequence[Mask], key: bytes, texts: TextMask | None, custom: bool) -> None:
         self._masks = tuple(
-            (tuple(compile_pattern(pattern) for pattern in mask.fields), _on_text(mask, replacer(mask, key)))
+            (tuple(compile_field(pattern) for pattern in mask.fields), _on_text(mask, replacer(mask, key)))
             for mask in masks
             if mask.fields
         )

@@ -21,9 +21,11 @@ What is refused while column masks apply (each with a reason that says what to d
 EXPLAIN passes: a plan shows the literals of its own text and numbers of rows; EXPLAIN ANALYZE runs its statement, so
 that is looked at in the same way. Under any mask, replication is refused: its stream passes no mask.
 
-Under detectors, which look at text as it streams by (SSH), what is not text is refused: files that are copied out of a
-target, connections that are forwarded. Their bytes are packets of another protocol, often compressed or encrypted,
-and a replaced value would break them. Uploads pass, and so do names and attributes of files.
+Under detectors, which look at text as it streams by (SSH, exec), what is not text is refused: files that are copied
+out of a target, connections that are forwarded. Their bytes are packets of another protocol, often compressed or
+encrypted, and a replaced value would break them. Uploads pass, and so do names and attributes of files.
+
+What is written to Kubernetes under masks is writing.py's.
 
 Left out: oracles (WHERE, errors, timing, row counts), pg_stat_activity and pg_stat_statements (texts of others, not
 columns): rules are for these.
@@ -159,6 +161,10 @@ _UNMASKABLE: Final = {
     "streamlocal-forward": _FORWARDED,
     "tun": _FORWARDED,
     "x11": "what is drawn on a display",
+    # Of Kubernetes.
+    "copy-out": _COPIED,
+    "portforward": _FORWARDED,
+    "connect": _FORWARDED,
 }
 
 

@@ -8,6 +8,8 @@ a result is masked by the first mask, in the order of the rules, whose column pa
 - where they cannot be told, by the statement's lineage, and where there is none, by whether the statement touches a
   masked column at all (touch.py). What nothing is known of is masked: this fails closed.
 
+Fields of documents are chosen by name in the same manner (fields.py).
+
 A column that no column mask covers goes through all detectors of all masks; for a value that two find, and for a
 detector that two masks name, the first mask counts. A column mask beats detectors.
 
@@ -25,9 +27,9 @@ from typing import Final
 from proxy.core.errors import ConfigError
 from proxy.core.events import CellMask, Column, Command, FieldMask, RemarkFields
 from proxy.core.verdict import Deny, Mask
-from proxy.masking import actions, guard, remarks
+from proxy.masking import actions, guard, remarks, writing
 from proxy.masking.cells import column_mask, detector_mask
-from proxy.masking.fields import Fields
+from proxy.masking.fields import Fields, compile_field
 from proxy.masking.names import compile_pattern
 from proxy.masking.patterns import BUILT_IN, Detector
 from proxy.masking.scanner import Scanner, detectors
@@ -76,6 +78,7 @@ class Compiled:
             in_numbers = [each for each in named if each[0].in_numbers]
             self.numbers = Scanner(in_numbers) if in_numbers else None
         self.fields = Fields(masks, key, self.texts, self.custom)
+        self.by_field = tuple((mask, tuple(map(compile_field, mask.fields))) for mask in masks)
 
 
 class Masking:
@@ -185,6 +188,8 @@ def _guard(compiled: Compiled, masks: tuple[Mask, ...], command: Command) -> Den
         denied = denied or guard.unmaskable(command, compiled.detecting)
     for mask, columns in compiled.by_column:
         denied = denied or guard.laundering(columns, command, mask.rule)
+    for mask, patterns in compiled.by_field:
+        denied = denied or writing.written_back(mask, patterns, command)
     return denied
 
 

@@ -165,8 +165,8 @@ class _RuleReader:
         effect = self._effect()
         if effect is None:
             return None
-        masks = self._masks() if "mask" in self.fields else ()
         on = self._on()
+        masks = self._masks(on) if "mask" in self.fields else ()
         return Rule(
             name=self.name,
             line=self.fields.line,
@@ -265,9 +265,7 @@ class _RuleReader:
         keys = [key for key in _PLACE_KEYS if key in part]
         if not keys:
             return None
-        reachable = self.reachable(on)
-        known = {target.protocol for target in reachable} if reachable else set(self.vocabulary.verbs)
-        if PROTOCOL not in known or (on.protocols is not None and not on.protocols.match(PROTOCOL)):
+        if not self._speaks_of_kubernetes(on):
             self.problems.add(
                 part.line_of(keys[0]), f"commands.{keys[0]} is of Kubernetes, and the rule speaks of no such target"
             )
@@ -276,6 +274,11 @@ class _RuleReader:
             if wrong is not None and entry.value:
                 self.problems.add(entry, wrong)
         return Places(*(self._globs(part, key) for key in _PLACE_KEYS))
+
+    def _speaks_of_kubernetes(self, on: On) -> bool:
+        reachable = self.reachable(on)
+        known = {target.protocol for target in reachable} if reachable else set(self.vocabulary.verbs)
+        return PROTOCOL in known and (on.protocols is None or on.protocols.match(PROTOCOL))
 
     def _known_verbs(self, on: On) -> frozenset[str]:
         reachable = self.reachable(on)
@@ -379,16 +382,17 @@ class _RuleReader:
                 seconds = read
         return Hold(self.name, approvers, seconds, part.text("reason"))
 
-    def _masks(self) -> tuple[Mask, ...]:
+    def _masks(self, on: On) -> tuple[Mask, ...]:
         found = entries(self.fields.nodes["mask"], self.problems, "mask")
-        return tuple(self._mask(node) for node in found)
+        return tuple(self._mask(node, on) for node in found)
 
-    def _mask(self, node: Node) -> Mask:
-        part = Fields(node, self.problems, "a mask", ("columns", "detectors", "action", "keep", "text"))
+    def _mask(self, node: Node, on: On) -> Mask:
+        part = Fields(node, self.problems, "a mask", ("columns", "detectors", "fields", "action", "keep", "text"))
         columns = part.texts("columns") or ()
         detectors = part.words("detectors", self.vocabulary.detectors, "detector") or ()
-        if isinstance(node, MappingNode) and "columns" not in part and "detectors" not in part:
-            self.problems.add(node, "the mask names neither columns nor detectors")
+        fields = self._mask_fields(part, on)
+        if isinstance(node, MappingNode) and not {"columns", "detectors", "fields"} & part.nodes.keys():
+            self.problems.add(node, "the mask names neither columns nor detectors (nor fields, of Kubernetes)")
         for column in columns:
             if column.count(".") < 2 and "*" not in column:
                 self.problems.add(
@@ -406,12 +410,23 @@ class _RuleReader:
             self.problems.add(part.line_of("text"), f"text is for the actions redact and constant, not for {action}")
         keep = part.number("keep", 1, KEEP_LIMIT)
         text = part.text("text") if "text" in part else None
-        mask = Mask(self.name, columns, detectors, action, KEEP_DEFAULT if keep is None else keep, text)
-        if self.vocabulary.check_mask is not None and (columns or detectors):
+        mask = Mask(self.name, columns, detectors, action, KEEP_DEFAULT if keep is None else keep, text, fields)
+        if self.vocabulary.check_mask is not None and (columns or detectors or fields):
             wrong = self.vocabulary.check_mask(mask)
             if wrong is not None:
                 self.problems.add(node, wrong)
         return mask
+
+    def _mask_fields(self, part: Fields, on: On) -> tuple[str, ...]:
+        fields = part.texts("fields") or ()
+        if fields and not self._speaks_of_kubernetes(on):
+            self.problems.add(part.line_of("fields"), "fields are of Kubernetes, and the rule speaks of no such target")
+        for field in fields:
+            resource, colon, _ = field.partition(":")
+            wrong = resource_problem(resource, allows=False) if colon and not re.search(r"[*?\[]", resource) else None
+            if wrong is not None:
+                self.problems.add(part.line_of("fields"), wrong)
+        return fields
 
     @staticmethod
     def _action_word(part: Fields) -> str:
