@@ -14,6 +14,7 @@ from proxy.certificates import server_context
 from proxy.config import ConfigErrors, Loaded
 from proxy.core.errors import ConfigError
 from proxy.core.parties import Target
+from proxy.kube_sections import KUBERNETES
 from proxy.sections import Listener
 from proxy.services import WEAK_FILE_SYSTEMS, credentials_of, file_system
 from proxy.snapshot import Snapshot, read_snapshot
@@ -161,11 +162,13 @@ def _missing_secrets(snapshot: Snapshot) -> list[str]:
     document = snapshot.loaded.document
     for index, target in enumerate(snapshot.loaded.config.targets):
         source, where = sources[target.name], ("targets", index, "credential")
-        for name in (source.password_env, source.passphrase_env):
+        for name in (source.password_env, source.passphrase_env, source.token_env):
             if name is not None and not os.environ.get(name):
                 found.append(document.error(where, f"the environment variable {name} is not set here"))
-        files = [source.password_file, source.passphrase_file]
-        if target.protocol == SSH:
+        files = [source.password_file, source.passphrase_file, source.token_file]
+        if source.gcp is not None:
+            files.append(source.gcp.key_file)
+        if target.protocol in (SSH, KUBERNETES):
             files += [source.key_file, source.certificate_file]
         for file in files:
             if file is not None and not os.access(file, os.R_OK):

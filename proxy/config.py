@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from proxy.core.errors import ConfigError
+from proxy.kube_sections import misplaced_kubernetes
 from proxy.lines import Document, Place, read_document
 from proxy.sections import Config
 from proxy.ssh_sections import misplaced
@@ -100,7 +101,7 @@ def _cross_check(config: Config, protocols: frozenset[str]) -> list[tuple[Place,
     for index, target in enumerate(config.targets):
         if target.protocol not in protocols:
             problems.append((("targets", index, "protocol"), _unknown("protocol", target.protocol, protocols)))
-    return problems + misplaced(config)
+    return problems + misplaced(config) + misplaced_kubernetes(config)
 
 
 def _explain(error: ValidationError, document: Document) -> list[str]:

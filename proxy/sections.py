@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from proxy.kube_sections import RequestCredential, TargetKubernetes, filled, optional
 from proxy.ssh_sections import SSH, IdentitySsh, ListenerSsh, TargetSsh
 from proxy.values import (
     NAME_PATTERN as NAME_PATTERN,
@@ -108,18 +109,21 @@ class Listener(Section):
         return self
 
 
-class CredentialSource(Section):
+class CredentialSource(RequestCredential):
     """What the gateway logs in to a target with; the user never sees it."""
 
+    model_config = ConfigDict(json_schema_extra=optional("user"))
+
     user: str
+    """The login at the target; Kubernetes has none."""
     password_env: str | None = None
     """The environment variable that holds the password."""
     password_file: Path | None = None
     """The file that holds the password; its last newline is cut; mode 0600."""
     key_file: Path | None = None
-    """SSH: the private key, mode 0600. A password beside it is for targets that ask for both, or for the other."""
+    """SSH, Kubernetes: the private key, mode 0600. A password beside it is for hosts that ask for both, or either."""
     certificate_file: Path | None = None
-    """SSH: the certificate of the key (...-cert.pub)."""
+    """The certificate of the key. SSH: ...-cert.pub; Kubernetes: PEM."""
     passphrase_env: str | None = None
     """SSH: the environment variable that holds the key's passphrase."""
     passphrase_file: Path | None = None
@@ -144,14 +148,16 @@ class TargetLimits(Section):
 
 
 class Target(Section):
-    """A server that commands go to: a PostgreSQL server, or with protocol: ssh a machine."""
+    """A server that commands go to: a PostgreSQL server; protocol: ssh: a machine; protocol: kubernetes: a cluster."""
+
+    model_config = ConfigDict(json_schema_extra=optional("host"))
 
     name: Name
     protocol: str = "postgres"
     conninfo: str | None = None
     """A libpq connection string or URI instead of host, port, database and the TLS keys; without a password."""
     host: str
-    """A host name, an address, or the directory of a Unix socket."""
+    """A host name, an address, or the directory of a Unix socket. A kubeconfig and in_cluster say it themselves."""
     port: Port | None = None
     """The protocol's own where it is not given."""
     database: str = ""
@@ -181,11 +187,14 @@ class Target(Section):
     """Files with auditors' public keys: what masks changed is kept as it was, too, on a second tape only for them."""
     ssh: TargetSsh | None = None
     """Host keys and other settings of a target of protocol ssh."""
+    kubernetes: TargetKubernetes | None = None
+    """The authority and other settings of a target of protocol kubernetes."""
     limits: TargetLimits = TargetLimits()
 
     @model_validator(mode="before")
     @classmethod
     def _read_conninfo(cls, data: Any) -> Any:
+        data = filled(data)
         return _with_conninfo(data) if isinstance(data, dict) and isinstance(data.get("conninfo"), str) else data
 
     @model_validator(mode="after")

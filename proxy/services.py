@@ -25,11 +25,15 @@ from proxy.approvals import Approvals
 from proxy.config import Loaded, load_config
 from proxy.connections import SessionRecorder
 from proxy.core.errors import ConfigError
+from proxy.credentials.gcp import GcpSource
 from proxy.credentials.static import StaticCredential, StaticCredentials
 from proxy.identity.service import Service
 from proxy.identity.tokens import Tokens
+from proxy.kube_files import SERVICE_ACCOUNT
+from proxy.kube_sections import KUBERNETES
 from proxy.notary import Notary
 from proxy.sections import Config
+from proxy.sections import Target as TargetSection
 from proxy.snapshot import Live, Snapshot, read_snapshot
 from proxy.ssh_doors import trust_of
 from proxy.store.database import Database
@@ -169,6 +173,9 @@ def credentials_of(snapshot: Snapshot) -> dict[str, StaticCredential]:
     loaded = snapshot.loaded
     found = {}
     for target in loaded.config.targets:
+        if target.protocol == KUBERNETES:
+            found[target.name] = _of_requests(loaded, target)
+            continue
         source = target.credential
         found[target.name] = StaticCredential(
             user=source.user,
@@ -180,6 +187,23 @@ def credentials_of(snapshot: Snapshot) -> dict[str, StaticCredential]:
             passphrase_file=_place(loaded, source.passphrase_file),
         )
     return found
+
+
+def _of_requests(loaded: Loaded, target: TargetSection) -> StaticCredential:
+    source = target.credential
+    token_file = SERVICE_ACCOUNT / "token" if source.in_cluster else _place(loaded, source.token_file)
+    return StaticCredential(
+        user="",
+        per_request=True,
+        token_env=source.token_env,
+        token_file=token_file,
+        foreign_file=source.in_cluster,
+        certificate_file=_place(loaded, source.certificate_file),
+        key_file=_place(loaded, source.key_file),
+        kubeconfig=_place(loaded, source.kubeconfig),
+        context=source.context,
+        gcp=None if source.gcp is None else GcpSource(_place(loaded, source.gcp.key_file)),
+    )
 
 
 def _place(loaded: Loaded, path: Path | None) -> Path | None:

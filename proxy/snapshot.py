@@ -23,6 +23,10 @@ from proxy.core.verdict import Deny, Mask, Verdict
 from proxy.identity.local import LocalUser
 from proxy.identity.oidc import Issuer
 from proxy.identity.ssh_logins import UserAuthority
+from proxy.kube_files import files_of as kube_files_of
+from proxy.kube_files import server_of
+from proxy.kube_files import settings_of as kube_settings_of
+from proxy.kube_sections import KUBERNETES, TargetKubernetes
 from proxy.lines import Place
 from proxy.masking import DETECTORS
 from proxy.masking.masker import Masking
@@ -180,7 +184,12 @@ def _target(
     encrypt_to: tuple[Recipient, ...],
     original_to: tuple[Recipient, ...],
 ) -> Target:
-    if section.ssh is not None:
+    host, port = section.host, section.port or 0
+    if section.protocol == KUBERNETES:
+        server = server_of(loaded, section)
+        host, port = server.host, server.port
+        settings = kube_settings_of(section.kubernetes or TargetKubernetes(), server)
+    elif section.ssh is not None:
         settings = settings_of(loaded, section.ssh, section.credential.user)
     else:
         settings = _libpq_settings(loaded, section)
@@ -190,8 +199,8 @@ def _target(
     target = Target(
         name=section.name,
         protocol=section.protocol,
-        host=section.host,
-        port=section.port or protocol.default_port,
+        host=host,
+        port=port or protocol.default_port,
         database=section.database if section.ssh is None else section.credential.user,  # the login is its database
         labels=section.labels,
         settings=settings,
@@ -273,4 +282,5 @@ def _files(loaded: Loaded) -> frozenset[Path]:
         if listener.tls is not None:
             named += [listener.tls.cert, listener.tls.key, listener.tls.client_ca]
     named += files_of(config)
+    named += kube_files_of(config)
     return frozenset({loaded.path, *(loaded.resolve(path) for path in named if path is not None)})

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from proxy.kube_sections import KUBERNETES
 from proxy.lines import Place
 from proxy.values import Duration, Files, Section, Size, Words
 
@@ -155,7 +156,7 @@ def misplaced(config: Config) -> list[tuple[Place, str]]:
                 found.append(((*where, "ssh"), f"means nothing to protocol {target.protocol}"))
             found += [
                 ((*where, "credential", key), f"means nothing to protocol {target.protocol}")
-                for key in _KEY_KEYS
+                for key in (_KEY_KEYS if target.protocol != KUBERNETES else ())  # which has its own say
                 if key in target.credential.model_fields_set
             ]
             continue
