@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from recorder.flows import BESIDE, Flow, flow_of
 from recorder.format import Kind, Record, fields
-from recorder.http_messages import is_http
+from recorder.http_messages import HEAD_LIMIT, REQUEST, is_http
 from recorder.player_index import TapeIndex
 from recorder.reader import TapeReader
 
@@ -25,6 +25,8 @@ _GUESSES: Final = 12  # bisection needs no more for 4,096 streams that are in or
 _AROUND: Final = 24  # looked at beside the last guess: channels that were opened at the same time
 _BEFORE_BYTES: Final = 256 * 1024  # in which the terminal's size stands before its shell
 _BEFORE_BLOCKS: Final = 64
+_REQUEST_BYTES: Final = 32 * 1024  # in which most requests stand before their command
+REQUEST_LIMIT: Final = 4 * 1024 * 1024  # looked through for the beginning of one: API servers take 3 MiB
 # In which the size of a terminal of Kubernetes comes: its user sends it with the first bytes.
 _BEHIND_RECORDS: Final = 256
 _TERMINAL_VERBS: Final = ("pty", "shell")
@@ -145,30 +147,42 @@ class FlowFinder:
                     self._numbers[record.n] = flow_of(fields(record.payload))
         return self._numbers[n]
 
-    def _record(self, n: int) -> Record:
-        record = next(self._tape.records(n), None)
-        return record if record is not None and record.n == n else Record(n, 0, 0, int(Kind.MARK), b"")
-
     def _read(self, entry: list[Any], number: int) -> Found:
-        command = self._record(entry[0])
-        flow, first = Flow(number), command.n
-        start = self._index.look_back(command.n, _BEFORE_BYTES, _BEFORE_BLOCKS)
-        for record in self._tape.records(start):
-            if record.n >= command.n:
-                break
-            if record.flow == number and record.kind == Kind.RESIZE:
+        n: int = entry[0]
+        flow, first = Flow(number), n
+        command = Record(n, 0, 0, int(Kind.MARK), b"")
+        for record in self._before(n, number):
+            if record.n == n:
+                command = record
+            elif record.flow == number and record.kind == Kind.RESIZE:
                 flow.sized(record)
                 first = min(first, record.n)
             elif record.flow == number and self._http:  # the request stands before its command
                 first = min(first, record.n)
         if self._behind and entry[2] in _MAYBE_TERMINAL:
-            for record in islice(self._tape.records(command.n), _BEHIND_RECORDS):
+            for record in islice(self._tape.records(n), _BEHIND_RECORDS):
                 if record.flow == number and record.kind == Kind.RESIZE:
                     flow.sized(record)
                     break
         flow.opened_by(command, fields(command.payload))
         flow.verdict = "deny" if _denied(entry) else "allow"
         return Found(flow, first)
+
+    def _before(self, n: int, number: int) -> list[Record]:
+        """COMMAND n, and what of the flow stands in front of it; of HTTP from the request's line on."""
+        size = _REQUEST_BYTES if self._http else _BEFORE_BYTES
+        while True:
+            start = self._index.look_back(n, size, _BEFORE_BLOCKS)
+            found = []
+            for record in self._tape.records(start):
+                if record.n > n:
+                    break
+                if record.n == n or record.flow == number:
+                    found.append(record)
+            head = found[0].payload[:HEAD_LIMIT].partition(b"\r\n")[0].decode("latin-1") if found else ""
+            if not self._http or not start or size >= REQUEST_LIMIT or REQUEST.fullmatch(head):
+                return found
+            size = min(8 * size, REQUEST_LIMIT)
 
 
 def _openers(entries: list[list[Any]]) -> list[list[Any]]:

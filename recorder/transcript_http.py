@@ -37,6 +37,8 @@ from recorder.http_view import EVENT_LIMIT, body_lines, event_lines, object_name
 from recorder.transcript import OPEN_COMMANDS_LIMIT, Open, Transcript
 from recorder.wording import DIM, RED, duration, size
 
+# Exchanges that are looked up, of those that began before: measured, 20 ms each where the blocks are of full size.
+ADOPTED_LIMIT: Final = 64
 MARKER_CELLS: Final = 60  # of a command in its marker
 PATH_LEAST: Final = 24  # cells of a path that are worth a place behind the command
 _GAP: Final = "      "
@@ -53,6 +55,7 @@ class HttpTranscript(Transcript):
         super().__init__(header, **options)
         self._find = find
         self._messages = messages
+        self._adopted = 0
         self._began_late = self.count > 0  # what it is shown may be of exchanges that began before
         self._exchanges: OrderedDict[int, Exchange] = OrderedDict()  # the one that something came of last is the last
         self._commands: OrderedDict[int, Exchange] = OrderedDict()  # by their COMMAND, until their RESULT
@@ -99,7 +102,8 @@ class HttpTranscript(Transcript):
 
     def _adopt(self, exchange: Exchange, piece: bytes) -> None:
         """Take up an exchange that began before what is shown."""
-        flow = self._find(exchange.number)
+        self._adopted += 1
+        flow = self._find(exchange.number) if self._adopted <= ADOPTED_LIMIT else None
         if flow is None or flow.n < 0:
             return
         exchange.opened_by(flow, "")
@@ -342,9 +346,12 @@ class HttpTranscript(Transcript):
         """A log or a watch has ended."""
         if exchange.rest.strip():
             self._events(record.t_ns, exchange, b"\n")
+        if not exchange.label:
+            self._speak(record.t_ns, exchange)
         _, prefix = self._of(said)
         took = duration(record.t_ns - exchange.allowed_ns)
-        amount = size(max(0, whole(said.get("bytes")), exchange.response.size))
+        told = whole(said.get("bytes"))
+        amount = size(told if told >= 0 else exchange.response.size)
         tag = str(said.get("tag", "")) or "ended"
         error = said.get("error")
         if isinstance(error, dict):
@@ -358,6 +365,8 @@ class HttpTranscript(Transcript):
         request = exchange.request
         shown = request.begun and not self._messages
         asked = visible(f"{request.method} {request.target}") if shown else ""
+        if not exchange.label:  # its command came before all that is shown
+            asked = f"-- {_short(exchange.text)}"
         tail = f"  {visible(status)}  {duration(max(0, t_ns - exchange.allowed_ns))}"
         room = self._columns - self._line_cells - len(_GAP) - width(tail)
         if self._line_of == exchange.n and self._in_line and room >= min(PATH_LEAST, width(asked)):
@@ -365,7 +374,7 @@ class HttpTranscript(Transcript):
             text = f"{_GAP}{clip(asked, room)}{tail}"
             super()._add(t_ns, "o", self._paint(text, DIM) + self._newline)
             return
-        label = "" if exchange.n == self._latest else f"{exchange.label} "
+        label = "" if exchange.n == self._latest or not exchange.label else f"{exchange.label} "
         room = self._columns - 2 - len(label) - width(tail)
         self._line(t_ns, f"  {label}{clip(asked, max(1, room))}{tail}" if asked else f"  {label}{tail.strip()}", DIM)
         self._latest = exchange.n
