@@ -37,6 +37,7 @@ _NAMESPACE_SUBRESOURCES: Final = frozenset({"status", "finalize"})
 _REPEATED: Final = frozenset({"command", "dryRun", "ports"})  # parameters that may come more than once
 _NO_SEPARATOR: Final = re.compile(r"%(?:2[fF]|5[cC])|[\\;#]|//")
 _RAW: Final = re.compile(r"[!-~]*")  # visible ASCII: all else comes encoded
+_INTEGER: Final = re.compile(r"[-+]?[0-9]{1,18}")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -173,6 +174,10 @@ def _resource(
     if subresource != "proxy":
         _single(query)
     if not name and verb == "get":
+        # The server forgets the selector, and so the name, where another option cannot be read, and then refuses.
+        for option in ("limit", "timeoutSeconds"):
+            if not _INTEGER.fullmatch(_first(query, option, "0")):
+                raise BadRequest(400, f"the parameter {option} is no number")
         verb = "watch" if is_true(_first(query, "watch", "false")) else "list"
         name = _selected_name(_first(query, "fieldSelector", ""))
     elif not name and verb == "delete":
