@@ -156,7 +156,8 @@ def day(api: Api) -> None:
     api.body(flow, b"line\n")
     api.result(n, flow, bytes=70)
     gone = api.ask("kubectl get pod gone", path=f"{PODS}/gone", objects=("payments/pods/gone",))
-    api.answer(gone, status(404, "NotFound", 'pods "gone" not found'), 3, "404 Not Found")
+    api.answer(gone, status(404, "NotFound", 'pods "gone" not found'), 3, "404 Not Found",
+               error={"code": "404", "reason": "NotFound", "message": 'pods "gone" not found'})  # fmt: skip
     secret = api.ask("kubectl get secret db -o yaml", path="/api/v1/namespaces/payments/secrets/db",
                      objects=("payments/secrets/db",), masks=["secrets"])  # fmt: skip
     body = {"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "db", "managedFields": [{"a": 1}] * 9},
