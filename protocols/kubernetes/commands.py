@@ -103,6 +103,8 @@ class Conversation:
             raise BadRequest(400, f"a connection cannot be upgraded for {verb}")
         if verb == "UNKNOWN":
             raise BadRequest(405, "nothing is known of such a request")
+        if verb == "portforward" and info.get("ports") is not None:
+            raise BadRequest(400, "the old form of a port-forward, with ports in the query, is not served")
         content = self._content(head, info, verb, body)
         facts = _facts(info, verb, head, content)
         if verb in ("exec", "attach"):
@@ -180,8 +182,6 @@ class Conversation:
     def _path(self, info: RequestInfo) -> str:
         """The path as it came; the query too, but for streams, whose query goes as it was read."""
         if self._verb == "portforward":
-            if info.get("ports") is not None:
-                raise BadRequest(400, "the old form of a port-forward, with ports in the query, is not served")
             return info.raw_path
         if info.subresource not in ("exec", "attach") or not info.is_resource:
             return info.raw
