@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     _config(commands)
     _tokens(commands)
     _ssh(commands)
+    _kubeconfig(commands)
     _approvals(commands)
     _policy(commands)
     _sessions(commands)
@@ -235,6 +236,24 @@ def _ssh(commands: _Commands) -> None:
     for command in add_arguments(commands, add, _group):
         _file(command)
         _json(command)
+
+
+def _kubeconfig(commands: _Commands) -> None:
+    made = _command(
+        commands,
+        "kubeconfig",
+        "kubeconfig",
+        "write the file with which kubectl reaches targets through the gateway",
+        "gatecast kubeconfig --server https://gate:8443 --target prod --token-file ~/.gatecast-token --ca ca.crt",
+        module="proxy.kube_commands",
+    )
+    made.add_argument("--server", required=True, metavar="URL", help="the gateway, as kubectl reaches it")
+    made.add_argument("--target", required=True, action="append", metavar="NAME", help="a target; may be repeated")
+    made.add_argument("--token-file", required=True, metavar="FILE", help="the file that holds the user's token")
+    made.add_argument("--ca", metavar="FILE", help="who certifies the gateway (default: the system's authorities)")
+    made.add_argument("--namespace", help="the namespace where kubectl names none")
+    made.add_argument("--output", "-o", default="-", metavar="FILE", help="where to put it (default: print it)")
+    _json(made)
 
 
 def _approvals(commands: _Commands) -> None:

@@ -35,6 +35,10 @@ listeners:
   #   protocol: ssh
   #   address: '*:2222'
   #   ssh: {names: [gate.example.com]}
+  # - name: kube              # kubectl: gatecast kubeconfig writes its file
+  #   protocol: kubernetes
+  #   address: '*:8443'
+  #   tls: {cert: tls.crt, key: tls.key}
 
 targets:
   # psql connects to a target by name: dbname=local, or dbname=local/otherdb
@@ -55,6 +59,12 @@ targets:
   #   credential: {user: deploy, key_file: web.key}     # or certificate_file beside it, passphrase_file, password_file
   #   ssh: {known_hosts: known_hosts, logins: [root]}   # ssh-keyscan web.internal, compared; or host_keys, host_ca
   #   labels: {env: prod}                               # exec_only: true: single commands and files, no shells
+  # - name: cluster
+  #   protocol: kubernetes
+  #   host: api.cluster.internal
+  #   port: 6443
+  #   credential: {token_file: cluster.token}   # or certificate_file, key_file; kubeconfig; in_cluster: true; gcp
+  #   kubernetes: {ca_file: cluster-ca.crt}     # a kubeconfig says host, port and authority itself, in_cluster too
 
 # identity:
 #   tokens: {max_days: 30}
@@ -133,6 +143,29 @@ rules:
   #   on: {targets: [web]}
   #   commands: {verbs: [exec, line, shell, file-write]}
   #   hold: {approvers: ["local:@USER@"], timeout: 10m}
+
+  # Kubernetes, once there is a target for it (docs/kubernetes.md): look around in dev, exec a few programs there; what
+  # changes something waits for a human, and secrets stay where they are.
+  # - name: cluster-read
+  #   who: {groups: [developers]}
+  #   on: {targets: [cluster]}
+  #   commands: {kinds: [read], namespaces: [dev]}
+  #   allow: true
+  # - name: cluster-exec
+  #   who: {groups: [developers]}
+  #   on: {targets: [cluster]}
+  #   commands: {verbs: [exec], namespaces: [dev], programs: [ls, cat, head, tail, grep, ps, df]}
+  #   when: "!kube.tty && shell.writes.size() == 0"
+  #   allow: true
+  # - name: cluster-changes
+  #   who: {groups: [developers]}
+  #   on: {targets: [cluster]}
+  #   commands: {kinds: [write, delete, execute, transfer, session], namespaces: [dev]}
+  #   hold: {approvers: ["local:@USER@"], timeout: 10m}
+  # - name: no-secrets
+  #   on: {targets: [cluster]}
+  #   commands: {resources: [secrets]}
+  #   deny: {reason: "secrets do not leave the cluster"}
 """
 
 

@@ -220,7 +220,7 @@ def _read(name: str, what: str) -> str:
         with Path(name).open("rb") as file:
             data = file.read(PEM_LIMIT_BYTES + 1)
     except OSError as error:
-        _log.error("file cannot be read", file=name, reason=error.strerror)
+        _log.error("target settings are wrong", file=name, reason=error.strerror)
         raise TargetPeerError(f"the {what} for the target cannot be read; ask the operator") from error
     if len(data) > PEM_LIMIT_BYTES:
         raise TargetPeerError(f"the {what} for the target is larger than {PEM_LIMIT_BYTES} bytes")
