@@ -63,9 +63,10 @@ lint: $(STAMP)
 check: lint
 	$(BIN)/python -m pytest -q -n auto -m 'not peer and not nightly'
 
-# pytest's exit status 5, no test ran, is a failure like any other.
+# pytest's exit status 5, no test ran, is a failure like any other. A file's tests stay in one process: they share
+# servers, and most of their time is waiting.
 test: peers lint $(NODE_STAMP)
-	CI=$${CI:-true} $(BIN)/python -m pytest -m 'not nightly'
+	CI=$${CI:-true} $(BIN)/python -m pytest -n $${WORKERS:-auto} --dist loadfile -m 'not nightly'
 
 nightly: peers $(STAMP) $(NODE_STAMP)
 	CI=$${CI:-true} $(BIN)/python -m pytest -m nightly --timeout 7200
@@ -73,6 +74,7 @@ nightly: peers $(STAMP) $(NODE_STAMP)
 bench: peers $(STAMP)
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.bench_ssh
+	$(BIN)/python -m benchmarks.bench_kubernetes
 
 clean:
 	rm -rf $(VENV) $(PEERS)/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -67,7 +67,7 @@ def rewrite(data: bytes, fields: FieldMask, resource: str | None) -> bytes:
     """
     try:
         text = data.decode()
-        if _passes(text, fields):
+        if _passes(text, fields, resource):
             return data
         spans = _Answer(text, fields, resource).spans()
         return splice(text, spans).encode() if spans else data
@@ -81,7 +81,7 @@ def rewrite_line(line: bytes, fields: FieldMask, resource: str | None) -> bytes:
         return line
     try:
         text = line.decode()
-        if _passes(text, fields):
+        if _passes(text, fields, resource):
             return line
         spans = _Answer(text, fields, resource).event_spans()
     except (Unreadable, UnicodeDecodeError, RecursionError) as error:
@@ -95,16 +95,15 @@ def _why(error: Exception) -> str:
     return "it is nested too deeply" if isinstance(error, RecursionError) else "it is not UTF-8"
 
 
-def _passes(text: str, fields: FieldMask) -> bool:
+def _passes(text: str, fields: FieldMask, asked: str | None) -> bool:
     """Tell whether nothing in the text can be masked: no object of a kind that masks speak of."""
-    if fields.texts is not None:
+    if fields.texts is not None or asked is None or fields.touches(f"{asked}:"):
         return False
     for resource in fields.resources:
         kind = kind_of(resource)
-        # Of other groups may be what bears the same name, and where a letter is escaped a kind may be hidden.
-        if kind is None or "." in resource or f'"{kind}' in text or f'"{resource}' in text:
+        if kind is None or f'"{kind}' in text:  # lists of them too, and texts in texts
             return False
-    return _ESCAPED_LETTER.search(text) is None
+    return _ESCAPED_LETTER.search(text) is None  # a kind could hide in them
 
 
 class _Answer:

@@ -1,0 +1,313 @@
+"""One plain request, from its head to the end of its answer: decide, pass on, pass back.
+
+The body is read whole where it says what is asked for (objects: the API server takes 3 MiB at most, so does the gate),
+and passed piece by piece where nobody looks into it (proxy). The answer is passed as it comes, or through the masks of
+the permit: a stream of text, one object a line, or one document. Watches and logs are flushed piece by piece.
+
+What the gate itself answers goes the same way, over the tape. A GET whose kept connection had died is sent once more.
+Nothing is decided here. Source: kubernetes note 2, 6, 7, 8.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from protocols.kubernetes import status
+from protocols.kubernetes.commands import BadGateway, Conversation, Treatment
+from protocols.kubernetes.dial import authorization, impersonation
+from protocols.kubernetes.documents import rewrite, rewrite_line
+from protocols.kubernetes.request_info import RequestInfo
+from protocols.kubernetes.targets import Link, Links
+from protocols.kubernetes.verbs import UNREAD, verb_of
+from proxy.core.errors import Refused, TargetPeerError
+from proxy.core.events import Chunk, Document, FieldMask, Result
+from proxy.core.gate import Gate, Pending
+from proxy.core.http.framing import Framing
+from proxy.core.http.heads import (
+    BadRequest,
+    Fields,
+    RequestHead,
+    ResponseHead,
+    encode_request,
+    encode_response,
+    without,
+)
+from proxy.core.http.server import UserConnection
+from proxy.core.session import Input, Permit, Session
+from proxy.core.stream import Stream
+from proxy.core.writers import TargetWriter, UserWriter
+
+BODY_LIMIT: Final = 3 * 1024 * 1024  # the API server's own: apiserver's MaxRequestBodyBytes
+DOCUMENT_LIMIT: Final = 64 * 1024 * 1024  # one masked answer; kubectl asks for lists in pieces of 500 objects
+LINE_LIMIT: Final = 8 * 1024 * 1024  # one event of a watch: an object is 1.5 MiB at most in etcd, more as JSON
+SHOWN_LIMIT: Final = 1024 * 1024  # of an answer, for the decoded view of the tape
+FLUSH_SECONDS: Final = 2.0  # how long a mask may keep text that no line break follows; as protocols/ssh/relay.py
+_OWN_FRAMING: Final = frozenset({"transfer-encoding", "connection", "keep-alive"})
+
+
+class Ended(Exception):
+    """The answer cannot be finished: the connection is closed in its middle, so that nobody takes it for whole."""
+
+
+class Exchange:
+    """One request of a user in a session."""
+
+    def __init__(
+        self, connection: UserConnection, user: Stream, session: Session, flow: int, gate: Gate, log: Any
+    ) -> None:
+        self._connection = connection
+        self._session = session
+        self._flow = flow
+        self._gate = gate
+        self._log = log
+        self._writer = UserWriter(user, session)
+        self._conversation = Conversation(session.target, flow, gate.shell)
+        self.said = False  # the answer's head is on its way
+        self._notes: list[str] = []  # for Warning fields
+
+    async def run(self, head: RequestHead, info: RequestInfo) -> bool:
+        """Serve it; returns whether the connection can take another request. Raises TapeError, UserPeerError, Ended."""
+        try:
+            return await self._run(head, info)
+        except BadRequest as bad:
+            self._session.mark("bad-request", f"{head.method} {head.target[:200]}: {bad.text}")
+            self._log.info("bad request", status=bad.status, reason=bad.text)
+            kept = await self.answer(head, bad.status, status.failure(bad.status, bad.text))
+            return kept and not bad.closing
+        except TargetPeerError as error:
+            self._log.warning("target failed", error=str(error))
+            self._session.mark("target-error", str(error))
+            if self.said:
+                raise Ended(str(error)) from error
+            return await self.answer(head, 503, status.failure(503, f"gatecast: {error}"))
+
+    async def _run(self, head: RequestHead, info: RequestInfo) -> bool:
+        body = None if verb_of(info) in UNREAD else await self._connection.body(BODY_LIMIT)
+        command = self._conversation.from_user(head, info, body)
+        try:
+            permit = await self._session.decide(command, self._on_hold)
+        except Refused as refused:
+            self._log.info("request refused", rule=refused.deny.rule, text=command.text[:200])
+            code, document = self._conversation.refuse(refused)
+            return await self.answer(head, code, document)
+        if permit.approved:
+            self._notes.append(f"gatecast: approved, by rule {permit.rule}")
+        return await self._pass(head, info, permit, body)
+
+    async def _on_hold(self, pending: Pending) -> None:
+        self._log.info("request held", approval=pending.id, rule=pending.hold.rule)
+
+    # -- towards the target ---------------------------------------------------------------------------
+
+    async def _pass(self, head: RequestHead, info: RequestInfo, permit: Permit, body: bytes | None) -> bool:
+        session = self._session
+        credential = await self._gate.credentials.get(session.identity, session.target)
+        extra: Fields = (*impersonation(session.target, session.identity), *authorization(credential))
+        wire = encode_request(*self._conversation.upstream(head, info, bool(permit.masks), extra))
+        async with Links.of(self._gate.shared).link(session.target, credential) as link:
+            sent = await self._send(link, permit, wire, body, head)
+            try:
+                response = await link.connection.response(head.method)
+            except TargetPeerError:
+                if not link.kept or body is None or head.method not in ("GET", "HEAD"):
+                    raise
+                await link.anew()
+                await self._send(link, permit, wire, body, head)
+                response = await link.connection.response(head.method)
+            return await self._back(head, info, permit, link, response, sent)
+
+    async def _send(self, link: Link, permit: Permit, wire: bytes, body: bytes | None, head: RequestHead) -> int:
+        """Send the request; returns the size of its body. body None: the user's is passed on as it comes."""
+        writer = TargetWriter(link.connection.stream, self._session)
+        if not permit.spent:
+            writer.send(permit)
+        if body is not None:
+            writer.send(Input(permit, self._flow, b"", wire + body))  # the body is on the tape with the command
+            await writer.flush()
+            return len(body)
+        writer.send(Input(permit, self._flow, b"", wire))
+        await writer.flush()
+        size, chunked = 0, head.length is None
+        async for piece in self._connection.pieces():
+            size += len(piece)
+            framed = b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
+            writer.send(Input(permit, self._flow, piece, framed))
+            await writer.flush()
+        if chunked:
+            writer.send(Input(permit, self._flow, b"", b"0\r\n\r\n"))
+            await writer.flush()
+        return size
+
+    # -- towards the user -----------------------------------------------------------------------------
+
+    async def _back(
+        self, head: RequestHead, info: RequestInfo, permit: Permit, link: Link, response: ResponseHead, sent: int
+    ) -> bool:
+        masked = bool(permit.masks)
+        treatment = self._conversation.treatment(response, masked)
+        if isinstance(treatment, BadGateway):
+            raise TargetPeerError(treatment.text)
+        framing = Framing(head, response, rewritten=treatment != "pass")
+        answer = _Answer(self._flow, permit, self._writer, framing)
+        await self._say_head(answer, response)
+        pieces = link.connection.pieces()
+        resource = info.resource_name if info.is_resource else None
+        try:
+            await self._body(answer, treatment, pieces, resource)
+        except TargetPeerError as error:
+            self._session.result(permit, Result("broken off", details={"flow": self._flow, "status": response.status}))
+            raise Ended(str(error)) from error
+        self._session.result(permit, self._conversation.result(response, bytes(answer.shown), answer.size_bytes, sent))
+        await self._writer.flush()
+        self._session.forget_stream(self._flow)
+        return framing.keep_alive and await self._connection.drop()
+
+    async def _say_head(self, answer: _Answer, response: ResponseHead) -> None:
+        fields = response.fields
+        if answer.permit is not None and answer.permit.masks:
+            self._notes.append("gatecast: parts of this answer may be masked")
+        fields = (*fields, *(("Warning", f'299 gatecast "{note}"') for note in self._notes))
+        answer.head(response, fields)
+        self.said = True
+        await answer.flush()
+
+    async def _body(
+        self, answer: _Answer, treatment: Treatment, pieces: AsyncIterator[bytes], resource: str | None
+    ) -> None:
+        match treatment:
+            case "pass":
+                async for piece in pieces:
+                    answer.chunk(piece, masked=False)
+                    await answer.flush()
+            case "text":
+                await self._text(answer, pieces)
+            case "lines":
+                async for line in _lines(pieces):
+                    answer.document(line, resource, each=True)
+                    await answer.flush()
+            case "document":
+                whole = bytearray()
+                async for piece in pieces:
+                    whole += piece
+                    if len(whole) > DOCUMENT_LIMIT:
+                        raise TargetPeerError("the answer is too large to be masked; ask for less (--chunk-size)")
+                if whole:
+                    answer.document(bytes(whole), resource, each=False)
+        answer.end()
+        await answer.flush()
+
+    async def _text(self, answer: _Answer, pieces: AsyncIterator[bytes]) -> None:
+        """Text through the masks of streams; what they hold back is let go when nothing came for a while."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                coming = group.create_task(_next(pieces))
+                while not coming.done():
+                    held = self._session.held_back(self._flow)
+                    await asyncio.wait({coming}, timeout=FLUSH_SECONDS if held else None)
+                    if not coming.done():
+                        answer.chunk(b"", masked=True, flush=True)
+                        await answer.flush()
+                piece = coming.result()
+                if piece is None:
+                    break
+                answer.chunk(piece, masked=True)
+                await answer.flush()
+        answer.chunk(b"", masked=True, flush=True)
+
+    async def answer(self, head: RequestHead, code: int, document: bytes, more: Fields = ()) -> bool:
+        """Answer in the gate's own words; returns whether the connection can take another request."""
+        fields: Fields = (("Content-Type", "application/json"), ("Content-Length", str(len(document))), *more)
+        response = ResponseHead(code, status.reason_phrase(code), fields, length=len(document))
+        framing = Framing(head, response)
+        answer = _Answer(self._flow, None, self._writer, framing)
+        answer.head(response, fields)
+        self.said = True
+        answer.chunk(document if head.method != "HEAD" else b"", masked=False)
+        answer.end()
+        await answer.flush()
+        return framing.keep_alive and await self._connection.drop()
+
+
+class _Answer:
+    """What goes to the user: events for the waist, framed."""
+
+    def __init__(self, flow: int, permit: Permit | None, writer: UserWriter, framing: Framing) -> None:
+        self.permit = permit
+        self.shown = bytearray()  # of the body, as the user saw it
+        self.size_bytes = 0
+        self._flow = flow
+        self._writer = writer
+        self._framing = framing
+        self._rewritten = b""
+
+    def head(self, response: ResponseHead, fields: Fields) -> None:
+        """Say the head; fields are all that the user gets."""
+        taped = encode_response(response.status, response.reason, without(fields, _OWN_FRAMING))
+        wire = self._framing.head(fields)
+        self._writer.send(self.permit, Chunk(self._flow, "out", taped, wire, _as_it_is, masked=False))
+
+    def chunk(self, data: bytes, *, masked: bool, flush: bool = False) -> None:
+        """Say a piece of the body. masked: through the masks of streams."""
+        wire = self._framing.data(data)
+        event = Chunk(self._flow, "out", data, wire, self._rewrap, flush=flush, masked=masked)
+        self._note(data, self._reveal(event, masked), wire)
+
+    def document(self, data: bytes, resource: str | None, *, each: bool) -> None:
+        """Say a document; each: one of a watch, with its line break."""
+
+        def masked(fields: FieldMask) -> bytes:
+            return (rewrite_line if each else rewrite)(data, fields, resource)
+
+        wire = self._framing.data(data)
+        event = Document(self._flow, data, wire, masked, self._rewrap)
+        self._note(data, self._reveal(event, True), wire)
+
+    def end(self) -> None:
+        """Say that the body is whole."""
+        event = Chunk(self._flow, "out", b"", self._framing.end(), _as_it_is, taped=False, masked=False)
+        self._writer.send(self.permit, event)
+
+    async def flush(self) -> None:
+        """Give it to the user, once the tape has it."""
+        await self._writer.flush()
+
+    def _reveal(self, event: Chunk | Document, masked: bool) -> bytes:
+        self._rewritten = b""
+        return self._writer.send(self.permit, event)
+
+    def _rewrap(self, data: bytes) -> bytes:
+        self._rewritten = data
+        return self._framing.data(data)
+
+    def _note(self, data: bytes, revealed: bytes, wire: bytes) -> None:
+        """Keep what the user saw, as far as the tape's decoded view shows it."""
+        seen = data if revealed is wire else self._rewritten
+        self.size_bytes += len(seen)
+        if len(self.shown) < SHOWN_LIMIT:
+            self.shown += seen[: SHOWN_LIMIT + 1 - len(self.shown)]
+
+
+def _as_it_is(data: bytes) -> bytes:
+    return data
+
+
+async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(pieces, None)
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Cut a watch into its events, each with its line break."""
+    rest = bytearray()
+    async for piece in pieces:
+        rest += piece
+        start = 0
+        while (end := rest.find(b"\n", start)) >= 0:
+            yield bytes(rest[start : end + 1])
+            start = end + 1
+        del rest[:start]
+        if len(rest) > LINE_LIMIT:
+            raise TargetPeerError("an event of the watch is too large to be masked")
+    if rest:
+        yield bytes(rest)

@@ -1,0 +1,207 @@
+"""One connection of a user: TLS, then requests one after another; each names its caller and its target itself.
+
+A request is a caller's by the bearer token that it carries, which is checked and goes no further. Its path begins with
+/k8s/<target>; what follows is the API server's. exec, attach and port-forward take the connection over (remote.py,
+forward.py); all others are exchanges in the session of their caller (exchange.py, sessions.py).
+
+What cannot be served gets a metav1.Status in an HTTP answer, as the API server would give one. Nothing is decided here.
+
+Gate.settings read here: tls, plain_allowed, login_seconds, idle_seconds, refuse, listener.
+Source: kubernetes note 2, 6 and 8; RFC 9110 11.6.1, RFC 6750 3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import re
+from typing import Any, Final
+from urllib.parse import unquote
+
+import structlog
+
+from protocols.kubernetes import status
+from protocols.kubernetes.commands import token_of
+from protocols.kubernetes.exchange import Ended, Exchange
+from protocols.kubernetes.handshakes import outcome
+from protocols.kubernetes.remote import serve_stream
+from protocols.kubernetes.request_info import RequestInfo, read_path
+from protocols.kubernetes.sessions import Caller, Shared, sessions_of
+from proxy.core.errors import LoginRefused, TapeError, UserPeerError
+from proxy.core.gate import Gate
+from proxy.core.http.heads import BadRequest, RequestHead
+from proxy.core.http.server import UserConnection
+from proxy.core.parties import Identity, Target
+from proxy.core.stream import Stream
+
+LOGIN_SECONDS: Final = 60.0  # as protocols/postgres/serve.py
+KEEP_SECONDS: Final = 120.0  # between two requests; Go's clients keep idle connections for 90 s
+QUICK_SECONDS: Final = 0.02  # most requests are over by then: whoever waits longer is looked after
+PREFIX: Final = "/k8s/"
+_TARGET: Final = re.compile(r"/k8s/([A-Za-z0-9][A-Za-z0-9._-]{0,252})(/[^?]*)?(\?.*)?")
+_RUN: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+INTENT_LIMIT: Final = 4096
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(user: Stream, gate: Gate) -> None:
+    """Serve one connection to its end; never raises but CancelledError."""
+    log = _log.bind(peer=user.info("peer"))
+    try:
+        async with asyncio.timeout(float(gate.settings.get("login_seconds", LOGIN_SECONDS))):
+            tls = gate.settings.get("tls")
+            if tls is None and not gate.settings.get("plain_allowed"):
+                raise UserPeerError("this listener has no TLS")
+            await user.start(tls, whole=True)
+        await _Connection(user, gate, log).run()
+    except UserPeerError as error:
+        log.info("user broke the protocol or the connection", error=str(error))
+    except Ended as ended:
+        log.info("an answer was broken off", reason=str(ended))
+    except TimeoutError:
+        log.warning("login took too long")
+    finally:
+        await asyncio.shield(user.close())
+
+
+class _Connection:
+    """The requests of one connection."""
+
+    def __init__(self, user: Stream, gate: Gate, log: Any) -> None:
+        self._user = user
+        self._gate = gate
+        self._log = log
+        self._http = UserConnection(user)
+        self._known: tuple[bytes, Identity] | None = None
+
+    async def run(self) -> None:
+        """Serve requests until the connection ends."""
+        try:
+            while (head := await self._next()) is not None:
+                if not await self._serve(head):
+                    return
+        except BadRequest as bad:
+            self._log.info("bad request", status=bad.status, reason=bad.text)
+            await self._say(bad.status, bad.text, close=True)
+
+    async def _next(self) -> RequestHead | None:
+        """Wait for a request; when the gateway stops, nobody is waited for."""
+        stopping = self._gate.residents.stopping
+        if stopping.is_set():
+            return None
+        async with asyncio.TaskGroup() as group:
+            coming = group.create_task(self._http.request(KEEP_SECONDS))
+            stop = group.create_task(stopping.wait())
+            await asyncio.wait({coming, stop}, return_when=asyncio.FIRST_COMPLETED)
+            stop.cancel()
+            if not coming.done():
+                coming.cancel()
+                return None
+        return coming.result()
+
+    async def _serve(self, head: RequestHead) -> bool:
+        """Serve one request; returns whether another can follow."""
+        try:
+            if self._gate.settings.get("refuse"):
+                raise BadRequest(503, str(self._gate.settings["refuse"]), closing=True)
+            identity = await self._identify(head)
+            target, rest = self._target(head)
+        except LoginRefused as refused:
+            self._log.warning("login refused", reason=refused.text)
+            return await self._say(401, f"gatecast: {refused.text}. {refused.hint}".strip())
+        except BadRequest as bad:
+            return await self._say(bad.status, bad.text, close=bad.closing)
+        log = self._log.bind(identity=identity.display, target=target.name)
+        caller = self._caller(head, identity)
+        try:
+            info = read_path(rest, head.method)
+            if head.upgrade:
+                await serve_stream(self._http, self._user, head, info, target, caller, self._gate, log)
+                return False
+            return await self._exchange(head, info, target, caller, log)
+        except BadRequest as bad:
+            log.info("bad request", status=bad.status, reason=bad.text, path=rest[:200])
+            return await self._say(bad.status, bad.text, close=bad.closing)
+        except TapeError as error:
+            log.error("no tape, no answer", error=str(error))
+            return await self._say(503, "gatecast: the request cannot be recorded, so it is not served", close=True)
+
+    async def _exchange(self, head: RequestHead, info: RequestInfo, target: Target, caller: Caller, log: Any) -> bool:
+        async with sessions_of(self._gate.shared).lease(caller, target, self._gate) as (shared, session):
+            log = log.bind(session=session.id)
+            shared.intent(session, (head.get("gatecast-intent") or "")[:INTENT_LIMIT])
+            exchange = Exchange(self._http, self._user, session, shared.flow(), self._gate, log)
+            try:
+                return await self._watched(exchange, head, info, shared)
+            except TapeError as error:
+                shared.end(f"recording failed: {error}", failed=True)
+                if exchange.said:
+                    raise Ended("recording failed") from error
+                raise
+
+    async def _watched(self, exchange: Exchange, head: RequestHead, info: RequestInfo, shared: Shared) -> bool:
+        """Run an exchange; one whose user leaves, or whose session is ended, is over."""
+        async with asyncio.TaskGroup() as group:
+            work = group.create_task(outcome(exchange.run(head, info)))
+            await asyncio.wait({work}, timeout=QUICK_SECONDS)
+            if not work.done():
+                gone = group.create_task(self._http.gone())
+                over = group.create_task(shared.over.wait())
+                await asyncio.wait({work, gone, over}, return_when=asyncio.FIRST_COMPLETED)
+                gone.cancel()
+                over.cancel()
+                if not work.done():
+                    work.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait({work})
+                    if over.done() and not over.cancelled() and not exchange.said:
+                        await self._say(503, f"gatecast: the session has ended: {shared.reason}", close=True)
+                    return False
+            result = work.result()
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+    # -- who and where --------------------------------------------------------------------------------
+
+    async def _identify(self, head: RequestHead) -> Identity:
+        """Whose token the request carries. Raises LoginRefused, BadRequest."""
+        token = token_of(head)
+        if not token:
+            raise LoginRefused("a token is needed", "Use a gatecast token or an OIDC token as the user's token.")
+        digest = hashlib.sha256(token.encode()).digest()
+        if self._known is not None and self._known[0] == digest and self._gate.identities.valid(self._known[1]):
+            return self._known[1]
+        identity = await self._gate.identities.password("", token)
+        self._known = (digest, identity)
+        return identity
+
+    def _target(self, head: RequestHead) -> tuple[Target, str]:
+        """The target that the path names, and the rest of the path with its query. Raises BadRequest."""
+        found = _TARGET.fullmatch(head.target)
+        if found is None:
+            raise BadRequest(404, f"gatecast: the server's address ends in {PREFIX}<target>")
+        target = self._gate.targets.find(unquote(found[1]))
+        if target is None or target.protocol != "kubernetes":
+            raise BadRequest(404, f'gatecast: there is no target "{found[1]}" here')
+        return target, (found[2] or "/") + (found[3] or "")
+
+    def _caller(self, head: RequestHead, identity: Identity) -> Caller:
+        run = head.get("gatecast-run") or ""
+        if not _RUN.fullmatch(run):
+            trace = _TRACEPARENT.fullmatch(head.get("traceparent") or "")
+            run = trace[1] if trace is not None else ""
+        client = (head.get("user-agent") or "")[:200]
+        return Caller(identity, run, str(self._user.info("peer")), client, str(self._gate.settings.get("listener", "")))
+
+    async def _say(self, code: int, text: str, close: bool = False) -> bool:
+        """Answer without a session; returns whether another request can follow."""
+        fields = [("Content-Type", "application/json")]
+        if code == 401:
+            fields.append(("WWW-Authenticate", 'Bearer realm="gatecast"'))
+        kept = not close and await self._http.drop()
+        await self._http.respond(code, tuple(fields), status.failure(code, text), close=not kept)
+        return kept
