@@ -14,11 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
-from protocols.kubernetes.spdy_wire import CANCEL, FIN, OK, STREAM_ID_LIMIT, UNIDIRECTIONAL, Decoder, Encoder, Frame, Limits
-
-DEFAULT_LIMITS: Final = Limits()
+from protocols.kubernetes.spdy_wire import (
+    CANCEL,
+    DEFAULT_LIMITS,
+    FIN,
+    OK,
+    STREAM_ID_LIMIT,
+    UNIDIRECTIONAL,
+    Decoder,
+    Encoder,
+    Frame,
+    Limits,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +91,7 @@ class _State:
 
 
 class Session:
-    """One end of a connection. server: the peer is a user (it opens odd streams), else a target.
-
-    What concerns a stream that is gone is ignored on the way in and b"" on the way out: either side may reset it while
-    the other is still talking. What concerns a stream that never was is an error.
-    """
+    """One end of a connection. server: the peer is a user (it opens odd streams), else a target."""
 
     def __init__(self, server: bool, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
@@ -132,11 +136,11 @@ class Session:
         return events
 
     def open(self, headers: Mapping[str, str], fin: bool = False) -> tuple[int, bytes]:
-        """Open a stream; returns its id and what is to be sent."""
+        """Open a stream; returns its id and what is to be sent. Raises PeerError where too many are open already."""
         stream = self._next
+        if len(self._streams) >= self._limits.streams or stream > STREAM_ID_LIMIT:
+            self._decoder.refuse("too many streams: the peer ends none")
         self._next += 2
-        assert len(self._streams) < self._limits.streams, "whoever opens streams counts them"
-        assert stream <= STREAM_ID_LIMIT, "two thousand million streams"
         self._streams[stream] = _State(ours=True, sent_fin=fin)
         return stream, self._encoder.syn_stream(stream, headers, fin)
 
