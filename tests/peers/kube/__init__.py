@@ -1,1 +1,1 @@
-"""A stand-in Kubernetes API server for tests, and the real container runtime behind it. Started by tests/peers/kubernetes.py."""
+"""A stand-in Kubernetes API server for tests, and the container runtime behind it (see tests/peers/kubernetes.py)."""

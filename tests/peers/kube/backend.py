@@ -7,6 +7,7 @@ choice, for machines where containers cannot run (container_backend.py is the fi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -188,15 +189,18 @@ class LocalBackend:
             self._execs.setdefault(pod_key(place.pod), set()).add(process)
         try:
             async with asyncio.TaskGroup() as group:
-                feeding = group.create_task(self._feed(channels, process if wanted.stdin else None, told))
+                fed = process if wanted.stdin else None
+                feeding = group.create_task(self._feed(channels, fed, told, attached=attached is not None))
                 if attached is not None:
                     attached.attached.add(channels)
                     await asyncio.wait(
                         {feeding, *([attached.task] if attached.task else [])}, return_when="FIRST_COMPLETED"
                     )
                     attached.attached.discard(channels)
-                    if not feeding.done():
+                    if told["eof"] or not feeding.done():
+                        listening = group.create_task(self._feed(channels, None, told)) if feeding.done() else feeding
                         await channels.finish(exit_status(0))
+                        listening.cancel()
                     return told
                 told["exit"] = await self._finish(channels, process, told, wanted, feeding)
         finally:
@@ -217,19 +221,19 @@ class LocalBackend:
         except* (ConnectionError, OSError):
             process.kill()
         code = await process.wait()
-        try:
+        with contextlib.suppress(ConnectionError, OSError):
             await channels.finish(exit_status(code))
-        except (ConnectionError, OSError):
-            pass
         feeding.cancel()
         return code
 
-    async def _feed(self, channels: Channels, process: Process | None, told: Told) -> None:
+    async def _feed(self, channels: Channels, process: Process | None, told: Told, *, attached: bool = False) -> None:
         """Give the process what the user says, until the user is gone; then it ends, unless it is only attached to."""
         while (came := await channels.receive()) is not None:
             channel, data = came
             if channel == STDIN and not data:
                 told["eof"] = True
+                if attached:
+                    return  # containerd lets go of whoever has nothing more to say
             if process is None:
                 continue
             if channel == STDIN and data:

@@ -1,4 +1,4 @@
-"""Pods in real containers: streams go to the runtime's own streaming server, as kubelet and kube-apiserver pass them on.
+"""Pods in real containers: streams go to the runtime's own streaming server, as kubelet and API server pass them on.
 
 A user's SPDY, and WebSocket before v5, is passed on byte by byte (kube-apiserver's UpgradeAwareHandler); WebSocket v5
 becomes SPDY v4 (its StreamTranslatorHandler); a port-forward's tunnel is unwrapped (its TunnelingHandler).

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 
 from tests.peers.kube import protobuf
 from tests.peers.kube.image import IMAGE

@@ -203,7 +203,9 @@ _OPENAPI_V2: Final[Mapping[str, Schema]] = {
     "NamedAny": {1: ("name", "str"), 2: ("value", "Any")},
     "Any": {2: ("yaml", "str")},
 }  # fmt: skip
-OPENAPI_V2_MEDIA_TYPE: Final = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+OPENAPI_V2_MEDIA_TYPE: Final = (
+    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"  # with @, it is no media type
+)
 _KIND: Final = "x-kubernetes-group-version-kind"
 
 

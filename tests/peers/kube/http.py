@@ -139,9 +139,9 @@ class Connection:
         self, request: Request, code: int, value: Any, media: str = "application/json", more: tuple[str, ...] = ()
     ) -> bool:
         """Answer with an object or with bytes, in the form that is wanted; returns whether another request can come."""
-        if isinstance(value, dict) and request.accept.startswith(protobuf.MEDIA_TYPE):
-            if value.get("kind") in protobuf.KUBERNETES:
-                value, media = protobuf.encode_object(value), protobuf.MEDIA_TYPE
+        wanted = request.accept.startswith(protobuf.MEDIA_TYPE)
+        if wanted and isinstance(value, dict) and value.get("kind") in protobuf.KUBERNETES:
+            value, media = protobuf.encode_object(value), protobuf.MEDIA_TYPE
         data = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode() + b"\n"
         fields = [f"Content-Type: {media}", *more]
         if "gzip" in request.headers.get("accept-encoding", "") and len(data) > GZIP_BYTES:

@@ -45,7 +45,7 @@ class Watch:
             raise ApiError(410, "Expired", "too old resource version")
         await self._connection.start_chunks(media)
         if version == 0:
-            for item in store.list(asked.resource.plural, asked.namespace, fields, labels):
+            for item in store.select(asked.resource.plural, asked.namespace, fields, labels):
                 await self._event("ADDED", item)
             version = store.version
         while (left := deadline - time.monotonic()) > 0 and not self._connection.gone:
@@ -55,7 +55,8 @@ class Watch:
             version = store.version
             try:
                 async with asyncio.timeout(min(left, BOOKMARK_SECONDS)), store.changed:
-                    await store.changed.wait_for(lambda: store.version > version)
+                    while store.version <= version:
+                        await store.changed.wait()
             except TimeoutError:
                 if request.flag("allowWatchBookmarks") and not self._protobuf and time.monotonic() < deadline:
                     await self._bookmark()

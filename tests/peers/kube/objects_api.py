@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import copy
 import json
 import uuid
@@ -113,7 +114,7 @@ class ObjectsApi:
             if reference is not None:
                 secret = self.store.objects.get(("secrets", pod["metadata"]["namespace"], reference["name"]), {})
                 encoded = (secret.get("data") or {}).get(reference["key"], "")
-                value = protobuf.base64.b64decode(encoded).decode()
+                value = base64.b64decode(encoded).decode()
             found[each["name"]] = value or ""
         return found
 
@@ -132,7 +133,7 @@ class ObjectsApi:
 
     async def _list(self, connection: Connection, request: Request, asked: Asked) -> bool:
         fields, labels = request.one("fieldSelector"), request.one("labelSelector")
-        items = list(self.store.list(asked.resource.plural, asked.namespace, fields, labels))
+        items = list(self.store.select(asked.resource.plural, asked.namespace, fields, labels))
         limit = int(request.one("limit", "0") or 0)
         start = int(request.one("continue", "0") or 0)
         part = items[start : start + limit] if limit else items[start:]
@@ -146,7 +147,7 @@ class ObjectsApi:
             return await connection.answer(request, 200, answer)
         answer = {
             "kind": asked.resource.kind + "List", "apiVersion": asked.group_version, "metadata": metadata,
-            "items": [{key: value for key, value in each.items() if key not in ("kind", "apiVersion")} for each in part],
+            "items": [{key: each[key] for key in each if key not in ("kind", "apiVersion")} for each in part],
         }  # fmt: skip
         return await connection.answer(request, 200, answer)
 
@@ -197,6 +198,10 @@ class ObjectsApi:
                 return await self._create(connection, request, asked, value)
         old = self.find(asked)
         plural = asked.resource.plural.partition("/")[0]
+        if request.method == "PUT" and value.get("kind", asked.resource.kind) != asked.resource.kind:
+            raise ApiError(
+                400, "BadRequest", f"{value['kind']} in version v1 cannot be handled as {asked.resource.kind}"
+            )
         new = patched(old, value, media) if request.method == "PATCH" else value
         if asked.subresource == "scale":
             return await self._scale(connection, request, old, value)
@@ -240,7 +245,7 @@ class ObjectsApi:
     async def _delete_all(self, connection: Connection, request: Request, asked: Asked) -> bool:
         plural = asked.resource.plural
         fields, labels = request.one("fieldSelector"), request.one("labelSelector")
-        items = list(self.store.list(plural, asked.namespace, fields, labels))
+        items = list(self.store.select(plural, asked.namespace, fields, labels))
         for item in items:
             await asyncio.shield(self._remove(item, plural))
         answer = {"kind": asked.resource.kind + "List", "apiVersion": asked.group_version, "items": items}

@@ -1,4 +1,4 @@
-"""A port-forward that ends here: SPDY, or SPDY in WebSocket messages; each pair of streams is a connection to a port."""
+"""A port-forward that ends here: SPDY, or SPDY in WebSocket; each pair of streams is a connection to a port."""
 
 from __future__ import annotations
 

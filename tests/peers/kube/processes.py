@@ -29,14 +29,13 @@ class Process:
         self._input: int | None = None
         if tty:
             master, slave = pty.openpty()
-            given = {"stdin": slave, "stdout": slave, "stderr": slave}
+            in_end = out_end = err_end = slave
             self._outputs = {1: master}
             self._input = master
         else:
             out, out_end = os.pipe()
             err, err_end = os.pipe()
             in_end, self._input = os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY), None)
-            given = {"stdin": in_end, "stdout": out_end, "stderr": err_end}
             self._outputs = {1: out, 2: err}
         kept = [*self._outputs.values(), *([self._input] if self._input is not None and not tty else [])]
 
@@ -48,13 +47,15 @@ class Process:
                 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
         try:
-            self._process = subprocess.Popen(argv, env=environment, cwd=folder, preexec_fn=prepare, **given)
+            self._process = subprocess.Popen(
+                argv, env=environment, cwd=folder, preexec_fn=prepare, stdin=in_end, stdout=out_end, stderr=err_end
+            )
         except OSError:
             for number in kept:
                 os.close(number)
             raise
         finally:
-            for number in set(given.values()):
+            for number in {in_end, out_end, err_end}:
                 os.close(number)
         for number in kept:
             os.set_blocking(number, False)
@@ -130,7 +131,7 @@ class Process:
         elif self._input is not None:
             os.close(self._input)
         self._input = None
-        return 128 - code if code < 0 else code
+        return 128 - int(code) if code < 0 else int(code)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal it and what it has started."""

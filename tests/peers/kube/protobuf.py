@@ -53,11 +53,15 @@ KUBERNETES: Final[Mapping[str, Schema]] = {
     "AccessAsked": {
         1: ("resourceAttributes", "ResourceAttributes"), 2: ("nonResourceAttributes", "NonResourceAttributes"),
     },
-    "AccessStatus": {1: ("allowed", "bool"), 2: ("reason", "str"), 3: ("evaluationError", "str"), 4: ("denied", "bool")},
-    "SelfSubjectAccessReview": {1: ("metadata", "ObjectMeta"), 2: ("spec", "AccessAsked"), 3: ("status", "AccessStatus")},
+    "AccessStatus": {1: ("allowed", "bool"), 2: ("reason", "str"), 4: ("denied", "bool")},
+    "SelfSubjectAccessReview": {
+        1: ("metadata", "ObjectMeta"), 2: ("spec", "AccessAsked"), 3: ("status", "AccessStatus"),
+    },
 }  # fmt: skip
 ENVELOPE: Final[Mapping[str, Schema]] = {
-    "Unknown": {1: ("typeMeta", "TypeMeta"), 2: ("raw", "bytes"), 3: ("contentEncoding", "str"), 4: ("contentType", "str")},
+    "Unknown": {
+        1: ("typeMeta", "TypeMeta"), 2: ("raw", "bytes"), 3: ("contentEncoding", "str"), 4: ("contentType", "str"),
+    },
     "TypeMeta": {1: ("apiVersion", "str"), 2: ("kind", "str")},
     "WatchEvent": {1: ("type", "str"), 2: ("object", "RawExtension")},
     "RawExtension": {1: ("raw", "bytes")},

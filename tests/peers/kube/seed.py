@@ -42,6 +42,8 @@ def pod(namespace: str, name: str) -> Object:
 
 def running(item: Object) -> Object:
     """Give a pod the status of one that runs."""
+    item["spec"].setdefault("securityContext", {})  # kube-apiserver's defaults: kubectl debug relies on it
+    item["spec"].setdefault("terminationGracePeriodSeconds", 30)
     statuses: dict[str, list[dict[str, Any]]] = {}
     for field, status in (("containers", "containerStatuses"), ("ephemeralContainers", "ephemeralContainerStatuses")):
         statuses[status] = [

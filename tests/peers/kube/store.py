@@ -58,7 +58,7 @@ class Store:
         async with self.changed:
             self.changed.notify_all()
 
-    def list(self, plural: str, namespace: str, fields: str, labels: str) -> Iterator[Object]:
+    def select(self, plural: str, namespace: str, fields: str, labels: str) -> Iterator[Object]:
         """The objects of a kind, of one namespace or all, that selectors choose."""
         for (kind, place, _), item in sorted(self.objects.items()):
             if kind == plural and namespace in ("", place) and matches(item, fields, labels):
