@@ -45,7 +45,7 @@ _CERTIFICATES: Final = re.compile(r"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE---
 _RESERVED: Final = "system:"  # Kubernetes' own users and groups: "Users in Kubernetes", RBAC's default bindings
 
 # Why OpenSSL did not take a certificate, and what to do. Source: OpenSSL 3, include/openssl/x509_vfy.h.in.
-_ISSUER_UNKNOWN: Final = frozenset({2, 18, 19, 20, 21})
+_ISSUER_UNKNOWN: Final = frozenset({2, 7, 18, 19, 20, 21})  # 7: an authority of the same name, and another key
 _OUT_OF_DATE: Final = frozenset({9, 10})
 _ANOTHER_NAME: Final = frozenset({62, 64})
 
