@@ -42,6 +42,9 @@ from proxy.core.events import FieldMask
 
 HIDDEN: Final = json_text("[redacted]")  # a cell that may show a masked field
 
+_ANY_KEY: Final = "\0"  # no key of a map; a mask that covers it covers all of them
+_BETWEEN: Final = (".", ".matchLabels.")  # a selector, and its keys
+
 # Answers about what the server serves: they hold names and descriptions, no objects.
 _DISCOVERY: Final = frozenset({"APIVersions", "APIGroupList", "APIGroup", "APIResourceList", "APIGroupDiscoveryList"})
 _STREAMED: Final = frozenset({"items", "rows"})
@@ -273,7 +276,7 @@ class _Rows:
         return found or None
 
     def _cell(self, index: int, cell: Json) -> Edit | None:
-        if self._touched and cell is not None and self._is_hidden(index):
+        if self._touched and cell is not None and (self._is_hidden(index) or self._shows_key(index, cell)):
             return HIDDEN
         return self._values.any(cell, self._names[index] if index < len(self._names) else "", ())
 
@@ -291,12 +294,22 @@ class _Rows:
         return paths is None or self._shows(paths)
 
     def _shows(self, paths: tuple[str, ...]) -> bool:
-        """Tell whether a cell that is made of these fields may show a masked one."""
-        for path in paths:
-            field = f"{self._asked}:{path.removesuffix('.*')}"
-            if self._fields(field) is not None or (path.endswith(".*") and self._fields.touches(field)):
-                return True
-        return False
+        """Tell whether cells that are made of these fields may show a masked one; of maps: whatever their keys are."""
+        return any(
+            self._covers(path.removesuffix(".*")) or (path.endswith(".*") and self._covers(f"{path[:-2]}.{_ANY_KEY}"))
+            for path in paths
+        )
+
+    def _covers(self, path: str) -> bool:
+        return self._fields(f"{self._asked}:{path}") is not None
+
+    def _shows_key(self, index: int, cell: Json) -> bool:
+        """Tell whether a cell that shows a map shows one of its keys that is masked."""
+        if index >= len(self._names) or not isinstance(cell, str):
+            return False
+        maps = [path[:-2] for path in printers.COLUMNS.get(self._names[index].lower(), ()) if path.endswith(".*")]
+        keys = [pair.partition("=")[0].partition(":")[0].strip() for pair in cell.split(",")] if maps else ()
+        return any(self._covers(f"{path}{between}{key}") for path in maps for key in keys for between in _BETWEEN)
 
 
 def _head(value: Json) -> tuple[str, str]:

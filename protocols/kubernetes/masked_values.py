@@ -273,7 +273,7 @@ class Values:
                 locate(Cursor(text), edit, spans)
             return json_text(splice(text, sorted(spans))) if spans else None
         except Unreadable:
-            return EMPTY
+            return EMPTY if self._texts is not None or self.names(self._resources) else None
         finally:
             self._nested -= 1
 

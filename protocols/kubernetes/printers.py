@@ -17,7 +17,17 @@ _CONTAINERS: Final = tuple(
     for where in ("spec", "spec.template.spec", "spec.jobTemplate.spec.template.spec", "template.spec")
 )
 
-# Field paths; with ".*" at the end: some of what is below. None at all: a count, or what tells nothing of a value.
+_STATES: Final = tuple(
+    f"status.{which}.state.{state}.{field}"
+    for which in ("containerStatuses", "initContainerStatuses")
+    for state in ("waiting", "terminated")
+    for field in ("reason", "exitCode", "signal")
+)
+
+_QUOTA: Final = ("spec.hard.*", "status.hard.*", "status.used.*")
+
+# Field paths; with ".*" at the end: a map, whose cell is like key=value,key=value. None at all: a count, or what tells
+# nothing.
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(
         (
@@ -28,7 +38,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         (),
     ),
     "type": ("type", "spec.type"),
-    "status": ("status.*", "spec.unschedulable"),
+    "status": ("status.phase", "status.reason", *_STATES, "status.conditions.type", "spec.unschedulable"),
     "ip": ("status.podIP", "status.podIPs.ip"),
     "node": ("spec.nodeName",),
     "nominated node": ("status.nominatedNodeName",),
@@ -43,57 +53,68 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "suspend": ("spec.suspend",),
     "last schedule": ("status.lastScheduleTime",),
     "cluster-ip": ("spec.clusterIP", "spec.clusterIPs"),
-    "external-ip": ("spec.externalIPs", "spec.externalName", "status.loadBalancer.*", "status.addresses.*"),
-    "internal-ip": ("status.addresses.*",),
-    "port(s)": ("spec.ports.*",),
-    "ports": ("spec.tls.*", "ports.*"),
+    "external-ip": (
+        *("spec.externalIPs", "spec.externalName", "status.addresses.address"),
+        *("status.loadBalancer.ingress.ip", "status.loadBalancer.ingress.hostname"),
+    ),
+    "internal-ip": ("status.addresses.address",),
+    "port(s)": ("spec.ports.port", "spec.ports.nodePort", "spec.ports.protocol"),
+    "ports": ("spec.tls", "ports.port"),
     "class": ("spec.ingressClassName",),
     "hosts": ("spec.rules.host",),
-    "address": ("status.loadBalancer.*",),
-    "endpoints": ("subsets.*", "endpoints.*"),
+    "address": ("status.loadBalancer.ingress.ip", "status.loadBalancer.ingress.hostname"),
+    "endpoints": ("subsets.addresses.ip", "subsets.ports.port", "endpoints.addresses"),
     "addresstype": ("addressType",),
     "version": ("status.nodeInfo.kubeletVersion",),
     "os-image": ("status.nodeInfo.osImage",),
     "kernel-version": ("status.nodeInfo.kernelVersion",),
     "container-runtime": ("status.nodeInfo.containerRuntimeVersion",),
     "reason": ("reason", "status.reason"),
-    "object": ("involvedObject.*", "regarding.*"),
+    "object": ("involvedObject.name", "involvedObject.kind", "regarding.name", "regarding.kind"),
     "subobject": ("involvedObject.fieldPath", "regarding.fieldPath"),
-    "source": ("source.*", "deprecatedSource.*", "reportingComponent"),
+    "source": (
+        *("source.component", "source.host", "deprecatedSource.component", "deprecatedSource.host"),
+        *("reportingComponent", "reportingController", "reportingInstance"),
+    ),
     "message": ("message", "note", "conditions.message"),
-    "capacity": ("spec.capacity.*", "status.capacity.*"),
+    "capacity": ("spec.capacity.storage", "status.capacity.storage"),
     "access modes": ("spec.accessModes", "status.accessModes"),
     "reclaim policy": ("spec.persistentVolumeReclaimPolicy",),
-    "claim": ("spec.claimRef.*",),
+    "claim": ("spec.claimRef.namespace", "spec.claimRef.name"),
     "storageclass": ("spec.storageClassName",),
     "volumeattributesclass": ("spec.volumeAttributesClassName",),
     "volume": ("spec.volumeName",),
     "volumemode": ("spec.volumeMode",),
-    "reference": ("spec.scaleTargetRef.*",),
-    "targets": ("spec.metrics.*", "status.currentMetrics.*"),
+    "reference": ("spec.scaleTargetRef.kind", "spec.scaleTargetRef.name"),
+    "targets": tuple(
+        f"{where}.{kind}.{part}.{value}"
+        for where, part in (("spec.metrics", "target"), ("status.currentMetrics", "current"))
+        for kind in ("resource", "containerResource", "pods", "object", "external")
+        for value in ("value", "averageValue", "averageUtilization")
+    ),
     "minpods": ("spec.minReplicas",),
     "maxpods": ("spec.maxReplicas",),
     "replicas": ("spec.replicas", "status.currentReplicas"),
     "min available": ("spec.minAvailable",),
     "max unavailable": ("spec.maxUnavailable",),
-    "role": ("roleRef.*",),
-    "users": ("subjects.*",),
-    "groups": ("subjects.*",),
-    "serviceaccounts": ("subjects.*",),
+    "role": ("roleRef.kind", "roleRef.name"),
+    "users": ("subjects.name",),
+    "groups": ("subjects.name",),
+    "serviceaccounts": ("subjects.name", "subjects.namespace"),
     "signername": ("spec.signerName",),
     "requestor": ("spec.username",),
     "requestedduration": ("spec.expirationSeconds",),
-    "condition": ("status.*",),
+    "condition": ("status.conditions.type",),
     "holder": ("spec.holderIdentity",),
     "provisioner": ("provisioner",),
     "reclaimpolicy": ("reclaimPolicy",),
     "volumebindingmode": ("volumeBindingMode",),
     "allowvolumeexpansion": ("allowVolumeExpansion",),
-    "controller": ("metadata.ownerReferences.*", "spec.controller"),
-    "parameters": ("spec.parameters.*",),
+    "controller": ("metadata.ownerReferences.kind", "metadata.ownerReferences.name", "spec.controller"),
+    "parameters": ("spec.parameters.kind", "spec.parameters.name", "spec.parameters.apiGroup"),
     "revision": ("revision",),
-    "request": ("spec.hard.*", "status.*"),
-    "limit": ("spec.hard.*", "status.*"),
+    "request": _QUOTA,
+    "limit": _QUOTA,
     "value": ("value",),
     "global-default": ("globalDefault",),
     "preemptionpolicy": ("preemptionPolicy",),
@@ -101,5 +122,5 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "attacher": ("spec.attacher",),
     "pv": ("spec.source.persistentVolumeName",),
     "attached": ("status.attached",),
-    "service": ("spec.service.*",),
+    "service": ("spec.service.namespace", "spec.service.name"),
 }
