@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from recorder.format import PAYLOAD_LIMIT
 from recorder.tape import ERR, GATE, OUT, USER, Kind, Tape
 from tests.recorder.stories import WALL_NS
 from tests.recorder.tapes import Clock, open_tape, pack, recorder
@@ -44,7 +45,9 @@ class Api:
         self.flow += 1
         fields = fields if body else ""
         head = f"{method} {path} HTTP/1.1\r\nHost: 10.0.0.1:6443\r\nUser-Agent: kubectl/v1.32\r\n{fields}\r\n"
-        self.tape.append(USER, Kind.WIRE, head.encode() + body, flow=self.flow)
+        data = head.encode() + body
+        for at in range(0, len(data), PAYLOAD_LIMIT):
+            self.tape.append(USER, Kind.WIRE, data[at : at + PAYLOAD_LIMIT], flow=self.flow)
         entry = {"verb": verb, "kind": kind, "text": text, "objects": list(objects), "flow": self.flow}
         n = self.tape.append(USER, Kind.COMMAND, pack(entry), entry)
         if verdict:
@@ -91,7 +94,12 @@ class Api:
 
 
 def write(
-    directory: Path, tell: Callable[[Api], None], *, close: bool = True, http: bool = True, protocol: str = "kubernetes"
+    directory: Path,
+    tell: Callable[[Api], Awaitable[None] | None],
+    *,
+    close: bool = True,
+    http: bool = True,
+    protocol: str = "kubernetes",
 ) -> Path:
     """Write a tape by a story; return its first segment."""
     clock, wall = Clock(), Clock()
@@ -103,7 +111,9 @@ def write(
         more: dict[str, Any] = {"http": True} if http else {}
         tape = open_tape(on, "written", protocol=protocol, identity=identity, target="prod", more=more)
         first = tape.path
-        tell(Api(tape, clock))
+        told = tell(Api(tape, clock))
+        if told is not None:
+            await told
         await tape.written()
         if close:
             await tape.close("closed", "idle")

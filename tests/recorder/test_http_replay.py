@@ -329,6 +329,17 @@ def test_a_repetition_is_shown_when_something_comes_in_between(tmp_path: Path) -
     assert shown[-1].startswith("  Q2 GET")
 
 
+def test_a_read_behind_a_write_that_is_not_over_is_shown(tmp_path: Path) -> None:
+    def tell(api: Api) -> None:
+        api.table()
+        patch = api.ask("kubectl patch pod a", "PATCH", verb="patch", kind="write")
+        api.table()
+        api.answer(patch, b"")
+
+    shown = [line.split("$ ")[1].split("   ")[0] for line in lines(tmp_path, tell) if "$ " in line]
+    assert shown == ["kubectl get pods -l app=api", "kubectl patch pod a", "kubectl get pods -l app=api"]
+
+
 def test_a_thousand_at_once_are_shown(tmp_path: Path) -> None:
     def tell(api: Api) -> None:
         api.table()
@@ -441,6 +452,23 @@ def test_one_exchange_is_played_alone(tmp_path: Path) -> None:
     assert "< line 2 of the log" in played(path, tmp_path, flow=9, http=True)
     with pytest.raises(BadOption, match="no flow 99"):
         played(path, tmp_path, flow=99)
+
+
+@pytest.mark.parametrize("size", [0, 30_000, 900_000])
+def test_an_exchange_begins_with_its_request(tmp_path: Path, size: int) -> None:
+    """Which stands before its command, in one block or in many."""
+
+    async def tell(api: Api) -> None:
+        api.table()
+        await api.tape.written()
+        api.ask("kubectl create -f -", "POST", verb="create", kind="write", body=os.urandom(size))
+        await api.tape.written()
+
+    tape = TapeReader(write(tmp_path, tell))
+    found = FlowFinder(tape, TapeIndex(tape)).look_up(1)
+    assert found is not None
+    record = next(tape.records(found.first))
+    assert (record.flow, record.channel, record.payload[:5]) == (1, USER, b"POST ")
 
 
 def test_only_what_has_messages_shows_them(tmp_path: Path) -> None:
