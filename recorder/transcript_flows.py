@@ -310,7 +310,8 @@ class FlowTranscript(Transcript):
         """A file that a stream carried."""
         word = "put" if said["direction"] == "upload" else "get"
         prefix = "" if entry.view is None or self._speaker == entry.view.flow.number else f"{entry.label} "
-        text = visible(f"{word} {said['path']}").replace("\n", " ")
+        kind = str(said.get("tag") or "file")  # of what is in a tar: "directory", "symlink"
+        text = visible(f"{word} {said['path']}" + (f"  ({kind})" if kind != "file" else "")).replace("\n", " ")
         self._say(entry, record.t_ns, f"{prefix}{_transfer(text, said)}", "")
 
     def _ended(self, record: Record, said: Mapping[str, Any], view: _View) -> None:

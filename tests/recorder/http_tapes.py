@@ -209,6 +209,8 @@ def copy_out(api: Api) -> None:
     for name, size in (("log/access.log", 12_900_000), ("log/error.log", 0)):
         said = {"command": n, "tag": "file", "count": 0, "bytes": size, "path": name, "direction": "download"}
         api.tape.append(GATE, Kind.RESULT, pack({**said, "size": size, "complete": True, "sha256": SHA256}))
+    folder = {"command": n, "tag": "directory", "path": "log/old", "direction": "download", "size": 0}
+    api.tape.append(GATE, Kind.RESULT, pack({**folder, "count": 0, "bytes": 0, "complete": True}))
     api.tape.append(ERR, Kind.WIRE, b"tar: removing leading '/'\n", flow=0)
     said = {"command": n, "tag": "exit 0", "count": 0, "bytes": 12_904_448, "sent": 0, "flow": 0, "exit": 0}
     api.tape.append(GATE, Kind.RESULT, pack(said))

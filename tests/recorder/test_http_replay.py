@@ -608,6 +608,7 @@ def test_a_copy_lists_its_files(tmp_path: Path) -> None:
         "[allow] rule=readers",
         f"get log/access.log  12.3 MiB  sha256 {SHA256[:12]}",
         f"get log/error.log  0 B  sha256 {SHA256[:12]}",
+        "get log/old  (directory)  0 B",
         "tar: removing leading '/'",
         "[exit 0, 500.0 ms, 0 B up, 12.3 MiB down]",
     ]
