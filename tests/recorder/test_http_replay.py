@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ from tests.recorder.tapes import pack
 
 def pieces(path: Path, *, color: bool = False, columns: int = 110, messages: bool = False) -> list[Piece]:
     tape = TapeReader(path)
-    options = {"color": color, "columns": columns, "newline": "\n"}
+    options: dict[str, Any] = {"color": color, "columns": columns, "newline": "\n"}
     transcript = transcript_of(tape.header.map_, screen=False, messages=messages, **options)
     return [piece for record in tape.records() for piece in transcript.feed(record)]
 

@@ -56,7 +56,7 @@ def test_bodies_are_kept_to_their_limit_and_counted_whole() -> None:
 
 
 def test_views_of_bodies() -> None:
-    managed = {"metadata": {"managedFields": [{}] * 50}}
+    managed: dict[str, object] = {"metadata": {"managedFields": [{}] * 50}}
     assert body_lines(answer(json.dumps(managed).encode()), 80)[2] == '    "managedFields": "..."'
     assert body_lines(answer(b"a: 1\nb: [2]\n", "application/yaml"), 80) == ["a: 1", "b: [2]"]
     assert body_lines(answer(b"{'no json"), 80) == ["{'no json"]
