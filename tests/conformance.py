@@ -101,15 +101,17 @@ class Backend(Protocol):
 class Adapter(Protocol):
     """One protocol's part. serve is in protocol.
 
-    streams: the connection is encrypted and holds several streams: what a caller has heard is what came in these, and
-    is looked for on the tape in the records that have a flow; the callers tell of it by on_heard. A held command stops
-    its own stream alone. transactions: whether there are any.
+    cut: how a caller tells of a connection that ended in an answer or behind it, where a protocol cannot say why any
+    more; () where it can. streams: the connection is encrypted and holds several streams: what a caller has heard is
+    what came in these, and is looked for on the tape in the records that have a flow; the callers tell of it by
+    on_heard. A held command stops its own stream alone. transactions: whether there are any.
     """
 
     protocol: protocols.Protocol
     limit: int  # of a command's text in bytes: settings make it so
     streams: bool
     transactions: bool
+    cut: tuple[str, ...]
 
     @property
     def settings(self) -> Mapping[str, Any]:

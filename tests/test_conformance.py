@@ -490,6 +490,9 @@ def test_a_masker_that_fails_shows_nothing(adapter: Adapter) -> None:
         def plan(self, *arguments: Any) -> Any:
             raise RuntimeError("a bug in the masks")
 
+        def fields(self, *arguments: Any) -> Any:
+            raise RuntimeError("a bug in the masks")
+
         def stream(self, *arguments: Any) -> Any:
             raise RuntimeError("a bug in the masks")
 
@@ -545,7 +548,8 @@ async def _until_the_tape_fails(adapter: Adapter, call: str, count: int) -> bool
             said.append("read 5")
             texts.append((await ask(caller, "read 5")).error)
         await on.ended()
-        assert "recorded" in texts[-1], texts
+        cut = texts[-1] in adapter.cut
+        assert cut or "recorded" in texts[-1], texts
         # What got to the target before is on the tape, durably; nothing got there afterwards.
         assert on.backend.commands in (said, said[:-1])
         for word in on.backend.commands:

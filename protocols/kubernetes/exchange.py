@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, Final
 
 from protocols.kubernetes import status
 from protocols.kubernetes.commands import BadGateway, Conversation, Treatment
 from protocols.kubernetes.dial import authorization, impersonation
 from protocols.kubernetes.documents import rewrite, rewrite_line
+from protocols.kubernetes.handshakes import outcome
 from protocols.kubernetes.request_info import RequestInfo
 from protocols.kubernetes.targets import Link, Links
 from protocols.kubernetes.verbs import UNREAD, verb_of
@@ -44,6 +46,12 @@ DOCUMENT_LIMIT: Final = 64 * 1024 * 1024  # one masked answer; kubectl asks for 
 LINE_LIMIT: Final = 8 * 1024 * 1024  # one event of a watch: an object is 1.5 MiB at most in etcd, more as JSON
 SHOWN_LIMIT: Final = 1024 * 1024  # of an answer, for the decoded view of the tape
 FLUSH_SECONDS: Final = 2.0  # how long a mask may keep text that no line break follows; as protocols/ssh/relay.py
+# Fields of an answer that hold nothing of an object's; under masks they are all that passes.
+PLAIN_FIELDS: Final = frozenset({
+    "content-type", "content-length", "warning", "date", "cache-control", "etag", "last-modified", "vary",
+    "audit-id", "retry-after", "x-kubernetes-pf-flowschema-uid", "x-kubernetes-pf-prioritylevel-uid",
+})  # fmt: skip
+HIDDEN_WARNING: Final = '299 - "a warning of the target, which masks hide"'
 _OWN_FRAMING: Final = frozenset({"transfer-encoding", "connection", "keep-alive"})
 
 
@@ -66,6 +74,14 @@ class Exchange:
         self._conversation = Conversation(session.target, flow, gate.shell)
         self.said = False  # the answer's head is on its way
         self._notes: list[str] = []  # for Warning fields
+        self._pending: Pending | None = None
+
+    def withdraw(self) -> bool:
+        """Take back what is held for a human; returns whether anything was."""
+        if self._pending is None:
+            return False
+        self._pending.withdraw()
+        return True
 
     async def run(self, head: RequestHead, info: RequestInfo) -> bool:
         """Serve it; returns whether the connection can take another request. Raises TapeError, UserPeerError, Ended."""
@@ -74,8 +90,8 @@ class Exchange:
         except BadRequest as bad:
             self._session.mark("bad-request", f"{head.method} {head.target[:200]}: {bad.text}")
             self._log.info("bad request", status=bad.status, reason=bad.text)
-            kept = await self.answer(head, bad.status, status.failure(bad.status, bad.text))
-            return kept and not bad.closing
+            head = replace(head, keep_alive=head.keep_alive and not bad.closing)
+            return await self.answer(head, bad.status, status.failure(bad.status, bad.text))
         except TargetPeerError as error:
             self._log.warning("target failed", error=str(error))
             self._session.mark("target-error", str(error))
@@ -92,12 +108,15 @@ class Exchange:
             self._log.info("request refused", rule=refused.deny.rule, text=command.text[:200])
             code, document = self._conversation.refuse(refused)
             return await self.answer(head, code, document)
+        finally:
+            self._pending = None
         if permit.approved:
             self._notes.append(f"gatecast: approved, by rule {permit.rule}")
         return await self._pass(head, info, permit, body)
 
     async def _on_hold(self, pending: Pending) -> None:
         self._log.info("request held", approval=pending.id, rule=pending.hold.rule)
+        self._pending = pending
 
     # -- towards the target ---------------------------------------------------------------------------
 
@@ -167,11 +186,17 @@ class Exchange:
     async def _say_head(self, answer: _Answer, response: ResponseHead) -> None:
         fields = response.fields
         if answer.permit is not None and answer.permit.masks:
+            # What else a target says in fields is text that nobody has masked: warnings quote objects.
+            fields = tuple(
+                (name, HIDDEN_WARNING if name.lower() == "warning" else value)
+                for name, value in fields
+                if name.lower() in PLAIN_FIELDS
+            )
             self._notes.append("gatecast: parts of this answer may be masked")
         fields = (*fields, *(("Warning", f'299 gatecast "{note}"') for note in self._notes))
         answer.head(response, fields)
-        self.said = True
         await answer.flush()
+        self.said = True
 
     async def _body(
         self, answer: _Answer, treatment: Treatment, pieces: AsyncIterator[bytes], resource: str | None
@@ -202,7 +227,7 @@ class Exchange:
         """Text through the masks of streams; what they hold back is let go when nothing came for a while."""
         async with asyncio.TaskGroup() as group:
             while True:
-                coming = group.create_task(_next(pieces))
+                coming = group.create_task(outcome(_next(pieces)))
                 while not coming.done():
                     held = self._session.held_back(self._flow)
                     await asyncio.wait({coming}, timeout=FLUSH_SECONDS if held else None)
@@ -210,11 +235,14 @@ class Exchange:
                         answer.chunk(b"", masked=True, flush=True)
                         await answer.flush()
                 piece = coming.result()
-                if piece is None:
+                if piece is None or isinstance(piece, Exception):
                     break
                 answer.chunk(piece, masked=True)
                 await answer.flush()
         answer.chunk(b"", masked=True, flush=True)
+        if piece is not None:
+            await answer.flush()
+            raise piece
 
     async def answer(self, head: RequestHead, code: int, document: bytes, more: Fields = ()) -> bool:
         """Answer in the gate's own words; returns whether the connection can take another request."""
@@ -223,10 +251,10 @@ class Exchange:
         framing = Framing(head, response)
         answer = _Answer(self._flow, None, self._writer, framing)
         answer.head(response, fields)
-        self.said = True
         answer.chunk(document if head.method != "HEAD" else b"", masked=False)
         answer.end()
         await answer.flush()
+        self.said = True
         return framing.keep_alive and await self._connection.drop()
 
 

@@ -161,8 +161,8 @@ class Forward:
             gone = group.create_task(self._http.gone())
             await asyncio.wait({deciding, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not deciding.done():
-                deciding.cancel()
-                raise UserPeerError("the user went away while its command was held")
+                self._session.withdraw()
+                await asyncio.wait({deciding})
             gone.cancel()
         found = deciding.result()
         if isinstance(found, Exception):

@@ -55,6 +55,9 @@ PING_SECONDS: Final = 20.0  # note 8: every 15 to 30 s keeps balancers from endi
 STATUS_SECONDS: Final = 10.0  # servers allow as much for the Status after the last output; note 3
 GOODBYE_SECONDS: Final = 5.0  # for a peer's own close; note 3
 INTERRUPT: Final = b"\x03"
+PLACE_FACTS: Final = (
+    "api_group", "api_version", "resource", "subresource", "namespace", "name", "cluster_scoped", "container", "tty",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +273,10 @@ class Relay:
             await self._to_user.flush()
 
         wire = self._ends.target_leg.data(STDIN, ask.data) if ask.data else b""
-        command = replace(ask.command, wire=wire, flow=FLOW, data=ask.data)
+        # A line is typed in a place, which rules speak of: that of the exec.
+        outer = self._permit.command
+        facts = {**{key: outer.facts[key] for key in PLACE_FACTS if key in outer.facts}, **ask.command.facts}
+        command = replace(ask.command, wire=wire, flow=FLOW, data=ask.data, facts=facts)
         try:
             permit = await self._session.decide(command, on_hold)
         except Refused as refused:

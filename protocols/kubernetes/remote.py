@@ -35,6 +35,7 @@ from proxy.core.http.websocket import handshake_problem
 from proxy.core.parties import Target
 from proxy.core.session import Permit, Session
 from proxy.core.stream import Stream
+from proxy.core.verdict import Deny
 from proxy.core.writers import TargetWriter, UserWriter
 from proxy.terminal.content import Content, Settings
 from proxy.terminal.terminal import terminal_content
@@ -184,6 +185,9 @@ class Remote:
 
     async def _decide(self, command: Command, protocol: str) -> Permit:
         """Decide; a user who leaves meanwhile takes the question back. Raises Refused, UserPeerError."""
+        if self._session.target.settings.get("exec_only") is True and self._interactive(command):
+            self._session.mark("refused", f"{command.text}: the target takes single commands only")
+            raise Refused(Deny("exec_only", "this target takes single commands only, nothing interactive"))
         told = self._websocket and (self._streams["tty"] or not self._streams["stdin"])
         held: list[Pending] = []
 
@@ -201,7 +205,8 @@ class Remote:
             hold = group.create_task(waiting.wait())
             await asyncio.wait({deciding, hold}, return_when=asyncio.FIRST_COMPLETED)
             if not deciding.done():
-                left = group.create_task(self._attend(held[0]) if self._leg is not None else self._http.gone())
+                attending = self._attend(held[0]) if self._leg is not None else self._http.gone()
+                left = group.create_task(outcome(attending))
                 await asyncio.wait({deciding, left}, return_when=asyncio.FIRST_COMPLETED)
                 if not deciding.done():
                     held[0].withdraw()
@@ -212,6 +217,12 @@ class Remote:
         if isinstance(found, Exception):
             raise found
         return found
+
+    def _interactive(self, command: Command) -> bool:
+        """Whether what runs is yet to be typed or piped in: a terminal, a shell without a script, an attach."""
+        if not self._streams["stdin"] or command.verb in ("copy-in", "copy-out"):
+            return False
+        return command.verb == "attach" or self._streams["tty"] or command.facts.get("opaque") is True
 
     async def _attend(self, pending: Pending) -> None:
         """Read what a user who was let in sends while it waits; returns when it has left, or took the question back."""

@@ -13,7 +13,6 @@ Source: kubernetes note 2, 6 and 8; RFC 9110 11.6.1, RFC 6750 3.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import re
 from typing import Any, Final
@@ -38,6 +37,7 @@ from proxy.core.stream import Stream
 LOGIN_SECONDS: Final = 60.0  # as protocols/postgres/serve.py
 KEEP_SECONDS: Final = 120.0  # between two requests; Go's clients keep idle connections for 90 s
 QUICK_SECONDS: Final = 0.02  # most requests are over by then: whoever waits longer is looked after
+WITHDRAW_SECONDS: Final = 5.0
 PREFIX: Final = "/k8s/"
 _TARGET: Final = re.compile(r"/k8s/([A-Za-z0-9][A-Za-z0-9._-]{0,252})(/[^?]*)?(\?.*)?")
 _RUN: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
@@ -82,6 +82,7 @@ class _Connection:
         try:
             while (head := await self._next()) is not None:
                 if not await self._serve(head):
+                    await self._http.linger()
                     return
         except BadRequest as bad:
             self._log.info("bad request", status=bad.status, reason=bad.text)
@@ -93,14 +94,17 @@ class _Connection:
         if stopping.is_set():
             return None
         async with asyncio.TaskGroup() as group:
-            coming = group.create_task(self._http.request(KEEP_SECONDS))
+            coming = group.create_task(outcome(self._http.request(KEEP_SECONDS)))
             stop = group.create_task(stopping.wait())
             await asyncio.wait({coming, stop}, return_when=asyncio.FIRST_COMPLETED)
             stop.cancel()
-            if not coming.done():
-                coming.cancel()
-                return None
-        return coming.result()
+            coming.cancel()
+        if coming.cancelled():
+            return None
+        found = coming.result()
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     async def _serve(self, head: RequestHead) -> bool:
         """Serve one request; returns whether another can follow."""
@@ -154,16 +158,19 @@ class _Connection:
                 gone.cancel()
                 over.cancel()
                 if not work.done():
+                    # What is held is taken back: so its end is on the tape, and nobody is asked for nothing.
+                    if exchange.withdraw():
+                        await asyncio.wait({work}, timeout=WITHDRAW_SECONDS)
                     work.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await asyncio.wait({work})
-                    if over.done() and not over.cancelled() and not exchange.said:
-                        await self._say(503, f"gatecast: the session has ended: {shared.reason}", close=True)
-                    return False
-            result = work.result()
-            if isinstance(result, Exception):
-                raise result
-            return result
+                    await asyncio.wait({work})
+        if work.cancelled():
+            if shared.over.is_set() and not exchange.said:
+                await self._say(503, f"gatecast: the session has ended: {shared.reason}", close=True)
+            return False
+        result = work.result()
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     # -- who and where --------------------------------------------------------------------------------
 

@@ -157,6 +157,7 @@ class EchoAdapter:
     protocol = PROTOCOL
     limit = LINE_LIMIT
     streams = False
+    cut = ()
     transactions = True
 
     @property

@@ -392,7 +392,10 @@ class User:
             reply.ended, reply.error = True, "the connection ended"
             return reply
         last_word = bytearray()  # of a 503, which may be the gate's own that needs no tape, for there is none
-        tell = last_word.extend if head.first.split(" ")[1] == "503" else self._heard
+        code = head.first.split(" ")[1]
+        tell = last_word.extend if code == "503" else self._heard
+        if code == "400" and head.get("connection") == "close":
+            tell = self._before.extend  # what was no request belongs to no session
         tell(head.taped())
         body = bytearray()
         try:
@@ -401,7 +404,7 @@ class User:
                 if len(body) < KEEP_BYTES:
                     body += piece
         except EOFError:
-            reply.ended, reply.error = True, "the connection ended in the middle of an answer"
+            reply.ended, reply.error = True, KubernetesAdapter.cut[0]
         reply.raw = bytes(body)
         self._understand(head, bytes(body), reply)
         if "recorded" not in reply.error:
@@ -465,6 +468,7 @@ class KubernetesAdapter:
     protocol = PROTOCOL
     limit = BODY_LIMIT
     streams = True
+    cut = ("the connection ended in the middle of an answer", "the connection ended")
     transactions = False
 
     def __init__(self) -> None:

@@ -280,6 +280,7 @@ class PostgresAdapter:
     protocol = PROTOCOL
     limit = QUERY_LIMIT
     streams = False
+    cut = ()
     transactions = True
 
     @property

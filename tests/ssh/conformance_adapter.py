@@ -284,6 +284,7 @@ class SshAdapter:
     protocol = PROTOCOL
     limit = ARGV_LIMIT
     streams = True
+    cut = ()
     transactions = False
 
     @property
