@@ -1,33 +1,44 @@
-"""Which leg speaks what was agreed on with a user, or with a target. Source: kubernetes note 3 and 4."""
+"""Which leg speaks which protocol: the ends of exec and attach, by the names of handshakes.
+
+Specification: kubernetes note 3 and 4; streams.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
-from protocols.kubernetes.remote_spdy import SpdyTarget, SpdyUser
-from protocols.kubernetes.remote_ws import PROTOCOLS, V1, WebSocketTarget, WebSocketUser
-from protocols.kubernetes.streams import TargetLeg, UserLeg
+from protocols.kubernetes import remote_spdy, remote_ws
+from protocols.kubernetes.streams import Asked, TargetLeg, UserLeg
 
 Kind = Literal["websocket", "spdy"]
-SPDY_PROTOCOLS = ("v4.channel.k8s.io",)
+# kubectl offers v5 by SPDY as well (from 1.29 on); there it adds nothing, and servers answer v4.
+KNOWN: Final[dict[Kind, frozenset[str]]] = {
+    "websocket": remote_ws.USER_PROTOCOLS,
+    "spdy": frozenset({remote_spdy.V4}),
+}
 
 
 def choose_protocol(kind: Kind, offered: Sequence[str]) -> str | None:
-    """Choose the first of the offered subprotocols that is known; no offer of a WebSocket means the oldest."""
+    """Choose the first protocol offered that is known, None if none is. WebSocket without an offer means v1."""
     if kind == "websocket" and not offered:
-        return V1
-    known = PROTOCOLS if kind == "websocket" else SPDY_PROTOCOLS
-    return next((each for each in offered if each in known), None)
+        return remote_ws.V1
+    return next((name for name in offered if name in KNOWN[kind]), None)
 
 
 def user_leg(kind: Kind, protocol: str, stdin: bool, stdout: bool, stderr: bool, tty: bool) -> UserLeg:
-    """Make a server's end."""
+    """Return a server's end for the streams that the user asked for. With a terminal there is no stderr."""
+    asked = Asked(stdin, stdout, stderr and not tty, tty)
     if kind == "websocket":
-        return WebSocketUser(protocol, stdin, stdout, stderr, tty)
-    return SpdyUser(stdin, stdout, stderr, tty)
+        return remote_ws.WebSocketUserLeg(protocol, asked)
+    assert protocol == remote_spdy.V4, protocol
+    return remote_spdy.SpdyUserLeg(asked)
 
 
 def target_leg(kind: Kind, protocol: str, stdin: bool, stdout: bool, stderr: bool, tty: bool) -> TargetLeg:
-    """Make a client's end."""
-    return WebSocketTarget(protocol) if kind == "websocket" else SpdyTarget(stdin, stdout, stderr, tty)
+    """Return a client's end for the same streams."""
+    asked = Asked(stdin, stdout, stderr and not tty, tty)
+    if kind == "websocket":
+        return remote_ws.WebSocketTargetLeg(protocol, asked)
+    assert protocol == remote_spdy.V4, protocol
+    return remote_spdy.SpdyTargetLeg(asked)

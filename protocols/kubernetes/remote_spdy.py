@@ -1,24 +1,27 @@
-"""exec and attach over SPDY/3.1 (subprotocol v4.channel.k8s.io), both ends, sans-IO: a stream for each of the five.
+"""exec and attach over SPDY/3.1: the ends of the protocol v4.channel.k8s.io, sans-IO.
 
-The user opens them in the order error, stdin, stdout, stderr, resize, only those that were asked for, each named by the
-header streamtype, and waits for each reply; nothing is said before all are there. Towards the target it is the same the
-other way round. Specification: kubernetes note 4.
+A stream for each of error, stdin, stdout, stderr and resize that was asked for, opened by the client in this order,
+named by the header streamtype; nothing is sent before all are there (`ready`). An end is a FIN. The end of all, of a
+server: output's FINs, then the Status on error and its FIN; the client resets what is open, says GOAWAY and closes.
+
+Frames name streams by numbers of their connection, so none passes from one leg to another unchanged (codec is "").
+Source: k8s.io/apimachinery/pkg/util/httpstream/spdy, k8s.io/client-go/tools/remotecommand; kubernetes note 4.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Final
 
-from protocols.kubernetes import spdy
-from protocols.kubernetes.sizes import read_size
+from protocols.kubernetes import spdy, status
+from protocols.kubernetes.sizes import Sizes, encode_size
+from protocols.kubernetes.spdy_wire import PROTOCOL_ERROR, Limits
 from protocols.kubernetes.streams import (
     ERROR,
     RESIZE,
     STDERR,
     STDIN,
     STDOUT,
+    Asked,
     Data,
     End,
     Event,
@@ -27,188 +30,237 @@ from protocols.kubernetes.streams import (
     Status,
     Stream,
 )
-from proxy.core.errors import TargetPeerError, UserPeerError
+from proxy.core.errors import PeerError, TargetPeerError, UserPeerError
 
-STATUS_LIMIT: Final = 1024 * 1024
-SIZES_LIMIT: Final = 64 * 1024  # of a resize that has no end
-_NAMES: Final[dict[str, Stream]] = {
-    "error": ERROR, "stdin": STDIN, "stdout": STDOUT, "stderr": STDERR, "resize": RESIZE,
-}  # fmt: skip
+V4: Final = "v4.channel.k8s.io"
+STREAM_TYPE: Final = "streamtype"
+STREAMS_LIMIT: Final = 8  # five are used
+STATUS_LIMIT: Final = status.DOCUMENT_LIMIT
+
+_NAMES: Final[dict[Stream, str]] = {
+    ERROR: "error",
+    STDIN: "stdin",
+    STDOUT: "stdout",
+    STDERR: "stderr",
+    RESIZE: "resize",
+}
+_STREAMS: Final[dict[str, Stream]] = {name: stream for stream, name in _NAMES.items()}
 
 
-def wanted(stdin: bool, stdout: bool, stderr: bool, tty: bool) -> tuple[str, ...]:
-    """The streams that go with what was asked for, in the order in which they are opened."""
-    asked = {"error": True, "stdin": stdin, "stdout": stdout, "stderr": stderr and not tty, "resize": tty}
-    return tuple(name for name, there in asked.items() if there)
+class _Leg:
+    """What both ends share: a session, and which of its streams is which."""
 
+    codec = ""
 
-class _Streams:
-    """What both ends share."""
-
-    def __init__(self, server: bool, names: tuple[str, ...]) -> None:
-        self._session = spdy.Session(server)
-        self._names = names
-        self._numbers: dict[Stream, int] = {}
-        self._streams: dict[int, Stream] = {}
-
-    @property
-    def codec(self) -> str:
-        """See streams.Leg."""
-        return ""
+    def __init__(self, asked: Asked, user: bool) -> None:
+        self._asked = asked
+        self._session = spdy.Session(user, Limits(streams=STREAMS_LIMIT))
+        self._ids: dict[Stream, int] = {}
+        self._kinds: dict[int, Stream] = {}
+        self._over = False
+        self._gone = False  # what ends our side is sent
 
     def data(self, stream: Stream, data: bytes) -> bytes:
         """See streams.Leg."""
-        return self._session.data(self._numbers[stream], data) if stream in self._numbers else b""
+        return self._session.data(self._ids.get(stream, 0), data)
 
     def end(self, stream: Stream) -> bytes:
         """See streams.Leg."""
-        return self._session.data(self._numbers[stream], b"", True) if stream in self._numbers else b""
+        return self._session.data(self._ids.get(stream, 0), b"", fin=True)
 
     def ping(self) -> bytes:
         """See streams.Leg."""
-        return self._session.ping()
+        return b"" if self._gone else self._session.ping()
 
-    def _put(self, stream: Stream, number: int) -> None:
-        self._numbers[stream] = number
-        self._streams[number] = stream
+    def refuse(self, error: PeerError) -> bytes:
+        """See streams.Leg: SPDY has no words, only a number."""
+        self._gone = True
+        return self._session.goaway(PROTOCOL_ERROR)
+
+    def _add(self, stream: Stream, number: int) -> None:
+        self._ids[stream] = number
+        self._kinds[number] = stream
+
+    def _end(self, events: list[Event], reason: str = "") -> None:
+        if not self._over:
+            self._over = True
+            events.append(Over(reason))
 
 
-class SpdyUser(_Streams):
-    """The server's end, towards the user. See streams.UserLeg."""
+class SpdyUserLeg(_Leg):
+    """The end towards the user: a server's. Specification: streams.UserLeg."""
 
-    def __init__(self, stdin: bool, stdout: bool, stderr: bool, tty: bool) -> None:
-        super().__init__(True, wanted(stdin, stdout, stderr, tty))
-        self._sizes = bytearray()
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked, user=True)
+        self._sizes = Sizes()
 
     @property
     def ready(self) -> bool:
         """See streams.Leg."""
-        return len(self._numbers) == len(self._names)
+        return all(stream in self._ids for stream in self._asked.streams)
 
     def start(self) -> bytes:
-        """See streams.UserLeg."""
+        """Nothing: the user opens the streams."""
         return b""
 
     def receive(self, data: bytes) -> list[Event]:
         """See streams.Leg."""
         events: list[Event] = []
+        if self._over:
+            return events
         for event in self._session.receive(data):
             match event:
-                case spdy.Opened(stream=number, headers=headers, fin=fin):
-                    events.append(Reply(self._opened(number, headers)))
-                    if fin and self._streams[number] == STDIN:
-                        events.append(End(STDIN))
                 case spdy.Received(stream=number, data=piece, fin=fin):
-                    self._received(self._streams[number], piece, fin, events)
-                case spdy.Reset(stream=number):
-                    if self._streams.get(number) == STDIN:
-                        events.append(End(STDIN))
+                    if not self._gone:
+                        self._received(self._kinds[number], piece, fin, events)
+                case spdy.Opened():
+                    self._opened(event, events)
                 case spdy.Reply(wire=wire):
                     events.append(Reply(wire))
+                case spdy.Reset(stream=number):
+                    if not self._gone:
+                        self._reset(self._kinds[number], events)
                 case spdy.Away():
-                    events.append(Over())
+                    self._end(events)
+                    break
+                case spdy.Replied():
+                    raise AssertionError("we open no streams")
         return events
 
-    def _opened(self, number: int, headers: Mapping[str, str]) -> bytes:
-        name = headers.get("streamtype", "")
-        if name not in self._names:
-            raise UserPeerError(f"a stream that was not asked for: {name[:40]!r}")
-        if _NAMES[name] in self._numbers:
-            raise UserPeerError(f"a second stream {name}")
-        self._put(_NAMES[name], number)
-        return self._session.reply(number)
-
-    def _received(self, stream: Stream, piece: bytes, fin: bool, events: list[Event]) -> None:
-        if stream == STDIN:
-            if piece:
-                events.append(Data(STDIN, piece))
-            if fin:
-                events.append(End(STDIN))
-        elif stream == RESIZE:
-            self._sizes += piece
-            while (end := self._sizes.find(b"\n")) >= 0:
-                events.append(read_size(bytes(self._sizes[:end])))
-                del self._sizes[: end + 1]
-            if len(self._sizes) > SIZES_LIMIT:
-                raise UserPeerError("a terminal's size that cannot be read")
-        elif piece:
-            raise UserPeerError("the user sent on a stream of the target")
-
     def finish(self, document: bytes) -> bytes:
-        """See streams.UserLeg."""
-        said = self.data(ERROR, document) + self.end(ERROR)
-        return said + self.end(STDOUT) + self.end(STDERR) + self._session.goaway()
+        """See streams.UserLeg. Without a Status all is over at once; with one the user takes its leave."""
+        ends = self.end(STDOUT) + self.end(STDERR)
+        said = self.data(ERROR, document) if document else b""
+        wire = ends + said + self.end(ERROR)
+        if not document:
+            wire += self._session.goaway()
+        self._gone = True
+        return wire
+
+    def _opened(self, event: spdy.Opened, events: list[Event]) -> None:
+        stream = _STREAMS.get(event.headers.get(STREAM_TYPE, ""))
+        if stream is None or stream in self._ids:
+            raise UserPeerError("SPDY: a stream of no known type, or of one that is there", str(PROTOCOL_ERROR))
+        self._add(stream, event.stream)
+        events.append(Reply(self._session.reply(event.stream)))
+        if event.fin:
+            self._received(stream, b"", True, events)
+
+    def _received(self, stream: Stream, data: bytes, fin: bool, events: list[Event]) -> None:
+        # What was not asked for is dropped, as kubelets do.
+        match stream:
+            case 0:
+                if data and self._asked.stdin:
+                    events.append(Data(STDIN, data))
+                if fin and self._asked.stdin:
+                    events.append(End(STDIN))
+            case 4:
+                if self._asked.tty:
+                    events += self._sizes.feed(data)
+            case _:
+                if data:
+                    raise UserPeerError("SPDY: data on a stream of the target", str(PROTOCOL_ERROR))
+
+    def _reset(self, stream: Stream, events: list[Event]) -> None:
+        """stdin's is its end. Whoever resets what it listens to is about to leave."""
+        if stream == STDIN:
+            self._received(STDIN, b"", True, events)
+        elif stream != RESIZE:
+            self._end(events, "the user reset a stream")
 
 
-class SpdyTarget(_Streams):
-    """The client's end, towards the target. See streams.TargetLeg."""
+class SpdyTargetLeg(_Leg):
+    """The end towards the API server: a client's. Specification: streams.TargetLeg."""
 
-    def __init__(self, stdin: bool, stdout: bool, stderr: bool, tty: bool) -> None:
-        super().__init__(False, wanted(stdin, stdout, stderr, tty))
-        self._waiting: set[int] = set()
-        self._status = bytearray()
-        self._told = False
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked, user=False)
+        self._awaited: set[int] = set()
+        self._started = False
+        self._document = bytearray()
+        self._said_status = False
 
     @property
     def ready(self) -> bool:
         """See streams.Leg."""
-        return bool(self._numbers) and not self._waiting
+        return self._started and not self._awaited
 
     def start(self) -> bytes:
-        """See streams.TargetLeg."""
-        frames = []
-        for name in self._names:
-            number, frame = self._session.open({"streamtype": name})
-            self._put(_NAMES[name], number)
-            self._waiting.add(number)
-            frames.append(frame)
-        return b"".join(frames)
+        """Open the streams."""
+        self._started = True
+        wire = []
+        for stream in self._asked.streams:
+            number, opening = self._session.open({STREAM_TYPE: _NAMES[stream]})
+            self._add(stream, number)
+            self._awaited.add(number)
+            wire.append(opening)
+        return b"".join(wire)
 
     def receive(self, data: bytes) -> list[Event]:
         """See streams.Leg."""
         events: list[Event] = []
+        if self._over:
+            return events
         for event in self._session.receive(data):
             match event:
-                case spdy.Replied(stream=number):
-                    self._waiting.discard(number)
                 case spdy.Received(stream=number, data=piece, fin=fin):
-                    self._received(self._streams[number], piece, fin, events)
-                case spdy.Reset(stream=number):
-                    self._waiting.discard(number)
-                    self._ended(self._streams[number], events)
+                    if self._awaited:
+                        raise TargetPeerError("SPDY: data before all streams were accepted", str(PROTOCOL_ERROR))
+                    self._received(self._kinds[number], piece, fin, events)
                 case spdy.Reply(wire=wire):
                     events.append(Reply(wire))
-                case spdy.Away():
-                    events.append(Over())
+                case spdy.Replied(stream=number):
+                    self._awaited.discard(number)
+                case spdy.Reset(stream=number):
+                    if number in self._awaited:
+                        self._end(events, "the target refused a stream")
+                        break
+                    self._reset(self._kinds[number], events)
+                case spdy.Away(status=code):
+                    self._say_status(events)
+                    self._end(events, f"GOAWAY {code}" if code else "")
+                    break
                 case spdy.Opened():
-                    raise TargetPeerError("the target opened a stream")
+                    raise TargetPeerError("SPDY: the target opened a stream", str(PROTOCOL_ERROR))
         return events
-
-    def _received(self, stream: Stream, piece: bytes, fin: bool, events: list[Event]) -> None:
-        if stream == ERROR:
-            self._status += piece
-            if len(self._status) > STATUS_LIMIT:
-                raise TargetPeerError("a Status above its limit")
-        elif stream in (STDOUT, STDERR):
-            if piece:
-                events.append(Data(STDOUT if stream == STDOUT else STDERR, piece))
-        elif piece:
-            raise TargetPeerError("the target sent on a stream of the user")
-        if fin:
-            self._ended(stream, events)
-
-    def _ended(self, stream: Stream, events: list[Event]) -> None:
-        if stream == ERROR:
-            if not self._told:
-                self._told = True
-                events.append(Status(bytes(self._status)))
-        elif stream in (STDOUT, STDERR):
-            events.append(End(STDOUT if stream == STDOUT else STDERR))
 
     def resize(self, columns: int, rows: int) -> bytes:
         """See streams.TargetLeg."""
-        return self.data(RESIZE, json.dumps({"Width": columns, "Height": rows}).encode() + b"\n")
+        return self.data(RESIZE, encode_size(columns, rows))
 
     def finish(self) -> bytes:
-        """See streams.TargetLeg."""
-        return b"".join(self._session.reset(number) for number in self._streams) + self._session.goaway()
+        """See streams.TargetLeg: as kubectl, reset what is open and say GOAWAY."""
+        self._gone = True
+        return b"".join(self._session.reset(number) for number in self._session.streams) + self._session.goaway()
+
+    def _received(self, stream: Stream, data: bytes, fin: bool, events: list[Event]) -> None:
+        match stream:
+            case 1 | 2:
+                if data:
+                    events.append(Data(stream, data))
+                if fin:
+                    events.append(End(stream))
+            case 3:
+                self._document += data
+                if len(self._document) > STATUS_LIMIT:
+                    raise TargetPeerError(f"SPDY: a Status of more than {STATUS_LIMIT} bytes", str(PROTOCOL_ERROR))
+                if fin:
+                    # An error stream that ends empty means success, to client-go as well (its errorstream.go).
+                    self._document = self._document or bytearray(status.exit_document(0))
+                    self._say_status(events)
+            case _:
+                if data:
+                    raise TargetPeerError("SPDY: data on a stream of the user", str(PROTOCOL_ERROR))
+
+    def _reset(self, stream: Stream, events: list[Event]) -> None:
+        match stream:
+            case 1 | 2:
+                events.append(End(stream))
+            case 3:
+                self._say_status(events)
+            case _:
+                pass  # stdin: what is still sent there is b""
+
+    def _say_status(self, events: list[Event]) -> None:
+        if self._document and not self._said_status:
+            self._said_status = True
+            events.append(Status(bytes(self._document)))

@@ -172,22 +172,20 @@ class Decoder:
         number = int.from_bytes(body[:4], "big") & STREAM_ID_LIMIT if size >= 4 else 0
         match kind:
             case 1 if size >= 10:
-                return Frame(kind, number, flags, headers=self._headers(body[10:]))
+                frame = Frame(kind, number, flags, headers=self._headers(body[10:]))
             case 2 | 8 if size >= 4:
-                return Frame(kind, number, flags, headers=self._headers(body[4:]))
-            case 3 if size == 8:
-                return Frame(kind, number, value=int.from_bytes(body[4:], "big"))
+                frame = Frame(kind, number, flags, headers=self._headers(body[4:]))
+            case 3 | 7 if size == 8:
+                frame = Frame(kind, number, value=int.from_bytes(body[4:], "big"))
             case 6 if size == 4:
-                return Frame(kind, value=int.from_bytes(body, "big"))
-            case 7 if size == 8:
-                return Frame(kind, number, value=int.from_bytes(body[4:], "big"))
+                frame = Frame(kind, value=int.from_bytes(body, "big"))
             case 4 if size >= 4 and size == 4 + 8 * int.from_bytes(body[:4], "big"):
-                return Frame(kind)
+                frame = Frame(kind)
             case 9 if size == 8:
-                return Frame(kind, number)
+                frame = Frame(kind, number)
             case _:
-                pass
-        self.refuse(f"a control frame of type {kind} and {size} bytes")
+                self.refuse(f"a control frame of type {kind} and {size} bytes")
+        return frame
 
     def _headers(self, block: bytes) -> dict[str, str]:
         """Read a header block. Source: draft 2.6.10."""

@@ -13,12 +13,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
+from proxy.core.errors import PeerError
+
 Stream = Literal[0, 1, 2, 3, 4]
 STDIN: Final[Literal[0]] = 0
 STDOUT: Final[Literal[1]] = 1
 STDERR: Final[Literal[2]] = 2
 ERROR: Final[Literal[3]] = 3  # the metav1.Status at the end
 RESIZE: Final[Literal[4]] = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The streams that a request asks for; the error stream is always there, sizes where there is a terminal."""
+
+    stdin: bool
+    stdout: bool
+    stderr: bool
+    tty: bool
+
+    def has(self, stream: Stream) -> bool:
+        """Whether a stream is asked for."""
+        return (self.stdin, self.stdout, self.stderr, True, self.tty)[stream]
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """All of them, in the order in which clients open them."""
+        order: tuple[Stream, ...] = (ERROR, STDIN, STDOUT, STDERR, RESIZE)
+        return tuple(stream for stream in order if self.has(stream))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +116,9 @@ class Leg(Protocol):
 
     def ping(self) -> bytes:
         """Return a ping that keeps the way open; b"" where the protocol has none."""
+
+    def refuse(self, error: PeerError) -> bytes:
+        """End the connection with what the peer did wrong, in the protocol's own words; b"" where it has ended."""
 
 
 class UserLeg(Leg, Protocol):

@@ -89,11 +89,18 @@ class Decoder:
 
     limit: bytes of one frame's payload. Raises UserPeerError or TargetPeerError, whose code is a close code; the
     decoder is of no use after that. Nothing is taken after a close frame.
+
+    piece: if set, a data frame with a longer payload need not be whole: what has come of it is given on as a fragment,
+    without its wire, and no more of it is held.
     """
 
-    def __init__(self, masked: bool, limit: int = FRAME_LIMIT) -> None:
+    def __init__(self, masked: bool, limit: int = FRAME_LIMIT, piece: int = 0) -> None:
         self._masked = masked
         self._limit = limit
+        self._piece = piece
+        self._left = 0  # bytes to come of a frame that is given on in pieces
+        self._last = False  # whether that frame is its message's last
+        self._mask = _NO_MASK  # of that frame, turned to where its rest begins
         self._pending: list[bytes] = []
         self._size = 0  # bytes pending
         self._needed = 2  # bytes that the next frame, or its head, needs
@@ -109,7 +116,7 @@ class Decoder:
     @property
     def between(self) -> bool:
         """Whether no part of a frame is waiting for its rest."""
-        return not self._size
+        return not self._size and not self._left
 
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes, cut anywhere; return the frames that are whole now."""
@@ -127,6 +134,8 @@ class Decoder:
             self._size = 0
         frames: list[Frame] = []
         at, stop = 0, len(data)
+        if self._left:
+            at = self._go_on(CONTINUATION, data, 0, stop, frames)
         while at < stop:
             end = self._frame(data, at, stop, frames)
             if not end:
@@ -174,6 +183,10 @@ class Decoder:
         payload_at = begin + 4 if self._masked else begin
         end = payload_at + length
         if end > stop:
+            if 0 < self._piece < length and payload_at < stop and opcode < CLOSE:
+                self._left, self._last, self._inside = length, fin, not fin
+                self._mask = data[begin:payload_at] if self._masked else _NO_MASK
+                return self._go_on(opcode, data, payload_at, stop, frames)
             self._needed = end - at
             return 0
         payload = data[payload_at:end]
@@ -185,6 +198,18 @@ class Decoder:
             self._check_close(payload)
             self._closed = True
         frames.append(Frame(opcode, fin, payload, data if at == 0 and end == stop else data[at:end]))
+        return end
+
+    def _go_on(self, opcode: int, data: bytes, at: int, stop: int, frames: list[Frame]) -> int:
+        """Give on what is there of a frame in pieces; returns where it ends."""
+        end = min(stop, at + self._left)
+        payload = data[at:end]
+        self._left -= end - at
+        if self._mask != _NO_MASK:
+            payload = _apply_mask(payload, self._mask)
+            turn = (end - at) % 4
+            self._mask = self._mask[turn:] + self._mask[:turn]
+        frames.append(Frame(opcode, self._last and not self._left, payload, b""))
         return end
 
     def _check_close(self, payload: bytes) -> None:
