@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from protocols.kubernetes.documents import rewrite, rewrite_line
 from protocols.kubernetes.kinds import group_of, is_own, kind_of, plural, resources_of
+from protocols.kubernetes.masked_values import NESTED_LIMIT
 from protocols.kubernetes.splicing import Cursor, Unreadable, json_text
 from proxy.core.errors import TargetPeerError
 from proxy.core.events import Command, FieldMask
@@ -192,11 +193,16 @@ def test_an_applied_configuration_that_cannot_be_read_is_emptied(text: str) -> N
 def test_an_applied_configuration_is_of_the_object_that_bears_it_too() -> None:
     applied = json.dumps({"kind": "ConfigMap", "apiVersion": "v1", "data": {"p": encoded(CANARY)}})
     document = {**secret(), "metadata": {"name": "x", "annotations": {LAST: applied}}}
-    assert not shows(rewrite(compact(document), SECRETS, "secrets"))
+    for asked in ("secrets", "pods", None):
+        assert not shows(rewrite(compact(document), SECRETS, asked))
     deep: Doc = secret()
     for _ in range(4):
         deep = {**secret(), "metadata": {"name": "x", "annotations": {LAST: json.dumps(deep)}}}
-    assert not shows(rewrite(compact(deep), SECRETS, "secrets"))
+    inner = json.loads(rewrite(compact(deep), SECRETS, "secrets"))
+    for _ in range(NESTED_LIMIT):
+        inner = json.loads(inner["metadata"]["annotations"][LAST])
+        assert inner["data"]["password"] == REDACTED
+    assert inner["metadata"]["annotations"][LAST] == ""
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
