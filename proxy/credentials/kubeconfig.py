@@ -206,10 +206,11 @@ class _Reading:
 
     def _named(self, group: str, what: str, name: str) -> Section:
         """The entry of a name in one of the three lists."""
-        entries = self._document.get(group)
-        found = [one for one in entries or () if isinstance(one, Mapping) and one.get("name") == name]
+        listed = self._document.get(group)
+        entries = [one for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
+        found = [one for one in entries if one.get("name") == name]
         if not name or len(found) != 1:
-            known = ", ".join(sorted(str(one.get("name")) for one in entries or () if isinstance(one, Mapping)))
+            known = ", ".join(sorted(str(one.get("name")) for one in entries))
             count = "no" if not found else "more than one"
             raise self._wrong(f"has {count} {what} {name}".rstrip() + f"; it has: {known or 'none'}")
         section = found[0].get(what)

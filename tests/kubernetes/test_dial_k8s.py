@@ -8,12 +8,13 @@ import shutil
 import socket
 import ssl
 import traceback
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from structlog.testing import capture_logs
 
 from protocols.kubernetes.dial import GROUPS_LIMIT, IMPERSONATED_LIMIT, TOKEN_LIMIT, authorization, dial, impersonation
@@ -74,6 +75,11 @@ async def served(
         await server.wait_closed()
 
 
+def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the gateway runs
+        runner.run(body())
+
+
 def target(port: int, host: str = "127.0.0.1", **settings: Any) -> Target:
     return Target("prod", "kubernetes", host, port, settings=settings)
 
@@ -111,7 +117,7 @@ def test_a_private_authority_and_http_1_1_alone(authority: Authority) -> None:
             assert [alpn for alpn, _ in server.seen] == ["http/1.1"] * 3
             assert server.names[-1] == "localhost"
 
-    asyncio.run(body())
+    run(body)
 
 
 def test_a_certificate_that_nobody_vouches_for(authority: Authority, tmp_path: Path) -> None:
@@ -126,7 +132,7 @@ def test_a_certificate_that_nobody_vouches_for(authority: Authority, tmp_path: P
             public = await failed(target(server.port, ca="system"))
             assert public.endswith("it has no public one: kubernetes.ca_file names the cluster's own")
 
-    asyncio.run(body())
+    run(body)
 
 
 def test_an_intermediate_or_the_certificate_itself_may_be_the_authority(authority: Authority) -> None:
@@ -137,7 +143,7 @@ def test_an_intermediate_or_the_certificate_itself_may_be_the_authority(authorit
         async with served(pair) as server:
             assert await greeted(target(server.port, ca_file=str(pair.certificate_file))) == b"hello"
 
-    asyncio.run(body())
+    run(body)
 
 
 def test_the_name_is_checked_and_may_be_given(authority: Authority) -> None:
@@ -149,7 +155,7 @@ def test_the_name_is_checked_and_may_be_given(authority: Authority) -> None:
             assert await greeted(target(server.port, ca_file=ca, server_name="kubernetes.default.svc")) == b"hello"
             assert server.names[-1] == "kubernetes.default.svc"
 
-    asyncio.run(body())
+    run(body)
 
 
 def test_an_expired_certificate(authority: Authority) -> None:
@@ -157,7 +163,7 @@ def test_an_expired_certificate(authority: Authority) -> None:
         async with served(authority.issue("api", days=-1)) as server:
             assert "its dates are not of now" in await failed(target(server.port, ca_file=str(authority.ca_file)))
 
-    asyncio.run(body())
+    run(body)
 
 
 def test_an_authority_that_was_rotated_counts_at_the_next_dial(authority: Authority, tmp_path: Path) -> None:
@@ -174,7 +180,7 @@ def test_an_authority_that_was_rotated_counts_at_the_next_dial(authority: Author
             shutil.copy(new.ca_file, ca_file)
             assert await greeted(place) == b"hello"
 
-    asyncio.run(body())
+    run(body)
 
 
 def test_a_client_certificate_from_files_or_from_text(authority: Authority) -> None:
@@ -198,7 +204,7 @@ def test_a_client_certificate_from_files_or_from_text(authority: Authority) -> N
             damaged = Credential("", certificate=Secret(certificate), key=canary)
             assert "do not go together" in await failed(place, damaged)
 
-    asyncio.run(body())
+    run(body)
 
 
 def test_a_key_with_a_passphrase_asks_nobody(authority: Authority, tmp_path: Path) -> None:
@@ -214,15 +220,15 @@ def test_a_key_with_a_passphrase_asks_nobody(authority: Authority, tmp_path: Pat
             serialization.BestAvailableEncryption(CANARY.encode()),
         )
     )
-    files = {"certificate_file": str(client.certificate_file), "key_file": str(locked)}
+    plain = Credential("", certificate_file=str(client.certificate_file), key_file=str(locked))
 
     async def body() -> None:
         async with served(authority.issue("api"), client_ca=authority.ca_file) as server:
             place = target(server.port, ca_file=str(authority.ca_file))
-            assert await greeted(place, Credential("", passphrase=Secret(CANARY), **files)) == b"hello"
-            assert "do not go together" in await failed(place, Credential("", **files))
+            assert await greeted(place, replace(plain, passphrase=Secret(CANARY))) == b"hello"
+            assert "do not go together" in await failed(place, plain)
 
-    asyncio.run(body())
+    run(body)
 
 
 def test_a_server_that_insists_on_http_2_is_no_target(authority: Authority) -> None:
@@ -233,7 +239,7 @@ def test_a_server_that_insists_on_http_2_is_no_target(authority: Authority) -> N
             assert await greeted(place) == b"hello"
             assert server.seen[0][0] is None
 
-    asyncio.run(body())
+    run(body)
 
 
 def test_what_is_not_there(authority: Authority, tmp_path: Path) -> None:
@@ -250,7 +256,7 @@ def test_what_is_not_there(authority: Authority, tmp_path: Path) -> None:
         assert "holds no certificate" in await failed(target(1, ca_file=str(tmp_path / "empty.crt")))
         assert "ca_file and ca: system" in await failed(target(1))
 
-    asyncio.run(body())
+    run(body)
 
 
 def test_a_target_that_says_nothing_takes_only_its_time(authority: Authority) -> None:
@@ -259,7 +265,7 @@ def test_a_target_that_says_nothing_takes_only_its_time(authority: Authority) ->
             place = target(silent.getsockname()[1], ca_file=str(authority.ca_file), connect_timeout_seconds=0.2)
             assert await failed(place) == "the target took longer than 0.2 seconds to shake hands by TLS"
 
-    asyncio.run(body())
+    run(body)
 
 
 def test_a_dial_that_is_given_up_leaves_no_connection(authority: Authority) -> None:
@@ -277,7 +283,7 @@ def test_a_dial_that_is_given_up_leaves_no_connection(authority: Authority) -> N
                     while await loop.sock_recv(sock, 65_536):
                         pass  # until the other end is closed
 
-    asyncio.run(body())
+    run(body)
 
 
 def test_the_stream_writes_whole_records(authority: Authority) -> None:
@@ -290,7 +296,7 @@ def test_the_stream_writes_whole_records(authority: Authority) -> None:
             assert stream._record_bytes == 0
             await stream.close()
 
-    asyncio.run(body())
+    run(body)
 
 
 # -- settings -----------------------------------------------------------------------------------------
