@@ -179,6 +179,8 @@ targets:
   - {name: shop-test, host: 127.0.0.1, database: shop, credential: {user: x}, labels: {env: staging}}
   - {name: web, protocol: ssh, host: 127.0.0.1, credential: {user: deploy, password_file: shop.password},
      ssh: {known_hosts: known_hosts}, labels: {env: prod}}
+  - {name: cluster, protocol: kubernetes, host: 127.0.0.1, credential: {token_file: cluster.token},
+     kubernetes: {ca_file: ca.crt}, labels: {env: prod}}
 """
 LISTENERS = "listeners: [{name: pg, protocol: postgres, address: '127.0.0.1:0', plain: true}]\n"
 
@@ -204,6 +206,8 @@ def write_config(folder: Path, text: str, rules: str = "rules: []\n") -> Path:
     self_signed(folder, ["localhost"])
     (folder / "shop.password").write_text("x\n")
     (folder / "shop.password").chmod(0o600)
+    (folder / "cluster.token").write_text("x\n")
+    (folder / "cluster.token").chmod(0o600)
     (folder / "ca.crt").write_bytes((folder / "tls.crt").read_bytes())
     (folder / "web.key").write_bytes((folder / "tls.key").read_bytes())
     (folder / "web.key").chmod(0o600)

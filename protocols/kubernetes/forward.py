@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from protocols.kubernetes import spdy, status
@@ -128,7 +128,7 @@ class Forward:
         conversation = Conversation(self._session.target, 0, self._gate.shell)
         command = conversation.from_user(self._head, self._info, b"")
         try:
-            self._permit = await self._decide(command)
+            self._permit = await self._decide(replace(command, flow=None, data=None))  # it is no stream
         except Refused as refused:
             self._log.info("port-forward refused", rule=refused.deny.rule)
             answer = conversation.refuse(refused)
