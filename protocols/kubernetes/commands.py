@@ -146,7 +146,8 @@ class Conversation:
         if rewritten:
             fields.append(("Accept", json_alternatives(values(head.fields, "accept"))))
         fields += [] if head.upgrade else self._framing
-        return head.method, self._path(info), (*fields, *extra)
+        base = self._target.settings.get("base_path") or ""  # of a server behind another's path
+        return head.method, f"{base}{self._path(info)}", (*fields, *extra)
 
     def refuse(self, refused: Refused) -> tuple[int, bytes]:
         """Return the answer to a request that has no permit."""
@@ -176,8 +177,8 @@ class Conversation:
         return facts
 
     def _taped(self, head: RequestHead, info: RequestInfo, body: bytes) -> bytes:
-        method, target, fields = self.upstream(head, info, masked=False)
-        return encode_request(method, target, fields) + body
+        method, _, fields = self.upstream(head, info, masked=False)
+        return encode_request(method, self._path(info), fields) + body
 
     def _path(self, info: RequestInfo) -> str:
         """The path as it came; the query too, but for streams, whose query goes as it was read."""

@@ -17,6 +17,7 @@ import pytest
 import uvloop
 from structlog.testing import capture_logs
 
+from protocols.kubernetes.commands import Conversation
 from protocols.kubernetes.dial import GROUPS_LIMIT, IMPERSONATED_LIMIT, TOKEN_LIMIT, authorization, dial, impersonation
 from protocols.kubernetes.dial_settings import (
     CONNECT_TIMEOUT_LIMIT,
@@ -25,8 +26,10 @@ from protocols.kubernetes.dial_settings import (
     Impersonation,
     read_settings,
 )
+from protocols.kubernetes.request_info import read_path
 from proxy.core.errors import ConfigError, TargetPeerError
-from proxy.core.http.heads import encode_request
+from proxy.core.gate import unread
+from proxy.core.http.heads import RequestHead, encode_request
 from proxy.core.parties import Credential, Identity, Secret, Target
 from proxy.core.stream import SocketStream
 from tests.peers.certificates import Authority, Pair
@@ -347,6 +350,17 @@ def test_settings_that_are_wrong() -> None:
         read_settings(Target("prod", "kubernetes", settings=good))
     for settings in ({**good, "session_idle": SESSION_IDLE_LIMIT}, {**good, "connect_timeout_seconds": 600}):
         read_settings(Target("prod", "kubernetes", "api", settings=settings))
+
+
+def test_a_server_s_base_path_goes_before_every_path() -> None:
+    place = target(1, ca="system", base_path="/k8s/clusters/c-1")
+    head = RequestHead("GET", "/api/v1/namespaces/dev/pods?limit=5", ())
+    info = read_path(head.target, head.method)
+    conversation = Conversation(place, 0, unread)
+    command = conversation.from_user(head, info, b"")
+    assert conversation.upstream(head, info, masked=False)[1] == f"/k8s/clusters/c-1{head.target}"
+    assert command.data.startswith(f"GET {head.target} HTTP/1.1\r\n".encode())  # the tape has what was asked
+    assert "c-1" not in command.text
 
 
 # -- who asks -----------------------------------------------------------------------------------------
