@@ -67,7 +67,7 @@ class Links:
         """Lend a connection for one request. Raises TargetPeerError."""
         pool = await self._pool(target)
         # Not the bearer token: it is sent with each request.
-        key = (credential.user, credential.certificate_file, credential.key_file)
+        key = (credential.user, credential.certificate_file, credential.key_file, credential.certificate)
         link = Link(await pool.get(key, lambda: connect(target, credential)), target, credential)
         try:
             yield link
