@@ -42,7 +42,7 @@ from proxy.core.stream import Stream
 from proxy.core.writers import TargetWriter, UserWriter
 
 BODY_LIMIT: Final = 3 * 1024 * 1024  # the API server's own: apiserver's MaxRequestBodyBytes
-DOCUMENT_LIMIT: Final = 64 * 1024 * 1024  # one masked answer; kubectl asks for lists in pieces of 500 objects
+DOCUMENT_LIMIT: Final = 16 * 1024 * 1024  # one masked answer: a second of the loop at worst; ours
 LINE_LIMIT: Final = 8 * 1024 * 1024  # one event of a watch: an object is 1.5 MiB at most in etcd, more as JSON
 SHOWN_LIMIT: Final = 1024 * 1024  # of an answer, for the decoded view of the tape
 FLUSH_SECONDS: Final = 2.0  # how long a mask may keep text that no line break follows; as protocols/ssh/relay.py
