@@ -170,7 +170,7 @@ class Exchange:
             raise TargetPeerError(treatment.text)
         framing = Framing(head, response, rewritten=treatment != "pass")
         answer = _Answer(self._flow, permit, self._writer, framing)
-        await self._say_head(answer, response)
+        await self._say_head(answer, info, response)
         pieces = link.connection.pieces()
         resource = info.resource_name if info.is_resource else None
         try:
@@ -183,7 +183,7 @@ class Exchange:
         self._session.forget_stream(self._flow)
         return framing.keep_alive and await self._connection.drop()
 
-    async def _say_head(self, answer: _Answer, response: ResponseHead) -> None:
+    async def _say_head(self, answer: _Answer, info: RequestInfo, response: ResponseHead) -> None:
         fields = response.fields
         if answer.permit is not None and answer.permit.masks:
             # What else a target says in fields is text that nobody has masked: warnings quote objects.
@@ -192,11 +192,19 @@ class Exchange:
                 for name, value in fields
                 if name.lower() in PLAIN_FIELDS
             )
-            self._notes.append("gatecast: parts of this answer may be masked")
+            if self._touched(answer.permit, info):
+                self._notes.append("gatecast: parts of this answer may be masked")
         fields = (*fields, *(("Warning", f'299 gatecast "{note}"') for note in self._notes))
         answer.head(response, fields)
         await answer.flush()
         self.said = True
+
+    def _touched(self, permit: Permit, info: RequestInfo) -> bool:
+        """Whether a mask may have something to hide in answers of this kind: else nobody is told of any."""
+        fields = self._gate.masker.fields(permit.masks, permit.command)
+        if fields is None:
+            return False
+        return fields.texts is not None or (info.is_resource and fields.touches(f"{info.resource_name}:"))
 
     async def _body(
         self, answer: _Answer, treatment: Treatment, pieces: AsyncIterator[bytes], resource: str | None
