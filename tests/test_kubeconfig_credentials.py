@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -235,6 +236,17 @@ def test_a_plugin_says_a_certificate(tmp_path: Path) -> None:
     assert (said.token, said.certificate, said.key, said.expires_at) == ("", "crt", "key", None)
 
 
+@contextlib.contextmanager
+def standard_input(descriptor: int) -> Iterator[None]:
+    kept = os.dup(0)
+    os.dup2(descriptor, 0)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+
+
 def test_what_a_plugin_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FROM_OUTSIDE", "kept")
     told = (
@@ -251,7 +263,9 @@ def test_what_a_plugin_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "extensions": [{"name": "client.authentication.k8s.io/exec", "extension": {"audience": "x"}}],
     }
     path.write_text(yaml.safe_dump(document))
-    info, outside, more, arguments, stdin, directory = json.loads(run(path).token)
+    with (tmp_path / "typed").open("w+") as typed, standard_input(typed.fileno()):
+        os.pwrite(typed.fileno(), b"what a person types", 0)
+        info, outside, more, arguments, stdin, directory = json.loads(run(path).token)
     assert info == {
         "apiVersion": V1,
         "kind": "ExecCredential",
@@ -269,7 +283,7 @@ def test_what_a_plugin_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert Path(directory) == tmp_path
 
 
-def test_a_plugin_that_fails_says_nothing_of_a_secret(tmp_path: Path) -> None:
+def test_a_plugin_that_fails_says_nothing_of_a_secret(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     leak = f"print({CANARY!r}); print({CANARY!r}, file=sys.stderr); "
     for body, why in [
         (leak + "sys.exit(3)", "plugin.py ended with exit code 3; type its command"),
@@ -286,6 +300,7 @@ def test_a_plugin_that_fails_says_nothing_of_a_secret(tmp_path: Path) -> None:
         (f"sys.stdout.write('x' * {OUTPUT_LIMIT_BYTES + 1})", f"says more than {OUTPUT_LIMIT_BYTES} bytes"),
     ]:
         assert why in unusable(plugin(tmp_path, body)), body
+    assert CANARY not in "".join(capfd.readouterr())
 
 
 def test_a_plugin_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
