@@ -32,6 +32,7 @@ from proxy.core.gate import Gate, Pending
 from proxy.core.http.client import TargetConnection
 from proxy.core.http.heads import BadRequest, Fields, RequestHead, encode_response, words
 from proxy.core.http.server import UserConnection
+from proxy.core.parties import Identity, Target
 from proxy.core.session import Input, Permit, Session
 from proxy.core.stream import Stream
 from proxy.core.writers import TargetWriter, UserWriter
@@ -119,12 +120,6 @@ class Forward:
         wanted = (SUBPROTOCOL if self._websocket else PORTFORWARD).lower()
         if wanted not in words(self._head.fields, name):
             raise BadRequest(403 if self._head.get(name) else 400, f"gatecast: only {wanted} is spoken here")
-        key = (self._session.identity.proof, self._session.target.name, self._info.raw)
-        known = _recent(self._gate, key)
-        if known is not None:
-            self._session.mark("retry", "the same request was refused a moment ago; kubectl asks again by SPDY")
-            await self._answer(*known)
-            return "refused, as a moment ago"
         conversation = Conversation(self._session.target, 0, self._gate.shell)
         command = conversation.from_user(self._head, self._info, b"")
         try:
@@ -132,6 +127,7 @@ class Forward:
         except Refused as refused:
             self._log.info("port-forward refused", rule=refused.deny.rule)
             answer = conversation.refuse(refused)
+            key = retry_key(self._session.identity, self._session.target, self._info)
             _remember(self._gate, key, answer)
             await self._answer(*answer)
             return f"refused by {refused.deny.rule}"
@@ -486,8 +482,13 @@ class Forward:
             self._settle(pair)
 
 
-def _recent(gate: Gate, key: tuple[str, str, str]) -> tuple[int, bytes] | None:
-    """The refusal that the same request got a moment ago. It is given out once."""
+def retry_key(identity: Identity, target: Target, info: RequestInfo) -> tuple[str, str, str]:
+    """What makes a request the same one as a moment ago."""
+    return (identity.proof, target.name, info.raw)
+
+
+def recent_refusal(gate: Gate, key: tuple[str, str, str]) -> tuple[int, bytes] | None:
+    """The refusal that the same request got a moment ago, and that is on its tape. It is given out once."""
     known: dict[tuple[str, str, str], tuple[float, tuple[int, bytes]]] = gate.shared.setdefault(_REFUSED, {})
     found = known.pop(key, None)
     return found[1] if found is not None and time.monotonic() - found[0] <= RETRY_SECONDS else None

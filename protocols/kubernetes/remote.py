@@ -18,7 +18,7 @@ from typing import Any, Final
 from protocols.kubernetes import status
 from protocols.kubernetes.commands import Conversation
 from protocols.kubernetes.copies import read_copy
-from protocols.kubernetes.forward import serve_forward
+from protocols.kubernetes.forward import recent_refusal, retry_key, serve_forward
 from protocols.kubernetes.handshakes import FLOW, SPDY, Wanted, accepted, ask_target, outcome
 from protocols.kubernetes.legs import choose_protocol, target_leg, user_leg
 from protocols.kubernetes.relay import READ_BYTES, WAITING_LIMIT, Ending, Ends, Relay, held_text
@@ -65,6 +65,12 @@ async def serve_stream(
         raise BadRequest(400, f"gatecast: an upgrade to {head.upgrade[:40]!r} is not known", closing=True)
     if head.upgrade == "websocket" and (problem := handshake_problem(head)):
         raise BadRequest(400, f"gatecast: {problem}", closing=True)
+    if info.subresource == "portforward":
+        known = recent_refusal(gate, retry_key(caller.identity, target, info))
+        if known is not None:
+            log.info("port-forward refused", why="as a moment ago: kubectl asks again by SPDY")
+            await http.respond(known[0], (("Content-Type", "application/json"),), known[1], close=True)
+            return
     tape = gate.recorder.open(
         protocol="kubernetes",
         identity=identity_map(caller.identity),
