@@ -41,7 +41,7 @@ async def main(folder: Path) -> None:
             backend = ContainerBackend(folder / "pods", Path(values["cri"]))
         store = Store()
         seed(store)
-        server = ApiServer(Settings(**values["settings"]), store, backend, folder / "requests.jsonl")
+        server = ApiServer(Settings(**values["settings"]), store, backend, group, folder / "requests.jsonl")
         listening = await asyncio.start_server(
             server.connection, "127.0.0.1", values["port"], ssl=context, limit=HEAD_LIMIT
         )

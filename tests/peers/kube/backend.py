@@ -68,6 +68,9 @@ class Backend(Protocol):
     async def close(self) -> None:
         """Kill everything."""
 
+    async def exit_code(self, place: Place) -> int | None:
+        """The exit code of a container that has ended by itself."""
+
     def log_file(self, place: Place) -> Path:
         """Where a container's output is kept, in the runtime's format: time, stream, F, text."""
 
@@ -99,6 +102,11 @@ class LocalBackend:
         self._group = group
         self._running: dict[tuple[str, str, str], Running] = {}
         self._execs: dict[tuple[str, str], set[Process]] = {}
+        self._codes: dict[tuple[str, str, str], int] = {}
+
+    async def exit_code(self, place: Place) -> int | None:
+        """See Backend."""
+        return self._codes.get(place.key)
 
     def log_file(self, place: Place) -> Path:
         """See Backend."""
@@ -140,7 +148,7 @@ class LocalBackend:
                         running.attached.discard(each)
 
             await running.process.outputs(send)
-            await running.process.wait()
+            self._codes[place.key] = await running.process.wait()
         self._running.pop(place.key, None)
 
     async def stop(self, pod: Object) -> None:
@@ -190,7 +198,8 @@ class LocalBackend:
         try:
             async with asyncio.TaskGroup() as group:
                 fed = process if wanted.stdin else None
-                feeding = group.create_task(self._feed(channels, fed, told, attached=attached is not None))
+                leaves = attached is not None and not place.spec.get("stdinOnce")
+                feeding = group.create_task(self._feed(channels, fed, told, leaves=leaves))
                 if attached is not None:
                     attached.attached.add(channels)
                     await asyncio.wait(
@@ -226,13 +235,13 @@ class LocalBackend:
         feeding.cancel()
         return code
 
-    async def _feed(self, channels: Channels, process: Process | None, told: Told, *, attached: bool = False) -> None:
+    async def _feed(self, channels: Channels, process: Process | None, told: Told, *, leaves: bool = False) -> None:
         """Give the process what the user says, until the user is gone; then it ends, unless it is only attached to."""
         while (came := await channels.receive()) is not None:
             channel, data = came
             if channel == STDIN and not data:
                 told["eof"] = True
-                if attached:
+                if leaves:
                     return  # containerd lets go of whoever has nothing more to say
             if process is None:
                 continue

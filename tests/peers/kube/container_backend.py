@@ -103,6 +103,17 @@ class ContainerBackend:
                     await asyncio.to_thread(self._runtime.stop, started.sandbox, list(started.containers.values()))
             self._runtime.close()
 
+    async def exit_code(self, place: Place) -> int | None:
+        """See Backend."""
+        started = self._pods.get(pod_key(place.pod))
+        container = started.containers.get(str(place.spec["name"])) if started is not None else None
+        if container is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._runtime.exit_code, container)
+        except CriError:
+            return None  # it was removed meanwhile
+
     # -- exec and attach ------------------------------------------------------------------------------
 
     async def stream(

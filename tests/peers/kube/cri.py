@@ -19,6 +19,7 @@ from tests.peers.kube.protobuf import Schema
 CALL_SECONDS: Final = 30.0
 _NODE: Final = 2  # NamespaceMode: the host's
 _CONTAINER: Final = 1
+_EXITED: Final = 2  # ContainerState
 _SPACES: Final = {"network": _NODE, "pid": _CONTAINER}
 CRI: Final[Mapping[str, Schema]] = {
     "Nothing": {},
@@ -37,7 +38,8 @@ CRI: Final[Mapping[str, Schema]] = {
     "ContainerLinux": {2: ("security_context", "ContainerSecurity")},
     "Container": {
         1: ("metadata", "ContainerMetadata"), 2: ("image", "Image"), 3: ("command", ("list", "str")),
-        4: ("args", ("list", "str")), 6: ("envs", ("list", "Variable")), 11: ("log_path", "str"), 12: ("stdin", "bool"),
+        4: ("args", ("list", "str")), 6: ("envs", ("list", "Variable")), 11: ("log_path", "str"),
+        12: ("stdin", "bool"), 13: ("stdin_once", "bool"),
         14: ("tty", "bool"), 15: ("linux", "ContainerLinux"),
     },
     "CreateContainer": {1: ("pod_sandbox_id", "str"), 2: ("config", "Container"), 3: ("sandbox_config", "Pod")},
@@ -51,6 +53,8 @@ CRI: Final[Mapping[str, Schema]] = {
         1: ("container_id", "str"), 2: ("stdin", "bool"), 3: ("tty", "bool"), 4: ("stdout", "bool"),
         5: ("stderr", "bool"),
     },
+    "StatusAnswer": {1: ("status", "Status")},
+    "Status": {3: ("state", "int"), 7: ("exit_code", "int")},
     "Url": {1: ("url", "str")},
 }  # fmt: skip
 
@@ -110,7 +114,8 @@ class Runtime:
             "command": spec.get("command") or (None if spec.get("args") else ["sleep", "infinity"]),
             "args": spec.get("args") or [],
             "envs": [{"key": name, "value": value} for name, value in environment.items()],
-            "log_path": f"{spec['name']}.log", "stdin": bool(spec.get("stdin")), "tty": bool(spec.get("tty")),
+            "log_path": f"{spec['name']}.log", "stdin": bool(spec.get("stdin")),
+            "stdin_once": bool(spec.get("stdinOnce")), "tty": bool(spec.get("tty")),
             "linux": {"security_context": {"namespace_options": _SPACES}},
         }  # fmt: skip
         wanted = {"pod_sandbox_id": pod.id, "config": config, "sandbox_config": pod.config}
@@ -125,6 +130,11 @@ class Runtime:
             self._call("RemoveContainer", "ContainerId", "Nothing", {"container_id": each})
         self._call("StopPodSandbox", "PodId", "Nothing", {"pod_sandbox_id": pod.id})
         self._call("RemovePodSandbox", "PodId", "Nothing", {"pod_sandbox_id": pod.id})
+
+    def exit_code(self, container: str) -> int | None:
+        """The exit code of a container; None while it runs."""
+        answer = self._call("ContainerStatus", "ContainerId", "StatusAnswer", {"container_id": container})["status"]
+        return int(answer.get("exit_code", 0)) if answer.get("state") == _EXITED else None
 
     def exec_url(self, container: str, argv: Sequence[str], flags: Mapping[str, bool]) -> str:
         """Where the streams of a command are served."""

@@ -22,6 +22,7 @@ HEAD_LIMIT: Final = 1 << 20
 BODY_LIMIT: Final = 3 << 20  # kube-apiserver's own limit of a request body
 GZIP_BYTES: Final = 128 * 1024  # kube-apiserver compresses what is larger, where it may
 READ_BYTES: Final = 65536
+DROP_LIMIT: Final = 64 << 20
 
 
 class ApiError(Exception):
@@ -39,6 +40,10 @@ class ApiError(Exception):
 def not_found(plural: str, name: str) -> ApiError:
     """Return the error for an object that there is not."""
     return ApiError(404, "NotFound", f'{plural} "{name}" not found', {"name": name, "kind": plural})
+
+
+def _too_large() -> ApiError:
+    return ApiError(413, "RequestEntityTooLarge", f"Request entity too large: limit is {BODY_LIMIT}")
 
 
 @dataclass(slots=True)
@@ -123,14 +128,17 @@ class Connection:
         if "chunked" not in headers.get("transfer-encoding", ""):
             size = int(headers.get("content-length", "0"))
             if size > BODY_LIMIT:
-                raise ApiError(413, "RequestEntityTooLarge", f"limit is {BODY_LIMIT}")
+                for _ in range(0, min(size, DROP_LIMIT), READ_BYTES):  # the answer to a sender that still sends is lost
+                    if not await self.reader.read(READ_BYTES):
+                        break
+                raise _too_large()
             return await self.reader.readexactly(size)
         body = bytearray()
         while size := int((await self.reader.readline()).split(b";")[0], 16):
             body += await self.reader.readexactly(size)
             await self.reader.readline()
             if len(body) > BODY_LIMIT:
-                raise ApiError(413, "RequestEntityTooLarge", f"limit is {BODY_LIMIT}")
+                raise _too_large()
         while (await self.reader.readline()).strip():
             pass
         return bytes(body)

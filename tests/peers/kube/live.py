@@ -44,10 +44,13 @@ class Watch:
         if store.changes and 0 < version < store.changes[0].version - 1:
             raise ApiError(410, "Expired", "too old resource version")
         await self._connection.start_chunks(media)
-        if version == 0:
+        told_all = request.flag("sendInitialEvents")  # informers since 1.35 list by watching
+        if version == 0 or told_all:
             for item in store.select(asked.resource.plural, asked.namespace, fields, labels):
                 await self._event("ADDED", item)
             version = store.version
+            if told_all:
+                await self._bookmark(whole=True)
         while (left := deadline - time.monotonic()) > 0 and not self._connection.gone:
             for change in store.since(version, asked.resource.plural, asked.namespace):
                 if matches(change.item, fields, labels):
@@ -73,8 +76,10 @@ class Watch:
         self._first = False
         await self._connection.chunk(json.dumps({"type": verb, "object": body}).encode() + b"\n")
 
-    async def _bookmark(self) -> None:
-        metadata = {"resourceVersion": str(self._api.store.version)}
+    async def _bookmark(self, *, whole: bool = False) -> None:
+        metadata: Object = {"resourceVersion": str(self._api.store.version)}
+        if whole:
+            metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
         item = {"kind": self._asked.resource.kind, "apiVersion": self._asked.group_version, "metadata": metadata}
         await self._connection.chunk(json.dumps({"type": "BOOKMARK", "object": item}).encode() + b"\n")
 

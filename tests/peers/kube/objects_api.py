@@ -16,10 +16,11 @@ from tests.peers.kube import protobuf
 from tests.peers.kube.backend import Backend, Place
 from tests.peers.kube.discovery import Resource
 from tests.peers.kube.http import ApiError, Connection, Request, not_found
-from tests.peers.kube.seed import running
+from tests.peers.kube.seed import ended, running
 from tests.peers.kube.store import Store, base64_text, patched
 from tests.peers.kube.tables import Object, table
 
+SUPERVISE_SECONDS: Final = 0.2  # how often a pod that may end is looked at
 CONTAINER_FIELDS: Final = ("containers", "ephemeralContainers", "initContainers")
 
 
@@ -52,11 +53,12 @@ def decode_body(request: Request) -> Any:
 
 
 class ObjectsApi:
-    """The verbs on objects."""
+    """The verbs on objects. group: what looks after pods that end by themselves runs in it."""
 
-    def __init__(self, store: Store, backend: Backend) -> None:
+    def __init__(self, store: Store, backend: Backend, group: asyncio.TaskGroup) -> None:
         self.store = store
         self.backend = backend
+        self._group = group
 
     async def serve(self, connection: Connection, request: Request, asked: Asked) -> bool:
         """Answer a request. Raises ApiError."""
@@ -182,12 +184,26 @@ class ObjectsApi:
             await self.store.announce()
             if plural == "pods":
                 await self._start(item)
+                if item["spec"].get("restartPolicy") == "Never":
+                    self._group.create_task(self._supervise(item))
         return await self._say(connection, request, asked, item, 201)
 
     async def _start(self, pod: Object) -> None:
         for field in CONTAINER_FIELDS:
             for each in pod["spec"].get(field) or []:
                 await self.backend.start(self.place(pod, each["name"]))
+
+    async def _supervise(self, pod: Object) -> None:
+        """Notice the end of a pod's first container."""
+        place = self.place(pod, pod["spec"]["containers"][0]["name"])
+        key = ("pods", *place.key[:2])
+        while key in self.store.objects:
+            code = await self.backend.exit_code(place)
+            if code is not None and key in self.store.objects:
+                self.store.put("pods", ended(copy.deepcopy(self.store.objects[key]), code), "MODIFIED")
+                await self.store.announce()
+                return
+            await asyncio.sleep(SUPERVISE_SECONDS)
 
     async def _change(self, connection: Connection, request: Request, asked: Asked) -> bool:
         value, media = decode_body(request), request.headers.get("content-type", "")

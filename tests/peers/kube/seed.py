@@ -58,6 +58,15 @@ def running(item: Object) -> Object:
     return item
 
 
+def ended(item: Object, code: int) -> Object:
+    """Give a pod the status of one whose containers have ended."""
+    for each in item["status"]["containerStatuses"]:
+        times = {"startedAt": now(), "finishedAt": now(), "reason": "Completed" if code == 0 else "Error"}
+        each |= {"ready": False, "state": {"terminated": {"exitCode": code, **times}}}
+    item["status"]["phase"] = "Succeeded" if code == 0 else "Failed"
+    return item
+
+
 def seed(store: Store) -> None:
     """Put everything there."""
     for name in ("default", "kube-system", "prod"):

@@ -50,11 +50,13 @@ class Settings:
 class ApiServer:
     """Serves connections. log_file gets one JSON line for each request and each stream that is over."""
 
-    def __init__(self, settings: Settings, store: Store, backend: Backend, log_file: Path) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, backend: Backend, group: asyncio.TaskGroup, log_file: Path
+    ) -> None:
         self._settings = settings
         self._store = store
         self._backend = backend
-        self._api = ObjectsApi(store, backend)
+        self._api = ObjectsApi(store, backend, group)
         self._log = log_file.open("a", buffering=1)
         self._count = 0
 
@@ -66,6 +68,11 @@ class ApiServer:
                 self._count += 1
                 if not await self._answer(connection, request, self._count, writer):
                     break
+        except ApiError as refused:  # its body was not read
+            with contextlib.suppress(ConnectionError, OSError):
+                await connection.answer(
+                    Request("", "", {}, b""), refused.code, refused.body, more=("Connection: close",)
+                )
         except Exception as error:  # a fault of the stand-in's own is seen on its stderr, and ends this connection only
             if not _of_connection(error):
                 traceback.print_exc()
