@@ -158,8 +158,9 @@ class _Leg:
             payload = binascii.a2b_base64(text[1:].replace(b"\r", b"").replace(b"\n", b""), strict_mode=True)
         except binascii.Error:
             raise self._refuse("a message that is not base64", ws.INVALID_DATA) from None
-        channel = text[0] - 0x30
-        self._take(channel if 0 <= channel <= 9 else text[0], payload, b"", True, events)
+        if not 0x30 <= text[0] <= 0x39:
+            raise self._refuse("a message whose channel is no digit")
+        self._take(text[0] - 0x30, payload, b"", True, events)
 
     def _take(self, channel: int, payload: bytes, wire: bytes, fin: bool, events: list[Event]) -> None:
         """Take a piece of a message. fin: its last."""
