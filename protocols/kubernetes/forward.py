@@ -5,8 +5,8 @@ refused with a text. A connection is a pair of streams with one requestid: error
 pair is the Command (verb connect), its bytes a flow of the tape. What goes wrong with one is said on its error stream.
 
 The session itself is decided at the handshake, before which the user hears nothing: kubectl waits for it. A refusal is
-an HTTP answer, upon which kubectl asks again by SPDY: the same question within RETRY_SECONDS gets the same answer, and
-is one entry.
+an HTTP answer, upon which kubectl asks again by SPDY: the same question a moment later gets the same answer, and is
+one entry (retries.py).
 
 There is no flow control in this dialect: a connection that is not read stops all of its session, as it does without us.
 Specification: kubernetes note 4, 5 and 6.
@@ -25,6 +25,7 @@ from protocols.kubernetes import spdy, status
 from protocols.kubernetes.commands import Conversation
 from protocols.kubernetes.handshakes import Wanted, accepted, ask_target, first, outcome
 from protocols.kubernetes.request_info import RequestInfo
+from protocols.kubernetes.retries import remember, retry_key
 from protocols.kubernetes.tunnel import SUBPROTOCOL, Tunnel
 from proxy.core.errors import PeerError, Refused, TapeError, TargetPeerError, UserPeerError
 from proxy.core.events import Chunk, Command, Frame, Result
@@ -32,7 +33,6 @@ from proxy.core.gate import Gate, Pending
 from proxy.core.http.client import TargetConnection
 from proxy.core.http.heads import BadRequest, Fields, RequestHead, encode_response, words
 from proxy.core.http.server import UserConnection
-from proxy.core.parties import Identity, Target
 from proxy.core.session import Input, Permit, Session
 from proxy.core.stream import Stream
 from proxy.core.writers import TargetWriter, UserWriter
@@ -42,12 +42,9 @@ PORTFORWARD: Final = "portforward.k8s.io"
 READ_BYTES: Final = 64 * 1024
 PAIRS_LIMIT: Final = 1000  # connections at once of one session; kubectl opens one for each local connection
 UNDECIDED_LIMIT: Final = 64 * 1024  # of what a user sends into a connection that nobody has decided on yet
-RETRY_SECONDS: Final = 2.0  # note 6
 PING_SECONDS: Final = 20.0  # note 8
 WANTED: Final = Wanted((SUBPROTOCOL,), (PORTFORWARD,))
 PORT_LIMIT: Final = 65_535
-_REFUSED: Final = "kubernetes/refused-forwards"
-REFUSED_LIMIT: Final = 256
 
 
 @dataclass(slots=True)
@@ -127,8 +124,7 @@ class Forward:
         except Refused as refused:
             self._log.info("port-forward refused", rule=refused.deny.rule)
             answer = conversation.refuse(refused)
-            key = retry_key(self._session.identity, self._session.target, self._info)
-            _remember(self._gate, key, answer)
+            remember(self._gate, retry_key(self._session.identity, self._session.target, self._info), answer)
             await self._answer(*answer)
             return f"refused by {refused.deny.rule}"
         try:
@@ -480,22 +476,3 @@ class Forward:
         if fin:
             pair.target_ended = True
             self._settle(pair)
-
-
-def retry_key(identity: Identity, target: Target, info: RequestInfo) -> tuple[str, str, str]:
-    """What makes a request the same one as a moment ago."""
-    return (identity.proof, target.name, info.raw)
-
-
-def recent_refusal(gate: Gate, key: tuple[str, str, str]) -> tuple[int, bytes] | None:
-    """The refusal that the same request got a moment ago, and that is on its tape. It is given out once."""
-    known: dict[tuple[str, str, str], tuple[float, tuple[int, bytes]]] = gate.shared.setdefault(_REFUSED, {})
-    found = known.pop(key, None)
-    return found[1] if found is not None and time.monotonic() - found[0] <= RETRY_SECONDS else None
-
-
-def _remember(gate: Gate, key: tuple[str, str, str], answer: tuple[int, bytes]) -> None:
-    known: dict[tuple[str, str, str], tuple[float, tuple[int, bytes]]] = gate.shared.setdefault(_REFUSED, {})
-    if len(known) >= REFUSED_LIMIT:
-        known.clear()
-    known[key] = (time.monotonic(), answer)

@@ -18,11 +18,12 @@ from typing import Any, Final
 from protocols.kubernetes import status
 from protocols.kubernetes.commands import Conversation
 from protocols.kubernetes.copies import read_copy
-from protocols.kubernetes.forward import recent_refusal, retry_key, serve_forward
+from protocols.kubernetes.forward import serve_forward
 from protocols.kubernetes.handshakes import FLOW, SPDY, Wanted, accepted, ask_target, outcome
 from protocols.kubernetes.legs import choose_protocol, target_leg, user_leg
 from protocols.kubernetes.relay import READ_BYTES, WAITING_LIMIT, Ending, Ends, Relay, held_text
 from protocols.kubernetes.request_info import RequestInfo
+from protocols.kubernetes.retries import recent_refusal, retry_key
 from protocols.kubernetes.sessions import Caller, identity_map
 from protocols.kubernetes.streams import STDERR, STDOUT, Data, End, Event, Over, Reply, Size, TargetLeg, UserLeg
 from proxy.core.errors import PeerError, Refused, TapeError, TargetPeerError, UserPeerError
