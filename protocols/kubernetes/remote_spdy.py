@@ -93,6 +93,7 @@ class SpdyUserLeg(_Leg):
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked, user=True)
         self._sizes = Sizes()
+        self._ended = False  # stdin is
 
     @property
     def ready(self) -> bool:
@@ -109,6 +110,8 @@ class SpdyUserLeg(_Leg):
         if self._over:
             return events
         for event in self._session.receive(data):
+            if self._over:  # nothing follows an Over
+                break
             match event:
                 case spdy.Received(stream=number, data=piece, fin=fin):
                     if not self._gone:
@@ -122,7 +125,6 @@ class SpdyUserLeg(_Leg):
                         self._reset(self._kinds[number], events)
                 case spdy.Away():
                     self._end(events)
-                    break
                 case spdy.Replied():
                     raise AssertionError("we open no streams")
         return events
@@ -142,7 +144,8 @@ class SpdyUserLeg(_Leg):
         if stream is None or stream in self._ids:
             raise UserPeerError("SPDY: a stream of no known type, or of one that is there", str(PROTOCOL_ERROR))
         self._add(stream, event.stream)
-        events.append(Reply(self._session.reply(event.stream)))
+        if wire := self._session.reply(event.stream):  # not where it was reset in the same read
+            events.append(Reply(wire))
         if event.fin:
             self._received(stream, b"", True, events)
 
@@ -152,7 +155,8 @@ class SpdyUserLeg(_Leg):
             case 0:
                 if data and self._asked.stdin:
                     events.append(Data(STDIN, data))
-                if fin and self._asked.stdin:
+                if fin and self._asked.stdin and not self._ended:
+                    self._ended = True
                     events.append(End(STDIN))
             case 4:
                 if self._asked.tty:
@@ -201,6 +205,8 @@ class SpdyTargetLeg(_Leg):
         if self._over:
             return events
         for event in self._session.receive(data):
+            if self._over:  # nothing follows an Over
+                break
             match event:
                 case spdy.Received(stream=number, data=piece, fin=fin):
                     if self._awaited:
@@ -213,12 +219,11 @@ class SpdyTargetLeg(_Leg):
                 case spdy.Reset(stream=number):
                     if number in self._awaited:
                         self._end(events, "the target refused a stream")
-                        break
-                    self._reset(self._kinds[number], events)
+                    else:
+                        self._reset(self._kinds[number], events)
                 case spdy.Away(status=code):
                     self._say_status(events)
                     self._end(events, f"GOAWAY {code}" if code else "")
-                    break
                 case spdy.Opened():
                     raise TargetPeerError("SPDY: the target opened a stream", str(PROTOCOL_ERROR))
         return events
