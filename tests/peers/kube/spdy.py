@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import struct
 import zlib
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -197,17 +198,32 @@ class SpdyStream:
     connection: SpdyConnection
     number: int
     headers: Mapping[str, str]
-    queue: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(QUEUE_LIMIT))
     finished: bool = False  # we have said FIN, or somebody RST
-    ended: bool = False
+    _pieces: deque[bytes] = field(default_factory=deque)
+    _ended: bool = False
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def read(self) -> bytes:
         """Wait for a piece; b"" at the end, again and again."""
-        if self.ended:
-            return b""
-        piece = await self.queue.get()
-        self.ended = not piece
+        while not self._pieces and not self._ended:
+            self._changed.clear()
+            await self._changed.wait()
+        piece = self._pieces.popleft() if self._pieces else b""
+        self._changed.set()
         return piece
+
+    async def take(self, piece: bytes) -> None:
+        """Keep a piece that came, once there is room."""
+        while len(self._pieces) >= QUEUE_LIMIT and not self._ended:
+            self._changed.clear()
+            await self._changed.wait()
+        self._pieces.append(piece)
+        self._changed.set()
+
+    def end(self) -> None:
+        """Nothing more comes; what is there can still be read."""
+        self._ended = True
+        self._changed.set()
 
     async def write(self, data: bytes) -> None:
         """Send data, in pieces."""
@@ -256,9 +272,7 @@ class SpdyConnection:
             pass  # as an end
         finally:
             for stream in self._streams.values():
-                if stream.queue.full():
-                    stream.queue.get_nowait()
-                stream.queue.put_nowait(b"")
+                stream.end()
             self.accepted.put_nowait(None)
             self.over.set()
             for event in self._replies.values():
@@ -269,14 +283,14 @@ class SpdyConnection:
         match frame.kind:
             case 0 if stream is not None:
                 if frame.data:
-                    await stream.queue.put(frame.data)
+                    await stream.take(frame.data)
                 if frame.flags & FIN:
-                    await stream.queue.put(b"")
+                    stream.end()
             case 1:
                 stream = self._streams[frame.stream] = SpdyStream(self, frame.stream, frame.headers)
                 await self.send(self._codec.syn_reply(frame.stream))
                 if frame.flags & FIN:
-                    stream.queue.put_nowait(b"")
+                    stream.end()
                 self.accepted.put_nowait(stream)
             case 2:
                 if (waiting := self._replies.pop(frame.stream, None)) is not None:
@@ -284,9 +298,7 @@ class SpdyConnection:
             case 3 if stream is not None:
                 stream.finished = True
                 del self._streams[frame.stream]
-                if stream.queue.full():
-                    stream.queue.get_nowait()
-                stream.queue.put_nowait(b"")
+                stream.end()
             case 6 if frame.value % 2 != self._opener:  # the other end's ping
                 await self.send(control(PING, struct.pack("!I", frame.value)))
 
