@@ -26,6 +26,7 @@ from protocols.kubernetes.verbs import UNREAD, verb_of
 from proxy.core.errors import Refused, TargetPeerError
 from proxy.core.events import Chunk, Document, FieldMask, Result
 from proxy.core.gate import Gate, Pending
+from proxy.core.http.client import TargetConnection
 from proxy.core.http.framing import Framing
 from proxy.core.http.heads import (
     BadRequest,
@@ -170,8 +171,8 @@ class Exchange:
             raise TargetPeerError(treatment.text)
         framing = Framing(head, response, rewritten=treatment != "pass")
         answer = _Answer(self._flow, permit, self._writer, framing)
-        await self._say_head(answer, info, response)
-        pieces = link.connection.pieces()
+        self._say_head(answer, info, response, treatment)
+        pieces = _Pieces(link.connection, answer)
         resource = info.resource_name if info.is_resource else None
         try:
             await self._body(answer, treatment, pieces, resource)
@@ -183,7 +184,7 @@ class Exchange:
         self._session.forget_stream(self._flow)
         return framing.keep_alive and await self._connection.drop()
 
-    async def _say_head(self, answer: _Answer, info: RequestInfo, response: ResponseHead) -> None:
+    def _say_head(self, answer: _Answer, info: RequestInfo, response: ResponseHead, treatment: Treatment) -> None:
         fields = response.fields
         if answer.permit is not None and answer.permit.masks:
             # What else a target says in fields is text that nobody has masked: warnings quote objects.
@@ -192,11 +193,10 @@ class Exchange:
                 for name, value in fields
                 if name.lower() in PLAIN_FIELDS
             )
-            if self._touched(answer.permit, info):
+            if treatment != "pass" and self._touched(answer.permit, info):
                 self._notes.append("gatecast: parts of this answer may be masked")
         fields = (*fields, *(("Warning", f'299 gatecast "{note}"') for note in self._notes))
-        answer.head(response, fields)
-        await answer.flush()
+        answer.head(response, fields)  # sent with what is already here of the body
         self.said = True
 
     def _touched(self, permit: Permit, info: RequestInfo) -> bool:
@@ -213,13 +213,11 @@ class Exchange:
             case "pass":
                 async for piece in pieces:
                     answer.chunk(piece, masked=False)
-                    await answer.flush()
             case "text":
                 await self._text(answer, pieces)
             case "lines":
                 async for line in _lines(pieces):
                     answer.document(line, resource, each=True)
-                    await answer.flush()
             case "document":
                 whole = bytearray()
                 async for piece in pieces:
@@ -327,6 +325,29 @@ class _Answer:
 
 def _as_it_is(data: bytes) -> bytes:
     return data
+
+
+class _Pieces:
+    """The pieces of a target's answer; before it waits for the next one, the user gets what there is.
+
+    So the head, a small body and its end are one block of the tape and one write. No more than what one read of the
+    target brought is kept back. No generator: leaving a loop in its middle leaves nothing to clean up.
+    """
+
+    __slots__ = ("_answer", "_connection", "_pieces")
+
+    def __init__(self, connection: TargetConnection, answer: _Answer) -> None:
+        self._connection = connection
+        self._pieces = connection.pieces()
+        self._answer = answer
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._connection.ready:
+            await self._answer.flush()
+        return await anext(self._pieces)
 
 
 async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:

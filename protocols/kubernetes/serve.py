@@ -76,9 +76,19 @@ class _Connection:
         self._log = log
         self._http = UserConnection(user)
         self._known: tuple[bytes, Identity] | None = None
+        self._waiting: asyncio.Timeout | None = None  # what ends the waiting for a next request
+        self._group = asyncio.TaskGroup()  # of who looks after it; requests are served in the connection's own task
 
     async def run(self) -> None:
         """Serve requests until the connection ends."""
+        async with self._group as group:
+            stopping = group.create_task(self._stop_waiting())
+            result = await outcome(self._requests())
+            stopping.cancel()
+        if result is not None:
+            raise result
+
+    async def _requests(self) -> None:
         try:
             while (head := await self._next()) is not None:
                 if not await self._serve(head):
@@ -90,21 +100,21 @@ class _Connection:
 
     async def _next(self) -> RequestHead | None:
         """Wait for a request; when the gateway stops, nobody is waited for."""
-        stopping = self._gate.residents.stopping
-        if stopping.is_set():
+        if self._gate.residents.stopping.is_set():
             return None
-        async with asyncio.TaskGroup() as group:
-            coming = group.create_task(outcome(self._http.request(KEEP_SECONDS)))
-            stop = group.create_task(stopping.wait())
-            await asyncio.wait({coming, stop}, return_when=asyncio.FIRST_COMPLETED)
-            stop.cancel()
-            coming.cancel()
-        if coming.cancelled():
+        try:
+            async with asyncio.timeout(None) as self._waiting:
+                return await self._http.request(KEEP_SECONDS)
+        except TimeoutError:
             return None
-        found = coming.result()
-        if isinstance(found, Exception):
-            raise found
-        return found
+        finally:
+            self._waiting = None
+
+    async def _stop_waiting(self) -> None:
+        """One task a connection, where one a request would cost as much as the deciding of it."""
+        await self._gate.residents.stopping.wait()
+        if self._waiting is not None:
+            _end_now(self._waiting)
 
     async def _serve(self, head: RequestHead) -> bool:
         """Serve one request; returns whether another can follow."""
@@ -148,29 +158,37 @@ class _Connection:
 
     async def _watched(self, exchange: Exchange, head: RequestHead, info: RequestInfo, shared: Shared) -> bool:
         """Run an exchange; one whose user leaves, or whose session is ended, is over."""
+        watch: list[asyncio.Task[None]] = []
+        try:
+            async with asyncio.timeout(None) as end:
+                soon = asyncio.get_running_loop().call_later(
+                    QUICK_SECONDS,
+                    lambda: watch.append(self._group.create_task(self._look_after(exchange, shared, end))),
+                )
+                try:
+                    return await exchange.run(head, info)
+                finally:
+                    soon.cancel()
+                    for each in watch:
+                        each.cancel()
+        except TimeoutError:
+            if not end.expired():
+                raise
+        if shared.over.is_set() and not exchange.said:
+            await self._say(503, f"gatecast: the session has ended: {shared.reason}", close=True)
+        return False
+
+    async def _look_after(self, exchange: Exchange, shared: Shared, end: asyncio.Timeout) -> None:
+        """End an exchange when its user leaves, or its session is over."""
         async with asyncio.TaskGroup() as group:
-            work = group.create_task(outcome(exchange.run(head, info)))
-            await asyncio.wait({work}, timeout=QUICK_SECONDS)
-            if not work.done():
-                gone = group.create_task(self._http.gone())
-                over = group.create_task(shared.over.wait())
-                await asyncio.wait({work, gone, over}, return_when=asyncio.FIRST_COMPLETED)
-                gone.cancel()
-                over.cancel()
-                if not work.done():
-                    # What is held is taken back: so its end is on the tape, and nobody is asked for nothing.
-                    if exchange.withdraw():
-                        await asyncio.wait({work}, timeout=WITHDRAW_SECONDS)
-                    work.cancel()
-                    await asyncio.wait({work})
-        if work.cancelled():
-            if shared.over.is_set() and not exchange.said:
-                await self._say(503, f"gatecast: the session has ended: {shared.reason}", close=True)
-            return False
-        result = work.result()
-        if isinstance(result, Exception):
-            raise result
-        return result
+            gone, over = group.create_task(self._http.gone()), group.create_task(shared.over.wait())
+            await asyncio.wait({gone, over}, return_when=asyncio.FIRST_COMPLETED)
+            gone.cancel()
+            over.cancel()
+        # What is held is taken back: so its end is on the tape, and nobody is asked for nothing.
+        if exchange.withdraw():
+            await asyncio.sleep(WITHDRAW_SECONDS)
+        _end_now(end)
 
     # -- who and where --------------------------------------------------------------------------------
 
@@ -212,3 +230,7 @@ class _Connection:
         kept = not close and await self._http.drop()
         await self._http.respond(code, tuple(fields), status.failure(code, text), close=not kept)
         return kept
+
+
+def _end_now(limit: asyncio.Timeout) -> None:
+    limit.reschedule(asyncio.get_running_loop().time())

@@ -26,6 +26,7 @@ from proxy.core.parties import Identity, Target
 from proxy.core.session import Session
 
 SESSION_IDLE_SECONDS: Final = 300.0  # where the target does not say; issue 5 leaves it open, ours
+LOOK_SECONDS: Final = 0.05  # while requests run, the least time between two looks at whether it is idle
 LEASES_SECONDS: Final = 5.0  # for requests to say their last word when a session ends under them
 CLOSE_SECONDS: Final = 10.0
 _PLACE: Final = "kubernetes/sessions"
@@ -60,6 +61,7 @@ class Shared:
     reason: str = ""
     failed: bool = False
     _leases: int = 0
+    _free: float = 0.0  # since when nobody has a lease
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _flows: Iterator[int] = field(default_factory=itertools.count)
     _intent: str = ""
@@ -89,7 +91,9 @@ class Shared:
             yield
         finally:
             self._leases -= 1
-            self._changed.set()
+            if not self._leases:
+                self._free = asyncio.get_running_loop().time()
+                self._changed.set()
 
     async def work(self) -> None:
         """The resident: opens the tape, waits, closes it."""
@@ -124,25 +128,25 @@ class Shared:
         )
 
     async def _until_idle(self) -> None:
+        """Wait for the end. A request only notes when it ends: to be woken by each would cost more than its tape."""
         idle = self.target.settings.get("session_idle")
-        seconds = idle if isinstance(idle, int | float) else SESSION_IDLE_SECONDS
-        stopping = self.gate.residents.stopping
+        seconds = float(idle) if isinstance(idle, int | float) else SESSION_IDLE_SECONDS
+        stopping, clock = self.gate.residents.stopping, asyncio.get_running_loop().time
+        self._free = clock()
         async with asyncio.TaskGroup() as group:
-            stop = group.create_task(stopping.wait())
-            while not self.over.is_set():
-                self._changed.clear()
-                change = group.create_task(self._changed.wait())
-                quiet = not self._leases
-                if quiet and stopping.is_set():
-                    self.end("the gateway stops")
-                    change.cancel()
-                    break
-                waits = {change} if stop.done() else {change, stop}
-                done, _ = await asyncio.wait(waits, timeout=seconds if quiet else None, return_when="FIRST_COMPLETED")
-                change.cancel()
-                if not done and not self._leases:
+            waits = {group.create_task(stopping.wait()), group.create_task(self.over.wait())}
+            left = seconds
+            while not self.over.is_set() and not stopping.is_set():
+                await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                left = max(seconds, LOOK_SECONDS) if self._leases else self._free + seconds - clock()
+                if left <= 0:
                     self.end("idle")
-            stop.cancel()
+            for each in waits:
+                each.cancel()
+        while self._leases and not self.over.is_set():
+            self._changed.clear()
+            await self._changed.wait()
+        self.end("the gateway stops")
 
     async def _close(self, session: Session, log: Any) -> None:
         """Let the requests that run say their last word, then seal the tape."""

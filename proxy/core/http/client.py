@@ -38,6 +38,11 @@ class TargetConnection:
         kept = self._head is None or (self._head.keep_alive and self._head.status != 101)
         return kept and self._over and not self._broken and not self._parser.rest and self.stream.info("quiet") is True
 
+    @property
+    def ready(self) -> bool:
+        """Whether the next piece of the body, or its end, is here already: nobody has to wait for the target."""
+        return self._over or bool(self._coming)
+
     async def response(self, method: str) -> ResponseHead:
         """Return the head of the answer to a request of this method; 1xx but 101 are skipped.
 
