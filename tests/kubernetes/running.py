@@ -24,7 +24,7 @@ from typing import IO, Any, Final, Literal, cast
 
 import pytest
 
-from tests.kubernetes.gateway import KubeGateway
+from tests.kubernetes.gateway import TARGET, KubeGateway
 from tests.peers.kubernetes import GENERATIONS, TOKEN, Generation, KubeServer, need_kubectl, write_kubeconfig
 from tests.ssh.terminal import Terminal
 
@@ -123,6 +123,11 @@ class Runner:
     def url(self) -> str:
         """The server's address in a kubeconfig."""
         return self.server.url if self.gateway is None else self.gateway.url()
+
+    @property
+    def prefix(self) -> str:
+        """What kubectl get --raw wants before a path: 1.20 to 1.33 forget the one in the server's address, 1.37 does not."""
+        return "" if self.gateway is None or self.version >= (1, 37) else f"/k8s/{TARGET}"
 
     @property
     def authority(self) -> Path:

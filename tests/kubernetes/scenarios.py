@@ -29,7 +29,7 @@ def get(run: Runner) -> None:
     assert "name: web-0\n" in run.ok("get", "pod", "web-0", "-o", "yaml")
     assert run.ok("get", "secret", "web-0-db", "-o", "jsonpath={.data.username}") == base64.b64encode(b"app").decode()
     assert run.ok("get", "deploy,cm", "-o", "name").split()[0] == "deployment.apps/web"
-    assert run.ok("get", "--raw", "/api/v1/namespaces/default/pods/web-0").startswith("{")
+    assert run.ok("get", "--raw", f"{run.prefix}/api/v1/namespaces/default/pods/web-0").startswith("{")
 
 
 @scenario(every=True)
@@ -139,7 +139,7 @@ def about_itself(run: Runner) -> None:
     assert "rbac.authorization.k8s.io/v1" in run.ok("api-versions")
     assert "A group of containers." in run.ok("explain", "pods")
     assert "v1.32.4-standin" in run.ok("version", "-o", "json")
-    assert run.ok("get", "--raw", "/healthz") == "ok"
+    assert run.ok("get", "--raw", f"{run.prefix}/healthz") == "ok"
 
 
 @scenario(every=True)
