@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--profile", type=Path, help="where to put the gateway's stacks; measures are slower with it")
     parser.add_argument("--directory", type=Path, help="where tapes go (a real disk)")
+    parser.add_argument(
+        "--mode", default="durable", help="of recording: durable, written, strict (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     rounds = options.rounds or (1 if options.quick else 3)
     only, routes = options.only.split(","), options.routes.split(",")
@@ -64,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     samples: list[Sample] = []
     profile = options.profile.absolute() if options.profile else None
-    with world((64 if options.quick else 300) * MIB, profile, options.directory) as place:
+    with world((64 if options.quick else 300) * MIB, profile, options.directory, options.mode) as place:
         for number in range(rounds):
             at = number % len(routes)
             for name, measure in _CASES.items():
                 for route in (*routes[at:], *routes[:at]) if name in only else ():
-                    samples += [Sample(*each[:1], route, number, *each[1:]) for each in measure(place, route)]
+                    samples += [Sample(case, route, number, metric, v) for case, metric, v in measure(place, route)]
                     print(f"round {number + 1}/{rounds}: {name} {route}", file=sys.stderr)
             place.drop_tapes()
     found = Samples(samples)
@@ -159,8 +162,10 @@ async def _gets(route: Route, path: str, clients: int, requests: int) -> list[fl
     asked = route.head(path)
 
     async def client() -> None:
-        names = {"server_hostname": "127.0.0.1"} if route.context is not None else {}
-        reader, writer = await asyncio.open_connection("127.0.0.1", route.port, ssl=route.context, limit=MIB, **names)
+        name = "127.0.0.1" if route.context is not None else None
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", route.port, ssl=route.context, limit=MIB, server_hostname=name
+        )
         for _ in range(requests // clients):
             start = time.perf_counter()
             writer.write(asked)
@@ -247,7 +252,8 @@ class Typist:
 def _keys(place: World, name: str) -> Numbers:
     """The echo of a key on a terminal, and of a line, in ms."""
     typist = Typist(place.routes[name], "&stdin=true&tty=true&command=cat")
-    keys, lines = [], []
+    keys: list[float] = []
+    lines: list[float] = []
     try:
         for number in range(KEYS + LINES):
             last = number % (KEYS // LINES + 1) == KEYS // LINES
@@ -272,8 +278,7 @@ def _stalled(place: World, name: str) -> Numbers:
     if not route.pid:
         return []
     query = f"&command=head&command=-c&command={place.size}&command=/dev/zero"
-    for _ in range(2):  # the buffers that any transfer needs are there, and stay
-        _read_some(route, query, 32 * MIB)
+    _read_some(route, "&command=true", 1)  # so that what is done once is done
     before = most = resident_bytes(route.pid)
     typist = Typist(route, query, receive_bytes=64 * 1024)
     try:

@@ -104,8 +104,11 @@ class World:
 
 
 @contextlib.contextmanager
-def world(size: int, profile: Path | None = None, directory: Path | None = None) -> Iterator[World]:
-    """Start everything. size: of bulk, in bytes; profile: run gatecast under the sampler; directory: of the tapes.
+def world(
+    size: int, profile: Path | None = None, directory: Path | None = None, mode: str = "durable"
+) -> Iterator[World]:
+    """Start everything. size: of bulk, in bytes; profile: run gatecast under the sampler; directory: of the tapes;
+    mode: of recording.
 
     Raises PeerMissing, RuntimeError.
     """
@@ -124,7 +127,7 @@ def world(size: int, profile: Path | None = None, directory: Path | None = None)
         _fill(direct)
         environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder), "LC_ALL": "C.UTF-8"}
         proxy = stack.enter_context(_kubectl_proxy(direct, folder, environment))
-        gatecast, masked = stack.enter_context(_gatecast(server, folder / "gatecast", profile))
+        gatecast, masked = stack.enter_context(_gatecast(server, folder / "gatecast", profile, mode))
         routes = {each.name: each for each in (direct, proxy, gatecast, masked)}
         yield World(folder, routes, file, size, folder / "gatecast" / "state", environment)
 
@@ -207,7 +210,7 @@ def _kubectl_proxy(direct: Route, folder: Path, environment: Mapping[str, str]) 
 
 
 @contextlib.contextmanager
-def _gatecast(server: KubeServer, home: Path, profile: Path | None) -> Iterator[tuple[Route, Route]]:
+def _gatecast(server: KubeServer, home: Path, profile: Path | None, mode: str) -> Iterator[tuple[Route, Route]]:
     """Run gatecast serve with a target, and the same once more under a mask."""
     home.mkdir(mode=0o700)
     (home / "state").mkdir(mode=0o700)
@@ -218,7 +221,7 @@ def _gatecast(server: KubeServer, home: Path, profile: Path | None) -> Iterator[
     authority = Authority(home, "gateway-ca")
     pair = authority.issue("gateway")
     target = {
-        "protocol": "kubernetes", "host": server.host, "port": server.port, "recording": "durable",
+        "protocol": "kubernetes", "host": server.host, "port": server.port, "recording": mode,
         "credential": {"token_file": "token"}, "kubernetes": {"ca_file": str(server.authority.ca_file)},
     }  # fmt: skip
     config = {
