@@ -1,4 +1,4 @@
-"""kubectl cp: its command lines, and the files in its tar streams: of several writers, cut anywhere, bounded, fuzzed."""
+"""kubectl cp: its command lines, and the files in its tar streams: of three writers, cut anywhere, bounded, fuzzed."""
 
 from __future__ import annotations
 
