@@ -126,7 +126,7 @@ class Runner:
 
     @property
     def prefix(self) -> str:
-        """What kubectl get --raw wants before a path: 1.20 to 1.33 forget the one in the server's address, 1.37 does not."""
+        """What kubectl get --raw wants before a path: up to 1.32 at least, it forgets the server's."""
         return "" if self.gateway is None or self.version >= (1, 37) else f"/k8s/{TARGET}"
 
     @property
