@@ -74,6 +74,7 @@ class Exchange:
         self._writer = UserWriter(user, session)
         self._conversation = Conversation(session.target, flow, gate.shell)
         self.said = False  # the answer's head is on its way
+        self.passed = False  # the request is, to the target
         self._notes: list[str] = []  # for Warning fields
         self._pending: Pending | None = None
 
@@ -131,7 +132,8 @@ class Exchange:
             try:
                 response = await link.connection.response(head.method)
             except TargetPeerError:
-                if not link.kept or body is None or head.method not in ("GET", "HEAD"):
+                again = link.kept and link.connection.silent and body is not None
+                if not again or head.method not in ("GET", "HEAD"):
                     raise
                 await link.anew()
                 await self._send(link, permit, wire, body, head)
@@ -141,14 +143,17 @@ class Exchange:
     async def _send(self, link: Link, permit: Permit, wire: bytes, body: bytes | None, head: RequestHead) -> int:
         """Send the request; returns the size of its body. body None: the user's is passed on as it comes."""
         writer = TargetWriter(link.connection.stream, self._session)
+        link.connection.asking()
         if not permit.spent:
             writer.send(permit)
         if body is not None:
             writer.send(Input(permit, self._flow, b"", wire + body))  # the body is on the tape with the command
             await writer.flush()
+            self.passed = True
             return len(body)
         writer.send(Input(permit, self._flow, b"", wire))
         await writer.flush()
+        self.passed = True
         size, chunked = 0, head.length is None
         async for piece in self._connection.pieces():
             size += len(piece)

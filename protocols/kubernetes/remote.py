@@ -72,6 +72,8 @@ async def serve_stream(
             log.info("port-forward refused", why="as a moment ago: kubectl asks again by SPDY")
             await http.respond(known[0], (("Content-Type", "application/json"),), known[1], close=True)
             return
+    if head.length != 0:
+        raise BadRequest(400, "gatecast: a body does not belong to a request for an upgrade", closing=True)
     tape = gate.recorder.open(
         protocol="kubernetes",
         identity=identity_map(caller.identity),

@@ -31,12 +31,21 @@ class TargetConnection:
         self._head: ResponseHead | None = None
         self._over = True  # the answer has been given out to its end
         self._broken = False
+        self._asking = False  # a request is being written, perhaps in part
 
     @property
     def reusable(self) -> bool:
         """Whether another request may follow: the answer is read, and the target keeps the connection open."""
         kept = self._head is None or (self._head.keep_alive and self._head.status != 101)
-        return kept and self._over and not self._broken and not self._parser.rest and self.stream.info("quiet") is True
+        free = self._over and not self._asking and not self._broken
+        return kept and free and not self._parser.rest and self.stream.info("quiet") is True
+
+    def asking(self) -> None:
+        """A request is about to be written: until its answer is read, the connection is nobody else's.
+
+        Whoever is cut off in between leaves half a request, or an answer to come: the next one must not meet it.
+        """
+        self._asking = True
 
     @property
     def ready(self) -> bool:
@@ -56,7 +65,7 @@ class TargetConnection:
             self._parser.renew()
         self.used += 1
         self.silent = True
-        self._over = False
+        self._over = self._asking = False
         for _ in range(INTERIM_LIMIT + 1):
             self._parser.expect(method)
             while not self._coming:
