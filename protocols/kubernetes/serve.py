@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -32,6 +33,7 @@ from proxy.core.gate import Gate
 from proxy.core.http.heads import BadRequest, RequestHead
 from proxy.core.http.server import UserConnection
 from proxy.core.parties import Identity, Target
+from proxy.core.peers import peers_of
 from proxy.core.stream import Stream
 
 LOGIN_SECONDS: Final = 60.0  # as protocols/postgres/serve.py
@@ -43,6 +45,9 @@ _TARGET: Final = re.compile(r"/k8s/([A-Za-z0-9][A-Za-z0-9._-]{0,252})(/[^?]*)?(\
 _RUN: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 INTENT_LIMIT: Final = 4096
+NOT_SHOWN: Final = (
+    "gatecast: the answer cannot be recorded, so it is not shown; the target has the request, and may have done it"
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -103,8 +108,8 @@ class _Connection:
         if self._gate.residents.stopping.is_set():
             return None
         try:
-            async with asyncio.timeout(None) as self._waiting:
-                return await self._http.request(KEEP_SECONDS)
+            async with asyncio.timeout(KEEP_SECONDS) as self._waiting:
+                return await self._http.request()
         except TimeoutError:
             return None
         finally:
@@ -132,10 +137,14 @@ class _Connection:
         caller = self._caller(head, identity)
         try:
             info = read_path(rest, head.method)
-            if head.upgrade:
-                await serve_stream(self._http, self._user, head, info, target, caller, self._gate, log)
-                return False
-            return await self._exchange(head, info, target, caller, log)
+            async with self._place(target) as free:
+                if not free:
+                    log.warning("too many connections to the target")
+                    raise BadRequest(503, f'gatecast: too many connections to "{target.name}"')
+                if head.upgrade:
+                    await serve_stream(self._http, self._user, head, info, target, caller, self._gate, log)
+                    return False
+                return await self._exchange(head, info, target, caller, log)
         except BadRequest as bad:
             log.info("bad request", status=bad.status, reason=bad.text, path=rest[:200])
             return await self._say(bad.status, bad.text, close=bad.closing)
@@ -154,6 +163,9 @@ class _Connection:
                 shared.end(f"recording failed: {error}", failed=True)
                 if exchange.said:
                     raise Ended("recording failed") from error
+                if exchange.passed:
+                    log.error("recording failed, the answer is kept back", error=str(error))
+                    return await self._say(503, NOT_SHOWN, close=True)
                 raise
 
     async def _watched(self, exchange: Exchange, head: RequestHead, info: RequestInfo, shared: Shared) -> bool:
@@ -213,6 +225,13 @@ class _Connection:
         if target is None or target.protocol != "kubernetes":
             raise BadRequest(404, f'gatecast: there is no target "{found[1]}" here')
         return target, (found[2] or "/") + (found[3] or "")
+
+    def _place(self, target: Target) -> AbstractAsyncContextManager[bool]:
+        """One of the places of a target that is limited: for a request, as the next one may name another target."""
+        limit = target.settings.get("max_connections")
+        if not isinstance(limit, int):
+            return nullcontext(True)
+        return peers_of(self._gate.shared).place(f"kubernetes/{target.name}", limit)
 
     def _caller(self, head: RequestHead, identity: Identity) -> Caller:
         run = head.get("gatecast-run") or ""
