@@ -56,16 +56,18 @@ def kube_gateway(
     targets: Mapping[str, Mapping[str, Any]] | None = None,
     limits: Mapping[str, Any] | None = None,
     more: Mapping[str, Any] | None = None,
+    token: str = TOKEN,
 ) -> Iterator[KubeGateway]:
     """Run a gateway whose target "kube" is the server.
 
-    targets: what differs of "kube", or further ones by what differs from it; more: further keys of the configuration.
+    targets: what differs of "kube", or further ones by what differs from it; more: further keys of the configuration;
+    token: what the server knows the gateway by.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / "state"
     state.mkdir(mode=0o700, exist_ok=True)
     credential = folder / "target_token"
-    credential.write_text(TOKEN + "\n")
+    credential.write_text(token + "\n")
     credential.chmod(0o600)
     (folder / "rules.yaml").write_text(rules)
     authority = Authority(folder, "gateway-ca")
@@ -90,15 +92,15 @@ def kube_gateway(
         **(more or {}),
     }  # fmt: skip
     (folder / "gatecast.yaml").write_text(json.dumps(config, indent=1))  # JSON is YAML
-    token = token_issue(state / "gatecast.db", SUBJECT, groups=["dev"])["token"]
+    users = token_issue(state / "gatecast.db", SUBJECT, groups=["dev"])["token"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "proxy", "serve", "--log-json"], cwd=folder, env=environment(), stderr=log
         )
     try:
         port = _port(process, folder / "log")
-        running = KubeGateway(folder, port, token, KeyPair(folder / "none"), process, authority=authority.ca_file)
-        running.canaries += [token.encode(), TOKEN.encode()]
+        running = KubeGateway(folder, port, users, KeyPair(folder / "none"), process, authority=authority.ca_file)
+        running.canaries += [users.encode(), token.encode()]
         yield running
     finally:
         process.terminate()
