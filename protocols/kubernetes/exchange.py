@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from protocols.kubernetes import status
+from protocols.kubernetes.answer_fields import for_user
 from protocols.kubernetes.commands import BadGateway, Conversation, Treatment
 from protocols.kubernetes.dial import authorization, impersonation
 from protocols.kubernetes.documents import rewrite, rewrite_line
@@ -23,7 +24,7 @@ from protocols.kubernetes.handshakes import outcome
 from protocols.kubernetes.request_info import RequestInfo
 from protocols.kubernetes.targets import Link, Links
 from protocols.kubernetes.verbs import UNREAD, verb_of
-from proxy.core.errors import Refused, TargetPeerError
+from proxy.core.errors import Refused, TapeError, TargetPeerError
 from proxy.core.events import Chunk, Document, FieldMask, Result
 from proxy.core.gate import Gate, Pending
 from proxy.core.http.client import TargetConnection
@@ -73,10 +74,15 @@ class Exchange:
         self._log = log
         self._writer = UserWriter(user, session)
         self._conversation = Conversation(session.target, flow, gate.shell)
-        self.said = False  # the answer's head is on its way
+        self._answer: _Answer | None = None
         self.passed = False  # the request is, to the target
         self._notes: list[str] = []  # for Warning fields
         self._pending: Pending | None = None
+
+    @property
+    def said(self) -> bool:
+        """Whether something of the answer is on its way to the user."""
+        return self._answer is not None and self._answer.begun
 
     def withdraw(self) -> bool:
         """Take back what is held for a human; returns whether anything was."""
@@ -175,7 +181,7 @@ class Exchange:
         if isinstance(treatment, BadGateway):
             raise TargetPeerError(treatment.text)
         framing = Framing(head, response, rewritten=treatment != "pass")
-        answer = _Answer(self._flow, permit, self._writer, framing)
+        answer = self._answer = _Answer(self._flow, permit, self._writer, framing)
         self._say_head(answer, info, response, treatment)
         pieces = _Pieces(link.connection, answer)
         resource = info.resource_name if info.is_resource else None
@@ -190,7 +196,7 @@ class Exchange:
         return framing.keep_alive and await self._connection.drop()
 
     def _say_head(self, answer: _Answer, info: RequestInfo, response: ResponseHead, treatment: Treatment) -> None:
-        fields = response.fields
+        fields = for_user(response.fields, self._session.target)
         if answer.permit is not None and answer.permit.masks:
             # What else a target says in fields is text that nobody has masked: warnings quote objects.
             fields = tuple(
@@ -202,7 +208,6 @@ class Exchange:
                 self._notes.append("gatecast: parts of this answer may be masked")
         fields = (*fields, *(("Warning", f'299 gatecast "{note}"') for note in self._notes))
         answer.head(response, fields)  # sent with what is already here of the body
-        self.said = True
 
     def _touched(self, permit: Permit, info: RequestInfo) -> bool:
         """Whether a mask may have something to hide in answers of this kind: else nobody is told of any."""
@@ -260,12 +265,11 @@ class Exchange:
         fields: Fields = (("Content-Type", "application/json"), ("Content-Length", str(len(document))), *more)
         response = ResponseHead(code, status.reason_phrase(code), fields, length=len(document))
         framing = Framing(head, response)
-        answer = _Answer(self._flow, None, self._writer, framing)
+        answer = self._answer = _Answer(self._flow, None, self._writer, framing)
         answer.head(response, fields)
         answer.chunk(document if head.method != "HEAD" else b"", masked=False)
         answer.end()
         await answer.flush()
-        self.said = True
         return framing.keep_alive and await self._connection.drop()
 
 
@@ -276,6 +280,7 @@ class _Answer:
         self.permit = permit
         self.shown = bytearray()  # of the body, as the user saw it
         self.size_bytes = 0
+        self.begun = False  # something of it is on its way
         self._flow = flow
         self._writer = writer
         self._framing = framing
@@ -309,8 +314,13 @@ class _Answer:
         self._writer.send(self.permit, event)
 
     async def flush(self) -> None:
-        """Give it to the user, once the tape has it."""
-        await self._writer.flush()
+        """Give it to the user, once the tape has it. Raises TapeError: nothing of it was given."""
+        before, self.begun = self.begun, True
+        try:
+            await self._writer.flush()
+        except TapeError:
+            self.begun = before
+            raise
 
     def _reveal(self, event: Chunk | Document, masked: bool) -> bytes:
         self._rewritten = b""
