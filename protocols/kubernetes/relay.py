@@ -47,7 +47,9 @@ from proxy.core.writers import TargetWriter, UserWriter
 from proxy.terminal.content import Ask, Broken, Content, Done, Dropped, Step, ToTarget, ToUser, Wake
 from proxy.terminal.wording import gate_text
 
-READ_BYTES: Final = 256 * 1024
+# More than a stream ever keeps (a delivery of the event loop above its mark): what is cut off would be copied, and come
+# as a piece of a few bytes that costs as much as a large one.
+READ_BYTES: Final = 1024 * 1024
 WAITING_LIMIT: Final = 64 * 1024  # of a user's keys behind a line that is being decided; as proxy/terminal's queue
 FLUSH_SECONDS: Final = 0.05  # how long a mask may keep a terminal's bytes, and a program's: protocols/ssh/relay.py
 FLUSH_OUTPUT_SECONDS: Final = 2.0
@@ -330,8 +332,10 @@ class Relay:
 
     async def _read_target(self) -> bytes:
         """Read on. Behind the Status only what streams of their own (SPDY) still bring, and not for ever."""
+        if self._status is None:
+            return await self._ends.target.read(READ_BYTES)
         try:
-            async with asyncio.timeout(STATUS_SECONDS if self._status is not None else None):
+            async with asyncio.timeout(STATUS_SECONDS):
                 return await self._ends.target.read(READ_BYTES)
         except TimeoutError:
             return b""
