@@ -101,7 +101,6 @@ class Settings:
     """
 
     flow: int
-    protocol: str = "ssh"
     target: str = ""
     login: str = ""
     record_contents: tuple[str, ...] = ()
@@ -109,6 +108,7 @@ class Settings:
     columns: int = 80
     rows: int = 24
     env: dict[str, str] = field(default_factory=dict)
+    protocol: str = "ssh"
 
 
 class Content(Protocol):
