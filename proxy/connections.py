@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakKeyDictionary, ref
 
 import structlog
 
@@ -44,7 +45,7 @@ _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, er
 log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Connection:
     """One user's connection and what is known of it so far."""
 
@@ -88,6 +89,7 @@ class SessionRecorder(Recorder):
         """more: as Recorder has it."""
         super().__init__(directory, key, **more)
         self._revision = revision
+        self._owners: WeakKeyDictionary[Tape, ref[Connection]] = WeakKeyDictionary()
 
     def open(
         self,
@@ -116,11 +118,14 @@ class SessionRecorder(Recorder):
             connection.tapes.append(tape)
             connection.session = tape.sid
             connection.target = target
+            self._owners[tape] = ref(connection)
         return tape
 
     def open_original(self, tape: Tape, recipients: Sequence[Recipient]) -> Tape:
         original = super().open_original(tape, recipients)
-        connection = _current.get(None)
+        # Not whoever runs now: a request makes the first masked answer of a session that outlives its connection.
+        owner = self._owners.get(tape)
+        connection = owner() if owner is not None else None
         if connection is not None:
             connection.tapes.append(original)
         return original

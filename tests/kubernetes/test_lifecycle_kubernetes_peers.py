@@ -6,6 +6,7 @@ sealed. tests/ssh/test_lifecycle_peers.py has the same for SSH, tests/test_app.p
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
@@ -22,6 +23,8 @@ from typing import Final
 
 import pytest
 
+from recorder.cipher import AuditorKey
+from recorder.reader import TapeReader
 from tests.kubernetes.gateway import ALLOW_ALL, TARGET, KubeGateway
 from tests.kubernetes.loads import service
 from tests.kubernetes.place import CONFIGMAPS, Api, KubePlace, Tale, kubectl, tale, tales
@@ -33,6 +36,9 @@ from tests.ssh.running import until
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(120)]
 MIB: Final = 1 << 20
 REVOKED: Final = b"the login was revoked or has expired"
+MASK: Final = """\
+  - {name: values, mask: [{fields: ["secrets:data.*"], action: redact}]}
+"""
 NO_WRITES: Final = (
     ALLOW_ALL
     + """\
@@ -356,6 +362,26 @@ def test_twenty_connections_share_one_tape(place: KubePlace, local_kube: KubeSer
     assert shown.stdout.count("shared-7-3") >= 2
     har = json.loads(place.gatecast("export", sid, "--format", "har").stdout)
     assert len(har["log"]["entries"]) == 201
+
+
+def test_the_original_track_lasts_as_long_as_the_session(place: KubePlace, local_kube: KubeServer) -> None:
+    """It is opened by the first answer that a mask changes; the end of that connection is not its end."""
+    auditor = AuditorKey.generate(place.folder / "auditor.key")
+    (place.folder / "auditor.pub").write_bytes(auditor.public_pem())
+    place.configure(ALLOW_ALL + MASK, targets={"kube": {"original_to": ["auditor.pub"]}})
+    with place.serving() as gateway:
+        for _ in range(3):
+            api = Api(gateway)
+            answer = api.get("/api/v1/namespaces/default/secrets/web-0-db")
+            assert answer.status == 200, answer.body
+            assert base64.b64decode(answer.json["data"]["password"]) == b"[redacted]"
+            api.close()
+            until(lambda: len(gateway.json("sessions", "live")) == 1, "end of the connection")
+    (told,) = closed(place)
+    assert len(told.commands) == 3
+    (original,) = [path for path in gateway.tapes() if ".original." in path.name]
+    kept = b"".join(bytes(record.payload) for record in TapeReader(original, [auditor]).records())
+    assert kept.count(base64.b64encode(b"s3cr3t-web-0")) >= 3
 
 
 # -- several processes -----------------------------------------------------------------------------------
