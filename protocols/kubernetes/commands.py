@@ -132,7 +132,10 @@ class Conversation:
         Of an upgrade the fields of the upgrade itself are not here: they are the leg's. from_user comes first.
         """
         fields: list[tuple[str, str]] = [("Host", self._host())]
-        passed = _PASSED | _PASSED_PROXY if self._verb == "proxy" else _PASSED
+        # A part of an answer (a range) could be one of a value, which a mask no longer knows.
+        passed = _PASSED | _PASSED_PROXY if self._verb == "proxy" and not masked else _PASSED
+        if masked and self._verb == "log" and info.get("limitBytes") is not None:
+            raise BadRequest(400, "gatecast: masks apply to this log, which cannot be cut in its middle (limitBytes)")
         rewritten = masked and self._verb not in ("proxy", "get-path", "path", "discover")
         for name, value in head.fields:
             lower = name.lower()
@@ -205,6 +208,8 @@ class Conversation:
             return "pass"
         if response.status in (204, 304) or response.length == 0:
             return "pass"
+        if response.status == 206:
+            return BadGateway("a part of an answer cannot be masked")
         if any(word != "identity" for word in words(response.fields, "content-encoding")):
             return BadGateway("the answer is compressed, and cannot be masked")
         kind = media_type(response.get("content-type") or "")

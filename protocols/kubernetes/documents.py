@@ -29,8 +29,8 @@ What is no JSON, or says a key twice, raises: nothing unread passes. Source: kub
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from protocols.kubernetes import printers
 from protocols.kubernetes.kinds import UNKNOWN, is_own, kind_of, resources_of
@@ -227,17 +227,30 @@ class _Answer:
         message = value.get("message")
         quoting = value.get("reason") not in _NAMES_ONLY
         if isinstance(message, str) and (quoting or message.startswith(_WEBHOOK)):
-            found["message"] = json_text(_unquoted(message))
+            found["message"] = self._told(message)
         details = value.get("details")
         causes = details.get("causes") if isinstance(details, dict) else None
         told = {
-            index: {"message": json_text(_unquoted(cause["message"]))}
+            index: {"message": self._told(cause["message"])}
             for index, cause in enumerate(causes if isinstance(causes, list) else ())
             if isinstance(cause, dict) and isinstance(cause.get("message"), str)
         }
         if told:
-            found["details"] = {"causes": told}
+            # What detectors found beside the messages stays found.
+            others = _mapping(found.get("details"))
+            those = _mapping(others.get("causes"))
+            both = {**those, **{index: {**_mapping(those.get(index)), **each} for index, each in told.items()}}
+            found["details"] = {**others, "causes": both}
         return found
+
+    def _told(self, message: str) -> Edit:
+        """A message without its quotations, and without what detectors find in the rest."""
+        plain = _unquoted(message)
+        return self._values.any(plain, "message", ()) or json_text(plain)
+
+
+def _mapping(edit: Any) -> Mapping[Any, Any]:  # an Edit: of members by their names, of elements by their indexes
+    return edit if isinstance(edit, Mapping) else {}
 
 
 class _Rows:

@@ -50,8 +50,8 @@ SHOWN_LIMIT: Final = 1024 * 1024  # of an answer, for the decoded view of the ta
 FLUSH_SECONDS: Final = 2.0  # how long a mask may keep text that no line break follows; as protocols/ssh/relay.py
 # Fields of an answer that hold nothing of an object's; under masks they are all that passes.
 PLAIN_FIELDS: Final = frozenset({
-    "content-type", "content-length", "warning", "date", "cache-control", "etag", "last-modified", "vary",
-    "audit-id", "retry-after", "x-kubernetes-pf-flowschema-uid", "x-kubernetes-pf-prioritylevel-uid",
+    "content-type", "warning", "date", "cache-control", "last-modified", "vary", "audit-id", "retry-after",
+    "x-kubernetes-pf-flowschema-uid", "x-kubernetes-pf-prioritylevel-uid",
 })  # fmt: skip
 HIDDEN_WARNING: Final = '299 - "a warning of the target, which masks hide"'
 _OWN_FRAMING: Final = frozenset({"transfer-encoding", "connection", "keep-alive"})
@@ -176,11 +176,14 @@ class Exchange:
     async def _back(
         self, head: RequestHead, info: RequestInfo, permit: Permit, link: Link, response: ResponseHead, sent: int
     ) -> bool:
-        masked = bool(permit.masks)
+        masked = bool(permit.masks) and permit.command.verb != "discover"
+        if masked:  # what a target says there is text that nobody has masked
+            response = replace(response, reason=status.reason_phrase(response.status))
         treatment = self._conversation.treatment(response, masked)
         if isinstance(treatment, BadGateway):
             raise TargetPeerError(treatment.text)
-        framing = Framing(head, response, rewritten=treatment != "pass")
+        # A HEAD's length is that of what a mask would have changed.
+        framing = Framing(head, response, rewritten=treatment != "pass" or (masked and head.method == "HEAD"))
         answer = self._answer = _Answer(self._flow, permit, self._writer, framing)
         self._say_head(answer, info, response, treatment)
         pieces = _Pieces(link.connection, answer)
@@ -197,7 +200,7 @@ class Exchange:
 
     def _say_head(self, answer: _Answer, info: RequestInfo, response: ResponseHead, treatment: Treatment) -> None:
         fields = for_user(response.fields, self._session.target)
-        if answer.permit is not None and answer.permit.masks:
+        if answer.permit is not None and answer.permit.masks and answer.permit.command.verb != "discover":
             # What else a target says in fields is text that nobody has masked: warnings quote objects.
             fields = tuple(
                 (name, HIDDEN_WARNING if name.lower() == "warning" else value)
