@@ -193,10 +193,12 @@ def test_output_in_the_read_of_the_last_reply_is_given() -> None:
 
 
 def test_output_before_all_streams_are_taken_is_refused() -> None:
-    peer, leg = SpdyPeer(user=False), SpdyTargetLeg(PLAIN)
-    answer = peer.receive(leg.start())
-    with pytest.raises(TargetPeerError):
-        leg.receive(answer[: len(answer) - 1 - len(answer) // 4] + data_frame(5, b"x"))
+    encoder, leg = Encoder(), SpdyTargetLeg(PLAIN)
+    leg.start()
+    replies = [encoder.syn_reply(stream) for stream in (1, 3, 5)]  # stderr's is missing
+    assert leg.receive(b"".join(replies)) == [] and not leg.ready
+    with pytest.raises(TargetPeerError, match="before all streams"):
+        leg.receive(data_frame(5, b"x"))
 
 
 def test_a_stream_that_the_target_refuses_ends_it() -> None:

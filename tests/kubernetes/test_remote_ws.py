@@ -157,6 +157,20 @@ def test_a_large_frame_is_given_on_as_it_comes() -> None:
     assert leg.receive(following) == [Data(STDIN, b"next", following)]
 
 
+def test_a_large_fragment_is_given_on_and_its_message_goes_on() -> None:
+    leg, data = WebSocketUserLeg(V5, PLAIN), bytes(PIECE_BYTES)
+    large = masked(ws.BINARY, b"\0" + data, fin=False)
+    assert joined(leg.receive(large[:100]) + leg.receive(large[100:])) == [Data(STDIN, data)]
+    assert leg.receive(masked(ws.CONTINUATION, b"\0rest") + message(0, b"x")) == [
+        Data(STDIN, b"\0rest"),
+        Data(STDIN, b"x", message(0, b"x")),
+    ]
+    leg.receive(large[:100])
+    leg.receive(large[100:])
+    with pytest.raises(UserPeerError, match="out of order"):
+        leg.receive(message(0, b"x"))
+
+
 def test_a_frame_at_the_limit_is_still_given_whole() -> None:
     for size in (PIECE_BYTES - 2, PIECE_BYTES - 1):
         wire, leg = message(0, bytes(size)), WebSocketUserLeg(V5, PLAIN)
