@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from proxy.identity.commands import token_issue
+from recorder.reader import TapeReader
 from tests.peers.certificates import Authority
 from tests.peers.kubernetes import TOKEN, KubeServer, kube_server, kubectl, write_kubeconfig
 
@@ -98,9 +99,11 @@ class World:
         return [str(kubectl("1.37").path), f"--kubeconfig={self.routes[route].kubeconfig}", *words]
 
     def drop_tapes(self) -> None:
-        """Delete the tapes so far: a long run must not fill the disk."""
-        for path in self.state.rglob("*.gct"):
-            path.unlink()
+        """Delete the tapes that are sealed: a long run must not fill the disk, and the open ones are in use."""
+        for first in self.state.rglob("*.000.gct"):
+            if TapeReader(first).status:
+                for path in first.parent.glob(f"{first.name.partition('.')[0]}.*"):
+                    path.unlink()
 
 
 @contextlib.contextmanager
