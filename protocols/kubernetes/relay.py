@@ -90,6 +90,7 @@ class Ends:
     from_user: bytes = b""
     from_target: bytes = b""
     stashed: tuple[Event, ...] = ()  # of the user, from before the target was there
+    said: tuple[Event, ...] = ()  # of the target, in the read with which its streams were open
     outputs: frozenset[int] = frozenset()  # the target's streams that say when they end (SPDY)
 
 
@@ -313,6 +314,8 @@ class Relay:
 
     async def _down(self) -> None:
         ends = self._ends
+        for event in ends.said:
+            self._from_target(event)
         data, ends.from_target = ends.from_target, b""
         while True:
             if data:

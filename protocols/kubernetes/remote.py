@@ -363,7 +363,7 @@ class Remote:
             outputs = frozenset(
                 number for number, name in ((STDOUT, "stdout"), (STDERR, "stderr")) if self._streams[name]
             )
-        ends = Ends(self._user, leg, connection.stream, target, self._rest, rest, tuple(self._stash), outputs)
+        ends = Ends(self._user, leg, connection.stream, target, self._rest, rest, tuple(self._stash), outputs=outputs)
         self._rest = b""
         start = target.start()
         if start:
@@ -406,9 +406,9 @@ class Remote:
                 if not data:
                     raise TargetPeerError("the target closed the connection before its streams were open")
                 for event in ends.target_leg.receive(data):
-                    if isinstance(event, Over):
+                    if isinstance(event, Over) and not ends.target_leg.ready:
                         raise TargetPeerError(f"the target did not open the streams: {event.reason}")
-                    assert not isinstance(event, Data), "output before the streams are open"
+                    ends.said += (event,)  # a quick command's output may come in the read of the last stream's reply
 
     async def _say_end(self, ends: Ends, ending: Ending) -> None:
         """Tell both sides that it is over."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import struct
+from typing import Any
 
 import pytest
 
+from protocols.kubernetes.relay import Ends
+from protocols.kubernetes.remote import Remote
 from protocols.kubernetes.remote_spdy import STATUS_LIMIT, STREAMS_LIMIT, SpdyTargetLeg, SpdyUserLeg
 from protocols.kubernetes.spdy_wire import CANCEL, DATA, FIN, GOAWAY, RST_STREAM, Decoder, Encoder
 from protocols.kubernetes.status import exit_document
@@ -17,6 +21,7 @@ from tests.peers.kube.spdy import control, data_frame
 
 PLAIN = Asked(stdin=True, stdout=True, stderr=True, tty=False)
 TTY = Asked(stdin=True, stdout=True, stderr=False, tty=True)
+NOBODY: Any = None  # a stream that is not read
 ALL = ("error", "stdin", "stdout", "stderr")
 
 
@@ -190,6 +195,14 @@ def test_output_in_the_read_of_the_last_reply_is_given() -> None:
     peer, leg = SpdyPeer(user=False), SpdyTargetLeg(PLAIN)
     answer = peer.receive(leg.start())
     assert leg.receive(answer + peer.say(1, b"fast")) == [Data(STDOUT, b"fast")] and leg.ready
+
+
+def test_what_a_quick_command_says_in_the_read_of_the_last_reply_is_kept() -> None:
+    peer, leg = SpdyPeer(user=False), SpdyTargetLeg(PLAIN)
+    replies = peer.receive(leg.start())
+    ends = Ends(NOBODY, SpdyUserLeg(PLAIN), NOBODY, leg, from_target=replies + peer.say(1, b"hi") + peer.end(3))
+    asyncio.run(object.__new__(Remote)._await_target(ends))
+    assert ends.said == (Data(STDOUT, b"hi"), Status(exit_document(0))) and ends.from_target == b""
 
 
 def test_output_before_all_streams_are_taken_is_refused() -> None:
