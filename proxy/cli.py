@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     _tokens(commands)
     _ssh(commands)
     _kubeconfig(commands)
+    _kube(commands)
     _approvals(commands)
     _policy(commands)
     _sessions(commands)
@@ -254,6 +255,24 @@ def _kubeconfig(commands: _Commands) -> None:
     made.add_argument("--namespace", help="the namespace where kubectl names none")
     made.add_argument("--output", "-o", default="-", metavar="FILE", help="where to put it (default: print it)")
     _json(made)
+
+
+def _kube(commands: _Commands) -> None:
+    group = _group(commands, "kube", "check targets of Kubernetes", "gatecast kube check prod")
+    check = _command(
+        group,
+        "check",
+        "check",
+        "connect to API servers as the gateway does, and say which rights its account misses, and has too many",
+        "gatecast kube check prod --namespace payments",
+        module="proxy.kube_check",
+    )
+    check.epilog = f"exit codes: 0 all work; 1 one does not, or misses a right; 2 wrong arguments\n\n{check.epilog}"
+    check.add_argument("target", nargs="*", metavar="TARGET", help="a target (default: all of Kubernetes)")
+    check.add_argument("--namespace", "-n", help="ask about the rights in this one (default: in all of them at once)")
+    check.add_argument("--strict", action="store_true", help="rights that are too much are a failure, too")
+    _file(check)
+    _json(check)
 
 
 def _approvals(commands: _Commands) -> None:

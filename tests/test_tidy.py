@@ -24,7 +24,8 @@ OUTER = frozenset({
     "proxy.demo", "proxy.commands", "proxy.snapshot", "proxy.admission", "proxy.notify", "proxy.checking",
     "proxy.trying", "proxy.notary", "proxy.values", "proxy.rotation", "proxy.ssh_sections", "proxy.ssh_files",
     "proxy.ssh_doors", "proxy.ssh_commands", "proxy.ssh_arguments", "proxy.trying_ssh", "proxy.trying_kube",
-    "proxy.kube_sections", "proxy.kube_files", "proxy.kube_commands",
+    "proxy.kube_sections", "proxy.kube_files", "proxy.kube_commands", "proxy.kube_check",
+    "proxy.kube_rights",
     # The vault's ends towards configuration and administrators.
     "proxy.vault.settings", "proxy.vault.service", "proxy.vault.commands",
     "proxy.identity.commands",  # what the command line does with tokens: nothing inside imports it

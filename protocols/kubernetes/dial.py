@@ -62,7 +62,7 @@ async def dial(target: Target, credential: Credential) -> Stream:
     stream: SocketStream | None = None
     try:
         async with asyncio.timeout(settings.connect_timeout_seconds):
-            context = await asyncio.to_thread(lambda: _context(_material(settings, credential)))
+            context = await asyncio.to_thread(tls_context, settings, credential)
             stream = await _connect(settings)
             await stream.start(context, settings.server_name, whole=True)
         if stream.info("alpn") not in (None, ALPN):
@@ -89,6 +89,11 @@ def authorization(credential: Credential) -> Fields:
     if len(token) > TOKEN_LIMIT or not _TOKEN.fullmatch(token):
         raise TargetPeerError("the gateway's token for the target cannot be sent; ask its operator")
     return (("Authorization", f"Bearer {token}"),)
+
+
+def tls_context(settings: DialSettings, credential: Credential) -> ssl.SSLContext:
+    """The context of dial()'s connections, for ``gatecast kube check``. Blocks. Raises TargetPeerError."""
+    return _context(_material(settings, credential))
 
 
 def impersonation(target: Target, identity: Identity) -> Fields:
