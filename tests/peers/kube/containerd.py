@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -18,6 +19,7 @@ from typing import Final
 
 from tests.peers.kube.cri import CriError, Runtime
 from tests.peers.kube.image import PAUSE, make_image
+from tests.peers.ssh import descendants
 
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 15.0
@@ -121,8 +123,22 @@ def _tail(folder: Path) -> str:
     return (folder / "log").read_text(errors="replace")[-500:]
 
 
+def _shims(folder: Path) -> list[int]:
+    """The shims that have outlived a containerd: they name its socket on their command line."""
+    found: list[int] = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"\0-address\0{folder}/containerd.sock".encode() in place.read_bytes():
+                found.append(int(place.parent.name))
+    return found
+
+
 def _clean(folder: Path) -> None:
-    """Unmount what containers have left mounted, the deepest first, and remove the folder."""
+    """End containers that are left, unmount what they had, the deepest first, and remove the folder."""
+    for shim in _shims(folder):
+        for pid in [*descendants(shim), shim]:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for mount in sorted((each for each in mounts if each.startswith(f"{folder}/")), key=len, reverse=True):
         subprocess.run(["umount", "-l", mount], capture_output=True, check=False)
