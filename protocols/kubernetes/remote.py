@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from protocols.kubernetes import status
 from protocols.kubernetes.commands import Conversation
 from protocols.kubernetes.copies import read_copy
+from protocols.kubernetes.documents import rewrite
 from protocols.kubernetes.forward import serve_forward
 from protocols.kubernetes.handshakes import FLOW, SPDY, Wanted, accepted, ask_target, outcome
 from protocols.kubernetes.legs import choose_protocol, target_leg, user_leg
@@ -45,7 +47,8 @@ from proxy.terminal.wording import gate_text
 CLOSE_SECONDS: Final = 10.0
 READY_SECONDS: Final = 30.0  # for a user of SPDY to open its streams; note 4
 GOODBYE_SECONDS: Final = 5.0  # for a peer's own close; note 3
-WANTED: Final = Wanted(("v5.channel.k8s.io", "v4.channel.k8s.io"), ("v4.channel.k8s.io",))
+# Not v4 over WebSocket: it cannot say that stdin has ended; a server that has no v5 speaks SPDY.
+WANTED: Final = Wanted(("v5.channel.k8s.io",), ("v4.channel.k8s.io",))
 REMOTES: Final = frozenset({"exec", "attach", "portforward"})
 
 
@@ -346,6 +349,7 @@ class Remote:
         session = self._session
         granted = await ask_target(self._gate, session, permit, self._conversation, self._info, WANTED, self._head)
         if isinstance(granted, bytes):
+            granted = self._shown(permit, granted)
             self._record(permit, granted, 0, 0)
             await self._fail(status.code_of(granted), granted, protocol)
             return "refused by the target"
@@ -372,12 +376,13 @@ class Remote:
             await writer.flush()
         await self._await_target(ends)
         command = permit.command
-        copy = read_copy(command.facts.get("argv", ())) if not self._streams["tty"] else None
+        copy = read_copy(command.facts.get("argv", ())) if command.verb in ("copy-in", "copy-out") else None
         idle = float(self._gate.settings.get("idle_seconds") or 0)
         relay = Relay(ends, self._session, permit, self._content(), copy, idle, self._log)
         ending = Ending(b"", "the stream failed", failed=True)
         try:
             ending = await relay.run()
+            ending = replace(ending, document=self._shown(permit, ending.document))
         except TargetPeerError as error:
             ending = Ending(status.failure_document(gate_text(str(error))), f"the target: {error}", failed=True)
         except asyncio.CancelledError as cancelled:
@@ -396,6 +401,11 @@ class Remote:
         if ending.failed:
             raise TargetPeerError(ending.reason)
         return ending.reason
+
+    def _shown(self, permit: Permit, document: bytes) -> bytes:
+        """A Status as the user may see it: a target's errors quote what masks hide. Raises TargetPeerError."""
+        fields = self._gate.masker.fields(permit.masks, permit.command) if permit.masks else None
+        return rewrite(document, fields, self._info.resource_name) if fields is not None and document else document
 
     async def _await_target(self, ends: Ends) -> None:
         """Wait until the target's streams are open."""
