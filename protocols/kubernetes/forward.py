@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,7 @@ UNDECIDED_LIMIT: Final = 64 * 1024  # of what a user sends into a connection tha
 PING_SECONDS: Final = 20.0  # note 8
 WANTED: Final = Wanted((SUBPROTOCOL,), (PORTFORWARD,))
 PORT_LIMIT: Final = 65_535
+_PORT: Final = re.compile(r"[0-9]{1,5}")  # isdecimal() takes any script's digits, and int() no thousands of them
 
 
 @dataclass(slots=True)
@@ -299,7 +301,8 @@ class Forward:
                 pair = self._by_user.get(stream)
                 if pair is not None and not pair.over and stream == pair.data:
                     if pair.permit is not None:
-                        self._pass(self._far.reset(pair.target_data))
+                        self._pass(self._far.reset(pair.target_data) + self._far.reset(pair.target_error))
+                    self._say(self._near.data(pair.error, b"", True))
                     self._close(pair, "reset")
             case spdy.Reply(wire=wire):
                 self._say(wire)
@@ -309,7 +312,7 @@ class Forward:
     def _opened(self, stream: int, headers: Mapping[str, str], fin: bool) -> None:
         kind, name = headers.get("streamtype", ""), headers.get("requestid", "")
         port = headers.get("port", "")
-        if kind not in ("error", "data") or not port.isdecimal() or not 0 < int(port) <= PORT_LIMIT:
+        if kind not in ("error", "data") or not _PORT.fullmatch(port) or not 0 < int(port) <= PORT_LIMIT:
             raise UserPeerError("a stream of port-forward without a type or a port")
         pair = self._pairs.get(name)
         if pair is None:
@@ -418,6 +421,10 @@ class Forward:
         if pair.pending is not None:
             pair.pending.withdraw()
         self._pairs.pop(pair.request_id, None)
+        for stream in (pair.error, pair.data):  # what still comes on them is of nobody
+            self._by_user.pop(stream, None)
+        for stream in (pair.target_error, pair.target_data):
+            self._by_target.pop(stream, None)
         self._record(pair, how)
 
     def _record(self, pair: Pair, how: str) -> None:
@@ -447,7 +454,8 @@ class Forward:
             case spdy.Reset(stream=stream):
                 pair = self._by_target.get(stream)
                 if pair is not None and not pair.over:
-                    self._say(self._near.reset(pair.data))
+                    self._say(self._near.reset(pair.data) + self._near.data(pair.error, b"", True))
+                    self._pass(self._far.reset(pair.target_error))
                     self._close(pair, "reset")
             case spdy.Reply(wire=wire):
                 self._pass(wire)

@@ -118,7 +118,10 @@ async def _answer(
             raise TargetPeerError(f"the target's handshake is wrong: {problem}")
         return Granted(connection, websocket, chosen)
     body = await connection.body(ANSWER_LIMIT)
-    if status.read_status(body) is not None:
+    if response.status < 400:  # whatever it says of success: nothing was run
+        return False, status.failure(502, f"the target answered {response.status} to a request for streams")
+    said = status.read_status(body)
+    if said is not None and said.get("status") != "Success":
         return response.status in FINAL, body
     return False, status.failure(response.status, body[:1024].decode("utf-8", "replace"))
 

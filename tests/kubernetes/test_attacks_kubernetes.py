@@ -209,7 +209,10 @@ def test_a_request_behind_an_upgrade_is_input_and_never_a_request() -> None:
         user = await stage.user()
         user.send(upgrade(EXEC) + HIDDEN + request("GET", f"{PODS}/other"))
         stage.answer = lambda asked: asked.say(ok(b'{"kind":"Status","code":403}', code="403 Forbidden"))
-        await user.rest()
+        await user.head()
+        await stage.until(lambda: bool(stage.asked))
+        user.close()
+        await stage.until(lambda: stage.served == 1)
         assert [asked.target.partition("?")[0] for asked in stage.asked] == [f"{PODS}/api/exec"]
         assert [command.verb for command in stage.commands] == ["exec"]
 
@@ -403,7 +406,8 @@ def test_what_an_approver_reads_cannot_redraw_his_screen() -> None:
         await stage.ask(request("GET", PODS, f"User-Agent: {intent}", f"Gatecast-Run: {intent}"))
         user = await stage.user()
         user.send(upgrade(f"{PODS}/api/exec?stdout=1&command=sh&command=-c&command={evil.replace(';', '%3b')}"))
-        await user.rest()
+        await user.head()
+        user.close()
         assert len(stage.commands) == 3
         for command in stage.commands:
             from proxy.core.text import harmless
@@ -411,7 +415,7 @@ def test_what_an_approver_reads_cannot_redraw_his_screen() -> None:
             assert harmless(command.text).isprintable() and "\x1b" not in harmless(command.text)
         assert stage.asked == []
 
-    run(test, lambda command: Hold("ask", ("boss",)))
+    run(test, lambda command: Hold("ask", ("boss",), 60.0))
 
 
 # -- hostile targets ------------------------------------------------------------------------------------
