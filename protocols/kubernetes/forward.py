@@ -43,6 +43,7 @@ PORTFORWARD: Final = "portforward.k8s.io"
 READ_BYTES: Final = 64 * 1024
 PAIRS_LIMIT: Final = 1000  # connections at once of one session; kubectl opens one for each local connection
 UNDECIDED_LIMIT: Final = 64 * 1024  # of what a user sends into a connection that nobody has decided on yet
+UNDECIDED_SUM_LIMIT: Final = 1024 * 1024  # the same of all connections of a session; sixteen that are full
 PING_SECONDS: Final = 20.0  # note 8
 WANTED: Final = Wanted((SUBPROTOCOL,), (PORTFORWARD,))
 PORT_LIMIT: Final = 65_535
@@ -252,10 +253,21 @@ class Forward:
             self._active = time.monotonic()
 
     async def _make_room(self) -> None:
-        """Wait while a connection that nobody has decided on yet is full: it stops its session, as TCP would."""
-        for pair in [each for each in self._pairs.values() if len(each.waiting) > UNDECIDED_LIMIT]:
-            if pair.task is not None and not pair.task.done():
-                await asyncio.wait({pair.task})
+        """Wait while too much is kept for connections that are not decided on: it stops the session, as TCP would.
+
+        Raises UserPeerError where it is kept for one that cannot be decided on, as its other stream is missing.
+        """
+        while True:
+            kept = [each for each in self._pairs.values() if each.waiting]
+            full = [each for each in kept if len(each.waiting) > UNDECIDED_LIMIT]
+            if sum(len(each.waiting) for each in kept) > UNDECIDED_SUM_LIMIT:
+                full = kept
+            if any(each.task is None for each in full):
+                raise UserPeerError("too much input for a connection whose other stream is missing")
+            deciding = {each.task for each in full if each.task is not None and not each.task.done()}
+            if not deciding:
+                return
+            await asyncio.wait(deciding, return_when=asyncio.FIRST_COMPLETED)
 
     async def _down(self, stream: Stream, data: bytes) -> None:
         while True:

@@ -27,6 +27,7 @@ from proxy.core.session import Session
 
 SESSION_IDLE_SECONDS: Final = 300.0  # where the target does not say; issue 5 leaves it open, ours
 LOOK_SECONDS: Final = 0.05  # while requests run, the least time between two looks at whether it is idle
+RUNS_LIMIT: Final = 32  # sessions of one caller at one target: each is an open tape. Traced programs name many. Ours
 LEASES_SECONDS: Final = 5.0  # for requests to say their last word when a session ends under them
 CLOSE_SECONDS: Final = 10.0
 _PLACE: Final = "kubernetes/sessions"
@@ -65,6 +66,11 @@ class Shared:
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _flows: Iterator[int] = field(default_factory=itertools.count)
     _intent: str = ""
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no request runs in it."""
+        return not self._leases
 
     def flow(self) -> int:
         """The number of the next exchange on the tape."""
@@ -178,12 +184,21 @@ class Sessions:
         if shared is None or shared.over.is_set() or shared.target != target:
             if shared is not None:
                 shared.end("the target was configured anew")
+            self._make_room(key)
             ready: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
             shared = self._open[key] = Shared(caller, target, gate, ready)
             task = gate.residents.start("kubernetes", caller.listener, caller.identity, shared.work)
             task.add_done_callback(partial(self._forget, key, shared))
         with shared.lease():
             yield shared, await asyncio.shield(shared.ready)
+
+    def _make_room(self, key: tuple[str, str, str, str]) -> None:
+        """End the oldest of a caller's quiet sessions, where it has opened too many: a run is the caller's own word."""
+        mine = [each for other, each in self._open.items() if other[:3] == key[:3] and not each.over.is_set()]
+        if len(mine) >= RUNS_LIMIT:
+            oldest = next((each for each in mine if each.quiet), None)
+            if oldest is not None:
+                oldest.end(f"idle, and its caller has {RUNS_LIMIT} younger ones")
 
     def _forget(self, key: tuple[str, str, str, str], shared: Shared, _task: asyncio.Task[None]) -> None:
         if not shared.ready.done():
