@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fnmatch
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, assert_never
 
 from protocols.kubernetes import status
-from protocols.kubernetes.copies import CopiedFile, Copy, TarFiles
+from protocols.kubernetes.copies import Copy
+from protocols.kubernetes.copying import Copying
 from protocols.kubernetes.handshakes import FLOW, first
 from protocols.kubernetes.streams import (
     STDERR,
@@ -39,7 +39,7 @@ from protocols.kubernetes.streams import (
     UserLeg,
 )
 from proxy.core.errors import Refused, TargetPeerError, UserPeerError
-from proxy.core.events import Chunk, Frame, Resize, Result
+from proxy.core.events import Chunk, Frame, Resize
 from proxy.core.gate import Pending
 from proxy.core.session import Input, Permit, Session
 from proxy.core.stream import Stream
@@ -56,6 +56,7 @@ FLUSH_OUTPUT_SECONDS: Final = 2.0
 PING_SECONDS: Final = 20.0  # note 8: every 15 to 30 s keeps balancers from ending a silent exec
 STATUS_SECONDS: Final = 10.0  # servers allow as much for the Status after the last output; note 3
 GOODBYE_SECONDS: Final = 5.0  # for a peer's own close; note 3
+APART_BYTES: Final = 128 * 1024  # note 3: frames of 32 KiB; in bulk the next ones follow at once anyway
 INTERRUPT: Final = b"\x03"
 PLACE_FACTS: Final = (
     "api_group", "api_version", "resource", "subresource", "namespace", "name", "cluster_scoped", "container", "tty",
@@ -114,13 +115,11 @@ class Relay:
         self._content = content
         self._log = log
         self._idle_seconds = idle_seconds
-        self._to_user = UserWriter(ends.user, session)
+        self._to_user = UserWriter(ends.user, session, apart_bytes=APART_BYTES)
         self._to_target = TargetWriter(ends.target, session)
         same = ends.user_leg.codec == ends.target_leg.codec
         self._same = same and ends.user_leg.codec != ""
-        self._copy = copy
-        self._files = TarFiles() if copy is not None else None
-        self._taped = copy is None or _kept(session, copy)
+        self._copying = Copying(session, permit, copy, self._to_user) if copy is not None else None
         self._asked: Ask | None = None
         self._pending: Pending | None = None
         self._withdrawn = False
@@ -209,7 +208,7 @@ class Relay:
             raise UserPeerError("input behind its end")
         if self._content is None:
             framed = wire if wire and self._same else self._ends.target_leg.data(STDIN, data)
-            taped = self._watch(data, "in")
+            taped = self._copying is None or self._copying.watch(data, "in")
             self._to_target.send(Input(self._permit, FLOW, data if taped else b"", framed))
             return
         if self._asked is None:
@@ -352,7 +351,7 @@ class Relay:
                 if self._content is not None:
                     self._carry(self._content.from_target(name, data, time.monotonic()))
                 else:
-                    taped = self._watch(data, "out") if stream == STDOUT else True
+                    taped = stream != STDOUT or self._copying is None or self._copying.watch(data, "out")
                     self._output(name, data, wire if self._same else b"", taped=taped)
             case End(stream=stream):
                 self._awaited.discard(stream)
@@ -405,31 +404,10 @@ class Relay:
         self._flush_masks()
         raise _Done(Ending(document))
 
-    # -- files of kubectl cp --------------------------------------------------------------------------
-
-    def _watch(self, data: bytes, direction: Literal["in", "out"]) -> bool:
-        """Look into a copy's stream; returns whether the tape gets its bytes."""
-        if self._files is None or self._copy is None or self._copy.direction != direction:
-            return True
-        for file in self._files.feed(data):
-            self._note(file)
-        if self._files.broken and not self._taped:
-            self._taped = True
-            self._session.mark("copy", "the stream is no tar archive: from here on it is on the tape as it is")
-        return self._taped
-
-    def _finish_files(self, direction: Literal["in", "out"]) -> None:
-        if self._files is not None and self._copy is not None and self._copy.direction == direction:
-            for file in self._files.finish():
-                self._note(file)
-
-    def _note(self, file: CopiedFile) -> None:
-        assert self._copy is not None
-        way = "upload" if self._copy.direction == "in" else "download"
-        details = {"path": file.name, "direction": way, "size": file.size, "complete": file.complete}
-        if file.sha256:
-            details["sha256"] = file.sha256
-        self._session.result(self._permit, Result(file.kind, size_bytes=file.size, details=details))
+    def _finish_files(self, *directions: Literal["in", "out"]) -> None:
+        if self._copying is not None:
+            for direction in directions or ("in", "out"):
+                self._copying.finish(direction)
 
     # -- beside the streams ---------------------------------------------------------------------------
 
@@ -481,8 +459,7 @@ class Relay:
                     self._session.result(step.permit, step.result)
                 elif isinstance(step, Dropped) and step.data:
                     self._session.ignored(step.data, FLOW)
-        self._finish_files("in")
-        self._finish_files("out")
+        self._finish_files()
 
 
 def held_text(pending: Pending) -> str:
@@ -491,9 +468,3 @@ def held_text(pending: Pending) -> str:
     if pending.hold.reason:
         text += f" ({pending.hold.reason})"
     return f"{text}: {pending.url}" if pending.url else text
-
-
-def _kept(session: Session, copy: Copy) -> bool:
-    """Whether the target's configuration wants the contents of this copy on the tape."""
-    globs = session.target.settings.get("record_contents", ())
-    return isinstance(globs, tuple) and any(fnmatch.fnmatchcase(copy.path, str(glob)) for glob in globs)

@@ -23,7 +23,7 @@ from protocols.kubernetes.documents import rewrite
 from protocols.kubernetes.forward import serve_forward
 from protocols.kubernetes.handshakes import FLOW, SPDY, Wanted, accepted, ask_target, outcome
 from protocols.kubernetes.legs import choose_protocol, target_leg, user_leg
-from protocols.kubernetes.relay import READ_BYTES, WAITING_LIMIT, Ending, Ends, Relay, held_text
+from protocols.kubernetes.relay import APART_BYTES, READ_BYTES, WAITING_LIMIT, Ending, Ends, Relay, held_text
 from protocols.kubernetes.request_info import RequestInfo
 from protocols.kubernetes.retries import recent_refusal, retry_key
 from protocols.kubernetes.sessions import Caller, identity_map
@@ -34,7 +34,7 @@ from proxy.core.gate import Gate, Pending
 from proxy.core.http.client import TargetConnection
 from proxy.core.http.heads import BadRequest, Fields, RequestHead, encode_response, words
 from proxy.core.http.server import UserConnection
-from proxy.core.http.websocket import handshake_problem
+from proxy.core.http.websocket import Decoder, handshake_problem
 from proxy.core.parties import Target
 from proxy.core.session import Permit, Session
 from proxy.core.stream import Stream
@@ -154,7 +154,7 @@ class Remote:
         self._gate = gate
         self._log = log
         self._conversation = Conversation(session.target, FLOW, gate.shell)
-        self._to_user = UserWriter(user, session)
+        self._to_user = UserWriter(user, session, apart_bytes=APART_BYTES)
         self._websocket = head.upgrade == "websocket"
         self._leg: UserLeg | None = None  # once the user was let in
         self._rest = b""
@@ -333,7 +333,10 @@ class Remote:
         text = status.exit_of(document)[1] if document else ""
         if text:
             self._session.mark("status", text)
-        self._to_user.send(None, Frame(leg.finish(document), by_gate=True, taped=False))
+        wire = leg.finish(document)
+        pieces = [frame.wire for frame in Decoder(masked=False).feed(wire)] if self._websocket else [wire]
+        for piece in pieces:
+            self._to_user.send(None, Frame(piece, by_gate=True, taped=False))
         await self._to_user.flush()
         with contextlib.suppress(TimeoutError, PeerError):
             async with asyncio.timeout(GOODBYE_SECONDS):

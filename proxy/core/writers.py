@@ -101,11 +101,16 @@ class UserWriter:
     TLS between two records, and the next one must wait for its end.
     """
 
-    def __init__(self, stream: Writable, session: Session) -> None:
+    def __init__(self, stream: Writable, session: Session, apart_bytes: int = 0) -> None:
+        """apart_bytes: of less than that, each piece is written by itself, so that none shares a TLS record.
+
+        There are clients (the Python one of Kubernetes) that wait for their socket, and do not see what TLS has read.
+        """
         self._stream = stream
         self._session = session
         self._queue: list[bytes] = []
         self._turn = asyncio.Lock()
+        self._apart_bytes = apart_bytes
 
     @property
     def waiting(self) -> bool:
@@ -131,7 +136,10 @@ class UserWriter:
         async with self._turn:
             if not self._queue:
                 return
-            data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
+            pieces = tuple(self._queue)
             self._queue.clear()
+            if len(pieces) > 1 and sum(map(len, pieces)) >= self._apart_bytes:
+                pieces = (b"".join(pieces),)
             await self._session.written()
-            await self._stream.write(data)
+            for piece in pieces:
+                await self._stream.write(piece)
