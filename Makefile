@@ -15,7 +15,7 @@ NODE_STAMP := $(PEERS)/node_modules/.installed
 PEER_NEEDS := /usr/lib/postgresql/15/bin/postgres:postgresql-15 pgbouncer:pgbouncer node:nodejs npm:npm tmux:tmux \
 	javac:default-jdk-headless /usr/share/java/postgresql.jar:libpostgresql-jdbc-java chromium:chromium ffmpeg:ffmpeg \
 	/usr/sbin/sshd:openssh-server ssh:openssh-client dbclient:dropbear-bin rsync:rsync git:git zsh:zsh fish:fish \
-	busybox:busybox vim:vim less:less
+	busybox:busybox vim:vim less:less containerd:containerd runc:runc kubectl:kubernetes-client curl:curl
 
 .PHONY: help demo test check bench lint clean nightly peers
 
