@@ -111,6 +111,7 @@ class Conversation:
             facts |= self._stream_facts(info, verb)
             verb = {"in": "copy-in", "out": "copy-out"}.get(facts.get("transfer", ""), verb)
         self._verb, self._method = verb, head.method
+        self._everywhere = not facts.get("namespace")
         self._framing = _framing(head, body, verb)
         name = facts.get("name", "")
         return Command(
@@ -237,7 +238,7 @@ class Conversation:
         error = error_of(value)
         if self._verb not in ("get", "list"):
             return Result(tag, size_bytes=size_bytes, error=error, details=details)
-        rows = rows_of(value)
+        rows = rows_of(value, self._everywhere)
         return Result(tag, rows.columns, rows.rows, rows.count, size_bytes, error, details)
 
 
@@ -372,8 +373,11 @@ def _dry_run(info: RequestInfo, body: Body) -> bool:
 def _transfer(argv: tuple[str, ...], stdin: bool) -> dict[str, Any]:
     """Tell an exec of the tar that kubectl cp runs; what is not exactly that stays an exec.
 
+    So does one whose path climbs: a rule for /data/* would take /data/../etc for its own; kubectl sends none.
     Source: kubectl/pkg/cmd/cp/cp.go.
     """
+    if argv and ".." in argv[-1].split("/"):
+        return {}
     match argv:
         case ["tar", "cf", "-", path] if not stdin and not path.startswith("-"):
             return {"transfer": "out", "transfer_path": path}

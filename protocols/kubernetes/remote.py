@@ -278,9 +278,12 @@ class Remote:
         self._to_user.send(None, Frame(answer + self._leg.start(), by_gate=True, taped=False))
         await self._to_user.flush()
         self._rest = self._http.take_over()
-        async with asyncio.timeout(READY_SECONDS):
-            while not self._leg.ready:
-                await self._receive(self._leg)
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                while not self._leg.ready:
+                    await self._receive(self._leg)
+        except TimeoutError:
+            raise UserPeerError("it did not open its streams in time") from None
         return self._leg
 
     async def _receive(self, leg: UserLeg) -> None:
@@ -412,6 +415,12 @@ class Remote:
 
     async def _await_target(self, ends: Ends) -> None:
         """Wait until the target's streams are open."""
+        try:
+            await self._target_ready(ends)
+        except TimeoutError:
+            raise TargetPeerError("it did not open its streams in time") from None
+
+    async def _target_ready(self, ends: Ends) -> None:
         async with asyncio.timeout(READY_SECONDS):
             while not ends.target_leg.ready:
                 data = ends.from_target or await ends.target.read(READ_BYTES)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.core.http import websocket as ws
-from proxy.core.verdict import Allow, Hold, Mask
+from proxy.core.verdict import Allow, Deny, Hold, Mask
 from proxy.masking import Masking
 from recorder.tape import Kind
 from tests.fakes import FakeApprovals
@@ -432,3 +432,43 @@ def test_a_refusal_of_the_targets_is_masked_as_well() -> None:
         assert b"unseen" not in stage.taped()
 
     run(test, lambda command: Allow("r", (Mask("r", detectors=("canary",)),)), masker=MASKING)
+
+
+def test_a_copy_is_of_the_place_that_it_names() -> None:
+    """What is not exactly kubectl's tar, or climbs out of the place that a rule allows, is an exec like any other."""
+    tries = [
+        ("tar -xmf - -C /data", "copy-in"), ("tar -xmf -", "copy-in"), ("tar cf - /data/x", "copy-out"),
+        ("tar -xmf - -C /data/../etc", "exec"), ("tar cf - /data/../etc/shadow", "exec"), ("tar cf - ..", "exec"),
+        ("tar -xmf - -C --to-command=sh", "exec"), ("tar cf - --checkpoint-action=exec=sh", "exec"),
+        ("tar cf - -I sh", "exec"), ("tar -xmf - -C /a -C /b", "exec"), ("tar xmf - -C /a", "exec"),
+        ("/tmp/tar cf - /data", "exec"), ("tar cf - /data /etc", "exec"), ("tar cf /dev/stdout /data", "exec"),
+    ]  # fmt: skip
+
+    async def test(stage: Stage) -> None:
+        for line, verb in tries:
+            words = "".join(f"&command={word}" for word in line.split())
+            stdin = "&stdin=true" if "x" in line.split()[1] else ""
+            user = await stage.user()
+            user.send(upgrade(f"{PODS}/api/exec?stdout=true{stdin}{words}"))
+            await user.head()
+            user.close()
+            assert stage.commands[-1].verb == verb, line
+            assert ("transfer_path" in stage.commands[-1].facts) is (verb != "exec")
+        assert stage.connections == 0
+
+    run(test, lambda command: Deny("no", "never"))
+
+
+def test_a_user_who_never_opens_its_streams_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SPDY: who is let in and opens nothing has its time; the tape says whose fault it was."""
+    monkeypatch.setattr("protocols.kubernetes.remote.READY_SECONDS", 0.3)
+
+    async def test(stage: Stage) -> None:
+        user = await stage.user()
+        spdy = ("Content-Length: 0", "Connection: upgrade", "Upgrade: SPDY/3.1")
+        user.send(request("POST", EXEC, *spdy, "X-Stream-Protocol-Version: v4.channel.k8s.io"))
+        await user.head()
+        await stage.until(lambda: stage.served == 1)
+        assert stage.tapes[0].closed is not None and stage.tapes[0].closed[1].startswith("the user"), stage.tapes[0]
+
+    run(test, answer=echoing())
