@@ -1,4 +1,4 @@
-"""``python -m benchmarks`` is ``python -m benchmarks.postgres``; that of SSH is ``python -m benchmarks.bench_ssh``."""
+"""``python -m benchmarks`` is ``python -m benchmarks.postgres``; SSH and Kubernetes: bench_ssh, bench_kubernetes."""
 
 from __future__ import annotations
 
