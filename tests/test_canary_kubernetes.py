@@ -505,7 +505,7 @@ def run_world(
     search_files(search, folder, keys)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def local_kube() -> Iterator[KubeServer]:
     with kube_server(local=True) as server:
         yield server

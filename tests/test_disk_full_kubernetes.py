@@ -167,7 +167,7 @@ def check_all(every: list[Load], disk: SmallDisk) -> None:
         one.check(told)
 
 
-@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+@pytest.mark.parametrize("kind", ["tmpfs", pytest.param("ext4", marks=pytest.mark.nightly)])
 def test_below_the_reserve_no_session_begins_and_those_that_run_go_on(
     tmp_path: Path, local_kube: KubeServer, kind: str
 ) -> None:
@@ -209,7 +209,8 @@ def test_many_failed_sessions_leave_nothing_behind(tmp_path: Path, local_kube: K
             before, size = rest(gateway), gateway.resident_bytes
             fail(run, disk, 15)
             until(lambda: works(run) and all_sealed(disk.path, 1), "recovery", BACK_SECONDS)
-            until(lambda: rest(gateway) <= before + 2, "descriptors let go of", BACK_SECONDS)
+            # Five execs at once ask for their pod: so many connections to the target may be kept for the next ones.
+            until(lambda: rest(gateway) <= before + 5, "descriptors let go of", BACK_SECONDS)
             assert gateway.resident_bytes < size + 20 * MIB
             assert not list(disk.path.rglob("*.orphan"))
             assert len(place.verified()["tapes"]) >= 20

@@ -69,7 +69,7 @@ def killed_often(folder: Path, server: KubeServer, recording: str, workers: int,
 
 @pytest.mark.parametrize(("recording", "workers"), MODES)
 def test_what_was_done_is_on_a_tape(tmp_path: Path, local_kube: KubeServer, recording: str, workers: int) -> None:
-    killed_often(tmp_path, local_kube, recording, workers, 2)
+    killed_often(tmp_path, local_kube, recording, workers, 1)
 
 
 @pytest.mark.nightly
