@@ -356,7 +356,8 @@ class HttpTranscript(Transcript):
         error = said.get("error")
         if isinstance(error, dict):
             super()._result(record, said)
-        bad = isinstance(error, dict) or not tag.startswith("2")
+        # "ended early": the user has seen enough, which is how they mostly end.
+        bad = isinstance(error, dict) or not tag.startswith(("2", "ended"))
         self._line(record.t_ns, f"{prefix}[{tag}, {took}, {amount}]", RED if bad else DIM)
         self._speaker = (exchange.number, True)
 

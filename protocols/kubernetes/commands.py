@@ -91,6 +91,7 @@ class Conversation:
         self._shell = shell
         self._verb = "UNKNOWN"
         self._method = ""
+        self._everywhere = False  # no namespace is named
         self._framing: Fields = ()
 
     # -- towards the target ---------------------------------------------------------------------------

@@ -11,6 +11,7 @@ Nothing is decided here. Source: kubernetes note 2, 6, 7, 8.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, Final
@@ -24,7 +25,7 @@ from protocols.kubernetes.handshakes import outcome
 from protocols.kubernetes.request_info import RequestInfo
 from protocols.kubernetes.targets import Link, Links
 from protocols.kubernetes.verbs import UNREAD, verb_of
-from proxy.core.errors import Refused, TapeError, TargetPeerError
+from proxy.core.errors import Refused, TapeError, TargetPeerError, UserPeerError
 from proxy.core.events import Chunk, Document, FieldMask, Result
 from proxy.core.gate import Gate, Pending
 from proxy.core.http.client import TargetConnection
@@ -120,7 +121,19 @@ class Exchange:
             self._pending = None
         if permit.approved:
             self._notes.append(f"gatecast: approved, by rule {permit.rule}")
-        return await self._pass(head, info, permit, body)
+        try:
+            return await self._pass(head, info, permit, body)
+        except (UserPeerError, asyncio.CancelledError):
+            self._cut_short(permit)
+            raise
+
+    def _cut_short(self, permit: Permit) -> None:
+        """Tape that the user has left, or that the session is over: how a watch and logs -f mostly end."""
+        answer = self._answer
+        details = {"flow": self._flow} | ({"status": answer.status} if answer is not None and answer.status else {})
+        size_bytes = answer.size_bytes if answer is not None else 0
+        with contextlib.suppress(TapeError):  # where nothing can be taped, that is why it ends
+            self._session.result(permit, Result("ended early", size_bytes=size_bytes, details=details))
 
     async def _on_hold(self, pending: Pending) -> None:
         self._log.info("request held", approval=pending.id, rule=pending.hold.rule)
@@ -284,6 +297,7 @@ class _Answer:
         self.shown = bytearray()  # of the body, as the user saw it
         self.size_bytes = 0
         self.begun = False  # something of it is on its way
+        self.status = 0  # once its head is said
         self._flow = flow
         self._writer = writer
         self._framing = framing
@@ -291,6 +305,7 @@ class _Answer:
 
     def head(self, response: ResponseHead, fields: Fields) -> None:
         """Say the head; fields are all that the user gets."""
+        self.status = response.status
         taped = encode_response(response.status, response.reason, without(fields, _OWN_FRAMING))
         wire = self._framing.head(fields)
         self._writer.send(self.permit, Chunk(self._flow, "out", taped, wire, _as_it_is, masked=False))

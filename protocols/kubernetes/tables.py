@@ -35,13 +35,13 @@ def read_answer(data: bytes) -> Any:
     return value if isinstance(value, dict) else None
 
 
-def rows_of(value: Any) -> Shown:
-    """Return the rows of a Table or a list; none of anything else."""
+def rows_of(value: Any, everywhere: bool = False) -> Shown:
+    """Return the rows of a Table or a list; none of anything else. everywhere: they are of all namespaces."""
     if not isinstance(value, dict):
         return Shown()
     kind = value.get("kind")
     if kind == "Table" and isinstance(value.get("columnDefinitions"), list):
-        return _table(value)
+        return _table(value, everywhere)
     if isinstance(kind, str) and kind.endswith("List") and isinstance(value.get("items"), list):
         return _list(value["items"])
     return Shown()
@@ -57,7 +57,7 @@ def error_of(value: Any) -> dict[str, str] | None:
     return found
 
 
-def _table(value: dict[str, Any]) -> Shown:
+def _table(value: dict[str, Any], everywhere: bool) -> Shown:
     heads = [head for head in value["columnDefinitions"] if isinstance(head, dict)]
     # Priority 0 is what kubectl shows without -o wide.
     chosen = [place for place, head in enumerate(heads) if not head.get("priority")][:COLUMNS_LIMIT]
@@ -68,8 +68,17 @@ def _table(value: dict[str, Any]) -> Shown:
     for line in lines[:ROWS_LIMIT]:
         cells = line.get("cells") if isinstance(line, dict) else None
         if isinstance(cells, list):
-            rows.append(tuple(_cell(cells[place]) if place < len(cells) else None for place in chosen))
-    return Shown(columns, tuple(rows), len(lines))
+            rows.append((_namespace(line), *(_cell(cells[place]) if place < len(cells) else None for place in chosen)))
+    # A Table has no such column: kubectl adds it, from the objects' metadata.
+    if everywhere and any(row[0] for row in rows):
+        return Shown(("Namespace", *columns), tuple(rows), len(lines))
+    return Shown(columns, tuple(row[1:] for row in rows), len(lines))
+
+
+def _namespace(line: dict[str, Any]) -> str | None:
+    object_ = line.get("object")
+    meta = object_.get("metadata") if isinstance(object_, dict) else None
+    return _cell(meta.get("namespace")) if isinstance(meta, dict) else None
 
 
 def _list(items: list[Any]) -> Shown:

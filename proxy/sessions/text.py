@@ -242,6 +242,8 @@ def _command_lines(command: Mapping[str, Any], paper: Paper) -> list[str]:
     if command["verdict"].endswith("deny") and command["reason"]:
         lines.append(paper.paint(indent + visible(f"refused: {command['reason']}").replace("\n", " "), _RED))
     lines += [indent + visible(text).replace("\n", " ") for text in _masked(command["masked"])]
+    for file in command["details"].get("files", ()):  # of kubectl cp, sftp and scp of many
+        lines.append(paper.paint(indent + visible(_file(file)).replace("\n", " "), _DIM))
     error = command["error"]
     if error is not None:
         said = f"error {error['code']}: {error['message']}"
@@ -252,6 +254,15 @@ def _command_lines(command: Mapping[str, Any], paper: Paper) -> list[str]:
         passed = _transferred(command["details"])
         lines.append(paper.paint(indent + visible(f"{command['tag']}{count}{passed}").replace("\n", " "), _DIM))
     return lines
+
+
+def _file(file: Mapping[str, Any]) -> str:
+    """One of the files that a command carried."""
+    way = {"upload": "put ", "download": "got "}.get(str(file.get("direction")), "")
+    length = f", {size(file['size'])}" if isinstance(file.get("size"), int) else ""
+    digest = f", sha256 {file['sha256']}" if file.get("sha256") else ""
+    part = ", not complete" if file.get("complete") is False else ""
+    return f"{way}{file.get('path', '?')}{length}{digest}{part}"
 
 
 def _transferred(details: Mapping[str, Any]) -> str:

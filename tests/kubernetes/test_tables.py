@@ -27,6 +27,21 @@ def test_a_table_is_shown_without_its_wide_columns() -> None:
     assert shown.count == 3
 
 
+def test_a_table_of_all_namespaces_says_whose_each_row_is() -> None:
+    rows = [
+        {"cells": ["web"], "object": {"metadata": {"namespace": "pay"}}},
+        {"cells": ["web"], "object": {"metadata": {"namespace": "dev"}}},
+        {"cells": ["web"]},
+    ]
+    value = {"kind": "Table", "columnDefinitions": [{"name": "Name"}], "rows": rows}
+    shown = rows_of(value, everywhere=True)
+    assert shown.columns == ("Namespace", "Name")
+    assert shown.rows == (("pay", "web"), ("dev", "web"), (None, "web"))
+    assert rows_of(value).rows == (("web",), ("web",), ("web",))
+    nodes = rows_of({**value, "rows": [{"cells": ["n1"], "object": {"metadata": {"name": "n1"}}}]}, everywhere=True)
+    assert (nodes.columns, nodes.rows) == (("Name",), (("n1",),))
+
+
 def test_a_list_is_shown_by_its_names() -> None:
     item = {"metadata": {"namespace": "pay", "name": "web", "creationTimestamp": "2026-01-02T03:04:05Z"}}
     shown = rows_of({"kind": "PodList", "items": [item, {"metadata": 1}, 7]})
