@@ -21,7 +21,7 @@ from protocols.kubernetes.answer_fields import for_user
 from protocols.kubernetes.commands import BadGateway, Conversation, Treatment
 from protocols.kubernetes.dial import authorization, impersonation
 from protocols.kubernetes.documents import rewrite, rewrite_line
-from protocols.kubernetes.handshakes import outcome
+from protocols.kubernetes.handshakes import NOT_LET_IN, outcome
 from protocols.kubernetes.request_info import RequestInfo
 from protocols.kubernetes.targets import Link, Links
 from protocols.kubernetes.verbs import UNREAD, verb_of
@@ -157,6 +157,8 @@ class Exchange:
                 await link.anew()
                 await self._send(link, permit, wire, body, head)
                 response = await link.connection.response(head.method)
+            if response.status == 401 and info.subresource != "proxy":
+                raise TargetPeerError(NOT_LET_IN)
             return await self._back(head, info, permit, link, response, sent)
 
     async def _send(self, link: Link, permit: Permit, wire: bytes, body: bytes | None, head: RequestHead) -> int:

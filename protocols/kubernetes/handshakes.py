@@ -29,6 +29,8 @@ from proxy.core.writers import TargetWriter
 ANSWER_LIMIT: Final = 256 * 1024  # of a target's refusal: a Status
 ANSWER_SECONDS: Final = 60.0  # for a target's answer to a handshake: a kubelet may have to start something
 SPDY: Final = "spdy/3.1"
+# A 401 of the target is about the gateway's credential; passed on, it would blame the user's token.
+NOT_LET_IN: Final = "the target did not accept the gateway's credential; its operator has to look after that"
 FLOW: Final = 0  # of a session's first stream
 # Answers that say something of the request; others may mean that there is no WebSocket.
 FINAL: Final = frozenset({401, 403, 404, 409, 410, 422, 429})
@@ -117,6 +119,8 @@ async def _answer(
         if problem is not None:
             raise TargetPeerError(f"the target's handshake is wrong: {problem}")
         return Granted(connection, websocket, chosen)
+    if response.status == 401:
+        raise TargetPeerError(NOT_LET_IN)
     body = await connection.body(ANSWER_LIMIT)
     if response.status < 400:  # whatever it says of success: nothing was run
         return False, status.failure(502, f"the target answered {response.status} to a request for streams")

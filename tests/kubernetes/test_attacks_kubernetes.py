@@ -544,3 +544,16 @@ def test_a_second_answer_is_nobodys() -> None:
         assert stage.connections == 3
 
     run(test)
+
+
+def test_a_target_that_refuses_our_credential_does_not_blame_the_users_token() -> None:
+    """kubectl, given a 401, tells its user to log in again."""
+
+    def refuse(asked: Asked) -> None:
+        asked.say(b"HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+
+    async def test(stage: Stage) -> None:
+        got = await stage.ask(request("GET", PODS))
+        assert got.status == 503 and "credential" in got.message, got
+
+    run(test, answer=refuse)
