@@ -307,7 +307,9 @@ def _policy(commands: _Commands) -> None:
         "gatecast policy explain shop 'DELETE FROM orders' --subject ana@example.com --group dba",
     )
     explain.add_argument("target", help="a configured target, or target/database, or target/login of SSH")
-    explain.add_argument("text", help="the statement, the command line, the path, host:port")
+    explain.add_argument(
+        "text", help="the statement, command line, path or host:port; of Kubernetes: VERB PLACE, METHOD /path"
+    )
     explain.add_argument(
         "--as", dest="way", metavar="WHAT", help="of SSH: exec (default), line, file-read, forward, ..."
     )

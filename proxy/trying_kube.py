@@ -59,7 +59,8 @@ def kube_command(asked: KubeAsked, target: Target) -> Command:
         return _read(found[1], found[2], asked, target, upgrade=False)
     verb, _, rest = asked.text.strip().partition(" ")
     if verb not in VERBS:
-        raise ConfigError(f"{verb} is none of {', '.join(sorted(VERBS))}")
+        known = sorted(VERBS - {"UNKNOWN"})
+        raise ConfigError(f"{verb} is none of {', '.join(known)}")
     if rest.lstrip().startswith("/"):
         return _expected(verb, _read("POST" if verb == "path" else "GET", rest.strip(), asked, target, upgrade=False))
     return _of_place(verb, rest.strip(), asked, target)

@@ -116,5 +116,7 @@ def _verdict_lines(verdict: Verdict) -> list[str]:
         case Allow():
             pass
     for mask in verdict_masks(verdict):
-        lines.append(f"  masked by {mask.rule}: {', '.join(mask.columns + mask.detectors)} ({mask.action})")
+        lines.append(
+            f"  masked by {mask.rule}: {', '.join(mask.columns + mask.fields + mask.detectors)} ({mask.action})"
+        )
     return lines

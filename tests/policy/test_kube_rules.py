@@ -15,6 +15,7 @@ from proxy.core.parties import Identity, Target
 from proxy.core.verdict import Allow, Deny, Hold, Verdict
 from proxy.policy.cases import KubeAsked, read_cases, run_cases
 from proxy.policy.conditions import Scene, compile_condition
+from proxy.policy.explain import explain_text
 from proxy.policy.globs import Globs
 from proxy.policy.places import Places
 from proxy.policy.rules import RuleSet, load_rules
@@ -532,3 +533,12 @@ def test_cases_are_handed_to_the_reader_of_kubernetes() -> None:
 def test_cases_that_ask_something_else(asked: str) -> None:
     with pytest.raises(ConfigError, match="the case needs one of kube, request, command"):
         read_cases(cases((asked, "allow")), "cases.yaml", [PROD])
+
+
+def test_the_fields_that_a_mask_hides_are_told() -> None:
+    ruleset = rules("""
+  - {name: r, commands: {kinds: [read]}, allow: true}
+  - {name: pii, on: {targets: [prod]}, mask: [{fields: ["secrets:data.*"], detectors: [email]}]}
+""")
+    text = explain_text(ruleset, ANA, PROD, kube("get", *WEB))
+    assert text.splitlines()[-1] == "  masked by pii: secrets:data.*, email (redact)"
