@@ -64,9 +64,9 @@ check: lint
 	$(BIN)/python -m pytest -q -n auto -m 'not peer and not nightly'
 
 # pytest's exit status 5, no test ran, is a failure like any other. A file's tests stay in one process: they share
-# servers, and most of their time is waiting.
+# servers. Most of their time is waiting, so there are two processes a core.
 test: peers lint $(NODE_STAMP)
-	CI=$${CI:-true} $(BIN)/python -m pytest -n $${WORKERS:-auto} --dist loadfile -m 'not nightly'
+	CI=$${CI:-true} $(BIN)/python -m pytest -n $${WORKERS:-$$((2 * $$(nproc)))} --dist loadfile -m 'not nightly'
 
 nightly: peers $(STAMP) $(NODE_STAMP)
 	CI=$${CI:-true} $(BIN)/python -m pytest -m nightly --timeout 7200
