@@ -113,6 +113,8 @@ async def _owned(session: Session, log: Any, run: Callable[[], Any]) -> None:
         raise
     except PeerError as error:
         reason = f"{'the target' if isinstance(error, TargetPeerError) else 'the user'}: {error}"
+        # A user who is simply gone has ended the session: kubectl resets its connection as often as it closes it.
+        failed = isinstance(error, TargetPeerError) or not isinstance(error.__cause__, OSError)
         log.info("session ended by a peer", error=str(error))
     except asyncio.CancelledError as cancelled:
         reason, failed = f"terminated: {cancelled.args[0] if cancelled.args else 'by the administrator'}", False
