@@ -109,4 +109,42 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """,
     ),
     ("ALTER TABLE approvals ADD COLUMN database TEXT NOT NULL DEFAULT ''",),  # or the login, as in Target
+    (
+        """
+        CREATE TABLE jobs (                         -- ids at targets that outlive connections: proxy/core/jobs.py
+            target      TEXT NOT NULL,
+            kind        TEXT NOT NULL,
+            project     TEXT NOT NULL,
+            id          TEXT NOT NULL,
+            subject     TEXT NOT NULL,              -- subject, issuer and agents: the owner
+            issuer      TEXT NOT NULL,
+            agents      TEXT NOT NULL,
+            location    TEXT NOT NULL,
+            state       TEXT NOT NULL,
+            created     REAL NOT NULL,
+            expires     REAL NOT NULL,
+            changed     REAL NOT NULL,
+            rule        TEXT NOT NULL,
+            masks       TEXT NOT NULL,
+            facts       TEXT NOT NULL,
+            schema      TEXT NOT NULL,              -- JSON; null while unknown
+            destination TEXT NOT NULL,
+            parent      TEXT NOT NULL,
+            digest      TEXT NOT NULL,
+            mark        TEXT NOT NULL,
+            request     BLOB NOT NULL,              -- of a job that is or was held here, else empty
+            approval    TEXT NOT NULL,
+            reason      TEXT NOT NULL,
+            deadline    REAL,
+            reply_status INTEGER NOT NULL,
+            reply       BLOB NOT NULL,
+            session     TEXT NOT NULL,
+            process     TEXT NOT NULL,
+            PRIMARY KEY (target, kind, project, id, subject, issuer, agents)
+        ) STRICT
+        """,
+        "CREATE INDEX jobs_expires ON jobs (expires)",
+        "CREATE INDEX jobs_owner ON jobs (subject, issuer, agents, created)",
+        "CREATE INDEX jobs_unsettled ON jobs (process) WHERE state IN ('claimed', 'held', 'approved', 'sent')",
+    ),
 )
