@@ -1,0 +1,95 @@
+"""From the parts of a name in a text to the table that it means.
+
+A quoted part may hold dots, so parts are joined and cut again. ``google.com:project`` is one part. A name of one part
+is a temporary table that the text made before, else of the default dataset, else a temporary table of the session.
+INFORMATION_SCHEMA is a schema within a dataset or a region. Partition decorators ("t$20260101") are cut off.
+
+Left out: datasets that compare names without case. Source: GoogleSQL, "Lexical structure", Path expressions; BigQuery,
+"Introduction to INFORMATION_SCHEMA", Syntax.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from proxy.core.warehouse import TEMPORARY, UNRESOLVED, TableName
+from proxy.policy.bigquery_lex import Unreadable
+
+_DOMAIN: Final = re.compile(r"^([A-Za-z0-9.-]+:[A-Za-z0-9-]+)\.(.+)$", re.DOTALL)
+_SCHEMA: Final = "INFORMATION_SCHEMA"
+# Longest name in all: project 30, dataset 1,024 and table 1,024 characters (BigQuery, "Quotas and limits", naming).
+NAME_LIMIT: Final = 4_096
+
+
+@dataclass(slots=True)
+class Names:
+    """What names without a project or dataset mean, at one place of a text. temporary: tables that it made before."""
+
+    project: str
+    dataset: str | None
+    temporary: set[str] = field(default_factory=set)
+
+    def table(self, parts: Sequence[str]) -> TableName:
+        """Return the table that a name means. Raises Unreadable."""
+        project, segments = _cut(parts)
+        upper = [segment.upper() for segment in segments]
+        if _SCHEMA in upper:
+            at = upper.index(_SCHEMA)
+            return self._metadata(project, segments[:at], ".".join(upper[at:]))
+        last = re.split(r"[$@]", segments[-1], maxsplit=1)[0] or segments[-1]
+        match len(segments):
+            case 1:
+                if last.lower() in self.temporary:
+                    return TableName(project or self.project, TEMPORARY, last)
+                dataset = self.dataset if self.dataset is not None else UNRESOLVED
+                return TableName(project or self.project, dataset, last)
+            case 2:
+                if segments[0].upper() == TEMPORARY:
+                    return TableName(self.project, TEMPORARY, last)
+                return TableName(project or self.project, segments[0], last)
+            case 3 if not project:
+                return TableName(segments[0], segments[1], last)
+            case _:  # a catalogue's: project.catalog.namespace.table
+                first = segments if project else segments[1:]
+                return TableName(project or segments[0], ".".join(first[:-1]), last)
+
+    def _metadata(self, project: str, before: Sequence[str], view: str) -> TableName:
+        match before:
+            case []:
+                return TableName(project or self.project, self.dataset or UNRESOLVED, view)
+            case [dataset]:
+                return TableName(project or self.project, dataset, view)
+            case [owner, dataset] if not project:
+                return TableName(owner, dataset, view)
+            case _:
+                raise Unreadable("a name of INFORMATION_SCHEMA has too many parts")
+
+    def dataset_of(self, parts: Sequence[str]) -> TableName:
+        """Return all that is in the dataset (schema) that a name means. Raises Unreadable."""
+        project, segments = _cut(parts)
+        if len(segments) == 1:
+            return TableName(project or self.project, segments[0], "*")
+        if len(segments) == 2 and not project:
+            return TableName(segments[0], segments[1], "*")
+        raise Unreadable("the name of a dataset has too many parts")
+
+
+def is_single(parts: Sequence[str]) -> bool:
+    """Tell whether a name has one part: no dataset."""
+    return len(parts) == 1 and "." not in parts[0]
+
+
+def _cut(parts: Sequence[str]) -> tuple[str, list[str]]:
+    whole = ".".join(parts)
+    if len(whole) > NAME_LIMIT:
+        raise Unreadable(f"a name is longer than {NAME_LIMIT} characters")
+    project = ""
+    if found := _DOMAIN.match(whole):
+        project, whole = found.groups()
+    segments = whole.split(".")
+    if not all(segment and segment.strip() == segment for segment in segments):
+        raise Unreadable("a name has an empty part")
+    return project, segments
