@@ -21,9 +21,9 @@ Specification: BigQuery REST v2, TableFieldSchema; TableDataList, DataFormatOpti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, Protocol, get_args
 
 from proxy.core.errors import TargetPeerError
 from proxy.core.events import Column
@@ -55,7 +55,7 @@ _ZEROS: Final[dict[Type, str]] = {
     "GEOGRAPHY": "GEOMETRYCOLLECTION EMPTY", "JSON": "null", "INTERVAL": "0-0 0 0:0:0",
     "RANGE": "[UNBOUNDED, UNBOUNDED)",
 }  # fmt: skip
-_EPOCH: Final[dict[Stamps, str]] = {"float": "0.0", "integer": "0", "iso": "1970-01-01T00:00:00Z"}
+_EPOCH: Final[dict[Stamps, str]] = {"float": "0", "integer": "0", "iso": "1970-01-01T00:00:00Z"}
 # The names that proxy/masking/cells.py knows types by: in which ones detectors look, and for what.
 _KNOWN_AS: Final[dict[Type, str]] = {
     "STRING": "text", "BYTES": "bytea", "JSON": "json", "INTEGER": "bigint", "FLOAT": "double precision",
@@ -86,6 +86,32 @@ Schema = tuple[Field, ...]
 Path = tuple[str, ...]
 # Says for a leaf where its values come from: the index of its column, and its path from there; see Column.origins.
 Lineage = Callable[[int, Path], tuple[str, ...] | None]
+
+
+class Place(Protocol):
+    """Something that values come from; the text of table is its full name."""
+
+    @property
+    def table(self) -> object: ...
+    @property
+    def path(self) -> Path: ...
+
+
+class Traced(Protocol):
+    """What the analysis of a text tells of one column of its result: ResultColumn of proxy/core/warehouse.py."""
+
+    @property
+    def origins(self) -> Sequence[Place]: ...
+    @property
+    def bare(self) -> bool:
+        """The value passes unchanged from one of the origins."""
+
+    @property
+    def taint(self) -> str:
+        """Why nothing is known; "" where something is."""
+
+    def field(self, name: str) -> Traced:
+        """The same of a field of a STRUCT."""
 
 
 def read_schema(value: Any) -> Schema:  # Any: decoded JSON
@@ -171,6 +197,30 @@ def of_table(project: str, dataset: str, table: str, schema: Schema) -> Lineage:
     """The lineage of a table's own rows: every leaf is itself. Partition and snapshot decorators are no names."""
     plain = table.partition("$")[0].partition("@")[0]
     return lambda index, path: (".".join((project, dataset, plain, schema[index].name, *path)),)
+
+
+def of_result(traced: Sequence[Traced], behind: Mapping[str, tuple[str, ...]]) -> Lineage:
+    """The lineage of a query's rows. traced: one entry a column of the real result, in its order.
+
+    behind: for a view (its full name, in lower case) the tables that it reads. A text does not tell which of their
+    columns a view shows, so a column that comes from a view may hold anything of them.
+    """
+
+    def lineage(index: int, path: Path) -> tuple[str, ...] | None:
+        if index >= len(traced):
+            return None
+        found = traced[index]
+        for name in path:
+            found = found.field(name)
+        if found.taint:
+            return None
+        names: list[str] = []
+        for place in found.origins:
+            names.append(".".join((str(place.table), *place.path, *(() if found.bare else ("*",)))))
+            names += (f"{table}.*" for table in behind.get(str(place.table).lower(), ()))
+        return tuple(dict.fromkeys(names))
+
+    return lineage
 
 
 def unknown(index: int, path: Path) -> None:

@@ -23,7 +23,18 @@ pytest.importorskip("msgspec")
 from protocols.bigquery import rows as rows_module
 from protocols.bigquery import schema as schema_module
 from protocols.bigquery.rows import FORM_ROWS_LIMIT, mask_rows
-from protocols.bigquery.schema import Field, Stamps, Unreadable, columns, leaves, of_table, read_schema, select, unknown
+from protocols.bigquery.schema import (
+    Field,
+    Stamps,
+    Unreadable,
+    columns,
+    leaves,
+    of_result,
+    of_table,
+    read_schema,
+    select,
+    unknown,
+)
 
 KEY = b"k" * 32
 TYPES = sorted(set(schema_module._SAME) - {"RECORD", "STRUCT"})
@@ -85,7 +96,7 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "BIGDECIMAL": ("7", "0"),
     "BOOLEAN": ("true", "false"),
     "BOOL": ("true", "false"),
-    "TIMESTAMP": ("1.767323045123456E9", "0.0"),
+    "TIMESTAMP": ("1.767323045123456E9", "0"),
     "DATE": ("2026-01-02", "1970-01-01"),
     "TIME": ("10:11:12.5", "00:00:00"),
     "DATETIME": ("2026-01-02T10:11:12", "1970-01-01T00:00:00"),
@@ -128,7 +139,7 @@ def test_null_is_null_only_where_it_decodes(kind: str) -> None:
 @pytest.mark.parametrize(
     ("stamps", "value", "zero"),
     [
-        ("float", "1.767323045123456E9", "0.0"),
+        ("float", "1.767323045123456E9", "0"),  # and a reader of microseconds has it right, too
         ("integer", "1767323045123456", "0"),
         ("iso", "2026-01-02T03:04:05.123456789012Z", "1970-01-01T00:00:00Z"),
     ],
@@ -380,6 +391,47 @@ def test_a_column_of_unknown_origin_says_so() -> None:
     assert {each.origins for each in columns(NESTED, unknown)} == {None}
     origins = [each.origins for each in columns(NESTED, of_table("p", "d", "t$20260101", NESTED))]
     assert origins[:3] == [("p.d.t.id",), ("p.d.t.addr.zip",), ("p.d.t.addr.city",)]
+
+
+def test_the_lineage_of_a_query_decides_field_by_field() -> None:
+    warehouse = pytest.importorskip("proxy.core.warehouse")
+    users, view = warehouse.TableName("p", "d", "users"), warehouse.TableName("p", "d", "V")
+
+    def column(bare: bool, table: Any, *path: str, **more: Any) -> Any:
+        return warehouse.ResultColumn("x", (warehouse.Origin(table, path),), bare, **more)
+
+    built = warehouse.ResultColumn(
+        "made",
+        fields=(
+            warehouse.ResultColumn("zip", (warehouse.Origin(users, ("id",)),), True),
+            warehouse.ResultColumn("city", (warehouse.Origin(users, ("addr", "zip")),)),
+        ),
+    )
+    record = ("RECORD", "NULLABLE", field("zip"), field("city"))
+    fields = schema(field("a", *record), field("b"), field("made", *record), *map(field, "vcnz"))
+    traced = [
+        column(True, users, "addr"),
+        column(False, users, "addr"),
+        built,
+        column(True, view, "nick"),
+        warehouse.ResultColumn("c"),
+        warehouse.ResultColumn("n", taint="an opaque script"),
+    ]
+    found = columns(fields, of_result(traced, {"p.d.v": ("p.d.users",)}))
+    assert [(each.name, each.origins) for each in found] == [
+        ("a.zip", ("p.d.users.addr.zip",)),
+        ("a.city", ("p.d.users.addr.city",)),
+        ("b", ("p.d.users.addr.*",)),
+        ("made.zip", ("p.d.users.id",)),
+        ("made.city", ("p.d.users.addr.zip.*",)),
+        ("v", ("p.d.V.nick", "p.d.users.*")),
+        ("c", ()),
+        ("n", None),
+        ("z", None),  # more columns than anyone told of
+    ]
+    patterns = FieldPatterns([Mask("h", columns=("p.d.users.addr.zip",))])
+    hit = [each.name for each in found if patterns.covering(each) is not None]
+    assert hit == ["a.zip", "b", "made.city", "v", "n", "z"]
 
 
 # -- patterns -----------------------------------------------------------------------------------------
