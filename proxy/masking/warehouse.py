@@ -85,6 +85,11 @@ class FieldPatterns:
             (mask, tuple(compile_path(pattern) for pattern in mask.columns)) for mask in masks if mask.columns
         )
 
+    @property
+    def speaks(self) -> bool:
+        """Whether any mask names columns."""
+        return bool(self._masks)
+
     def covering(self, column: Column) -> Mask | None:
         """Return the first mask that covers a column of a result, None if none does."""
         for mask, patterns in self._masks:
@@ -113,6 +118,11 @@ def _readings(name: str) -> list[list[str]]:
         return [plain]
     first, *others = rest.split(".")
     return [[f"{domain}:{first}", *others], plain]
+
+
+def is_path(pattern: str) -> bool:
+    """Tell whether a pattern has more parts than a database's columns have: it can only mean a warehouse's."""
+    return pattern.count(".") >= _NAMED - 1
 
 
 def check_path(pattern: str) -> str | None:

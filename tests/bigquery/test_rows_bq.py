@@ -16,7 +16,7 @@ from proxy.core.verdict import Mask
 from proxy.masking import masker
 from proxy.masking.cells import column_mask, detector_mask
 from proxy.masking.patterns import BUILT_IN
-from proxy.masking.warehouse import PATTERN_LIMIT, FieldPatterns, check_path, compile_path
+from proxy.masking.warehouse import PATTERN_LIMIT, FieldPatterns, check_path, compile_path, is_path
 
 pytest.importorskip("msgspec")
 
@@ -506,6 +506,11 @@ def test_the_first_mask_covers_what_nobody_knows_the_origin_of() -> None:
     assert patterns.covering(Column("x", ("p.d.t.q", "p.d.t.z"))) is masks[2]
     assert patterns.covering(Column("x", ())) is None
     assert FieldPatterns(masks[:1]).covering(Column("x", None)) is None
+    assert [FieldPatterns(some).speaks for some in ((), masks[:1], masks)] == [False, False, True]
+
+
+def test_what_can_only_be_a_path_of_a_warehouse() -> None:
+    assert [is_path(each) for each in ("t.c", "s.t.c", "p.d.t.c", "p.d.t.c.n")] == [False, False, True, True]
 
 
 # -- properties ---------------------------------------------------------------------------------------
