@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy.core import warehouse
 from proxy.core.events import NULL_CELL, CellMask, Column
 from proxy.core.verdict import Mask
 from proxy.masking import masker
@@ -394,7 +395,6 @@ def test_a_column_of_unknown_origin_says_so() -> None:
 
 
 def test_the_lineage_of_a_query_decides_field_by_field() -> None:
-    warehouse = pytest.importorskip("proxy.core.warehouse")
     users, view = warehouse.TableName("p", "d", "users"), warehouse.TableName("p", "d", "V")
 
     def column(bare: bool, table: Any, *path: str, **more: Any) -> Any:
