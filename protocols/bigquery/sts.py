@@ -31,6 +31,7 @@ from urllib.parse import parse_qsl
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from protocols.bigquery.errors import token_error
 from proxy.core.errors import GatecastError
 from proxy.core.parties import Identity, Secret
 
@@ -51,8 +52,6 @@ SUBJECT_TYPES: Final = frozenset({
 _AUDIENCE: Final = re.compile(r"//gatecast/([A-Za-z0-9][A-Za-z0-9._-]{0,252})")
 _SHAPE: Final = re.compile(r"gca_[A-Za-z0-9_-]{43,}")
 _HEAD_BYTES: Final = 4 + 12
-# What RFC 6749 5.2 lets a description consist of.
-_UNSAFE: Final = re.compile(r"[^\x20-\x21\x23-\x5b\x5d-\x7e]")
 
 ErrorCode = Literal["invalid_request", "unsupported_grant_type", "invalid_target"]
 
@@ -63,7 +62,7 @@ class StsError(GatecastError):
     def __init__(self, code: ErrorCode, text: str) -> None:
         super().__init__(text)
         self.code = code
-        self.text = _UNSAFE.sub("?", text)
+        self.text = text
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +122,7 @@ def no_target() -> StsError:
 
 def error_answer(error: StsError) -> tuple[int, bytes]:
     """Return status and document of a failure."""
-    text = json.dumps({"error": error.code, "error_description": error.text}, separators=(",", ":"))
-    return 400, text.encode()
+    return token_error(error.code, error.text)
 
 
 def answer(token: Secret, seconds: int) -> bytes:
