@@ -66,7 +66,7 @@ check: lint
 # pytest's exit status 5, no test ran, is a failure like any other. A file's tests stay in one process: they share
 # servers. Most of their time is waiting, so there are two processes a core.
 test: peers lint $(NODE_STAMP)
-	CI=$${CI:-true} $(BIN)/python -m pytest -n $${WORKERS:-$$((2 * $$(nproc)))} --dist loadfile -m 'not nightly'
+	CI=$${CI:-true} $(BIN)/python -m pytest -n $${WORKERS:-$$((2 * $$(nproc)))} --dist loadfile --no-loadscope-reorder -m 'not nightly'
 
 nightly: peers $(STAMP) $(NODE_STAMP)
 	CI=$${CI:-true} $(BIN)/python -m pytest -m nightly --timeout 7200

@@ -13,6 +13,17 @@ from tests.peers.postgres import PeerMissing, PostgresServer, Version, need, pos
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files whose tests take longest: begun first, so that no process is left with them in the end.
+LONGEST = (
+    "test_disk_full_", "test_kill_", "test_canary_", "test_demo", "test_lifecycle_", "test_terminal_peers",
+    "test_kube_", "test_plain_peers", "test_pods_peers", "test_concurrency_peers", "test_jdbc_peers",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.name.startswith(LONGEST))  # stable: the rest stays in its order
+
+
 def _served(version: Version) -> Iterator[PostgresServer]:
     try:
         with postgres_server(version) as server:
