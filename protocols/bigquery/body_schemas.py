@@ -5,9 +5,12 @@ service reads keys in two spellings (useLegacySql, use_legacy_sql), of which the
 have ("~") are accepted from clients that send back what they got, and left out of what goes to the target. A value is
 of the type that is documented; null is a key without a value, as the service reads it.
 
+Besides, "~" has a few keys that node puts where the service does not look for them: it ignores them, so they are left
+out (dryRun beside the text of a query, location beside the destination of a load).
+
 The text of the table: one object a line, ``Name = type: keys | type: keys``, with the types s (text), b (true or
-false), i (an integer, as a number or its digits), n (a number), * (anything), ~ (read-only), [type], <type> (a map),
-or the name of another object.
+false), i (an integer, as a number or its digits), n (a number), v (any of these: node's query parameters), * (any
+value), ~ (left out), [type], <type> (a map), or the name of another object.
 
 Left out on purpose: Table.model (deprecated, ignored by the service) and JobConfigurationQuery.systemVariables (output
 only; as input it could change what names mean).
@@ -37,11 +40,13 @@ JobConfiguration = JobConfigurationTableCopy: copy | b: dryRun | JobConfiguratio
 JobConfigurationTableCopy = s: createDisposition destinationExpirationTime operationType writeDisposition |
     EncryptionConfiguration: destinationEncryptionConfiguration | TableReference: destinationTable sourceTable |
     [TableReference]: sourceTables
+    | ~: jobId jobPrefix location
 EncryptionConfiguration = s: kmsKeyName
 TableReference = s: datasetId projectId tableId
 JobConfigurationExtract = s: compression destinationFormat destinationUri fieldDelimiter | [s]: destinationUris |
     ModelExtractOptions: modelExtractOptions | b: nativeGeographyExportEnabled printHeader useAvroLogicalTypes |
     SecureContext: secureContext | ModelReference: sourceModel | TableReference: sourceTable
+    | ~: jobId jobPrefix location
 ModelExtractOptions = i: trialId
 SecureContext = <*>: secureParameterEntries
 ModelReference = s: datasetId modelId projectId
@@ -55,6 +60,7 @@ JobConfigurationLoad = b: allowJaggedRows allowQuotedNewlines autodetect copyFil
     destinationTableProperties | HivePartitioningOptions: hivePartitioningOptions | i: maxBadRecords skipLeadingRows
     | ParquetOptions: parquetOptions | RangePartitioning: rangePartitioning | TableSchema: schema |
     TimePartitioning: timePartitioning | [i]: timestampTargetPrecision
+    | ~: jobId jobPrefix location
 Clustering = [s]: fields
 ConnectionProperty = s: key value
 DestinationTableProperties = s: description expirationTime friendlyName | <s>: labels
@@ -84,13 +90,14 @@ JobConfigurationQuery = b: allowLargeResults continuous createSession flattenRes
     | [s]: schemaUpdateOptions | ScriptOptions: scriptOptions | SecureContext: secureContext |
     <ExternalDataConfiguration>: tableDefinitions | TimePartitioning: timePartitioning |
     [UserDefinedFunctionResource]: userDefinedFunctionResources
+    | ~: dryRun jobId jobPrefix location
 DatasetReference = s: datasetId projectId
 QueryParameter = s: name | QueryParameterType: parameterType | QueryParameterValue: parameterValue
 QueryParameterType = QueryParameterType: arrayType rangeElementType | [StructType]: structTypes | i:
     timestampPrecision | s: type
 StructType = s: description name | QueryParameterType: type
 QueryParameterValue = [QueryParameterValue]: arrayValues | RangeValue: rangeValue | <QueryParameterValue>:
-    structValues | s: value
+    structValues | v: value
 RangeValue = QueryParameterValue: end start
 ScriptOptions = s: keyResultStatement | i: statementByteBudget statementTimeoutMs
 ExternalDataConfiguration = b: autodetect ignoreUnknownValues | AvroOptions: avroOptions | BigtableOptions:
@@ -306,4 +313,5 @@ _PLAIN: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "b": ("true or false", lambda value: isinstance(value, bool)),
     "i": ("integer", _is_integer),
     "n": ("number", _is_number),
+    "v": ("text or number", lambda value: isinstance(value, str | bool) or _is_number(value)),
 }

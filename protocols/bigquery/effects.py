@@ -183,7 +183,7 @@ def _dataset(asked: Asked) -> Iterator[Effect]:
     if "access" in body or whole:
         given = [each for each in body.get("access") or [] if each]
         yield Effect("grant", objects, "access", tuple(dict.fromkeys(_grantee(each) for each in given)))
-    if "resourceTags" in body:
+    if _retagged(asked):
         yield Effect("grant", objects, "resourceTags")
     if asked.method.http != "POST":
         yield from _expiring(body, objects, "expiration", tuple(sorted(_EXPIRATIONS)))
@@ -211,7 +211,7 @@ def _table(asked: Asked) -> Iterator[Effect]:
     if asked.method.http != "POST":
         yield from _expiring(body, objects, "expiration", tuple(sorted(_EXPIRATIONS)))
         yield from _expiring(body.get("timePartitioning") or {}, objects, "timePartitioning", ("expirationMs",))
-    if "resourceTags" in body:
+    if _retagged(asked):
         yield Effect("grant", objects, "resourceTags")
     if asked.method.http == "PUT" and body.get("schema"):
         yield Effect("grant", objects, "schema")  # what it does not repeat of policy tags may be gone
@@ -232,6 +232,12 @@ def _table(asked: Asked) -> Iterator[Effect]:
         yield Effect("read_rows", (str(source),), "tableReplicationInfo")
         if source.project != asked.project:
             yield Effect("export", (str(source),), "tableReplicationInfo", (asked.project,))
+
+
+def _retagged(asked: Asked) -> bool:
+    """Tell whether tags, on which rights may depend, are set. bq patches with no tags at all: that changes none."""
+    body = asked.body or {}
+    return "resourceTags" in body and not (asked.method.http == "PATCH" and body["resourceTags"] == {})
 
 
 def _routine(asked: Asked) -> Iterator[Effect]:

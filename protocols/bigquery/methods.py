@@ -56,7 +56,7 @@ datasets.list  GET projects/P/datasets  inspect -  all:b filter:s maxResults:i p
 datasets.patch  PATCH projects/P/datasets/D  define Dataset  accessPolicyVersion:i updateMode:s
 datasets.undelete  POST projects/P/datasets/D:undelete  define UndeleteDatasetRequest
 datasets.update  PUT projects/P/datasets/D  define Dataset  accessPolicyVersion:i updateMode:s
-jobs.cancel  POST projects/P/jobs/J/cancel  cancel -  location:s
+jobs.cancel  POST projects/P/jobs/J/cancel  cancel -  location:s projection:s
 jobs.delete  DELETE projects/P/jobs/J/delete  destroy -  location:s
 jobs.get  GET projects/P/jobs/J  inspect -  location:s projection:s
 jobs.getQueryResults  GET projects/P/queries/J  read_rows -  location:s maxResults:i pageToken:s startIndex:i

@@ -186,7 +186,7 @@ def test_the_table_is_closed() -> None:
         assert not set(each.types) & each.read_only, name
         for kind in each.types.values():
             inner = kind.strip("[]<>")
-            assert inner in {*SCHEMAS, "s", "b", "i", "n", "*"}, (name, kind)
+            assert inner in {*SCHEMAS, "s", "b", "i", "n", "v", "*"}, (name, kind)
             used.add(inner)
     assert set(SCHEMAS) <= used
 
@@ -219,6 +219,11 @@ def test_unknown_keys_and_types_are_refused(body: dict[str, Any]) -> None:
 def test_what_only_answers_have_stays_here() -> None:
     body = {"etag": "x", "statistics": {"a": 1}, "configuration": {"labels": None, "maxSlots": 2.0}}
     assert check("Job", body) == {"configuration": {"labels": None, "maxSlots": 2.0}}
+    # node puts keys of its own there, which the service ignores.
+    query = {"query": "x", "queryParameters": [{"parameterValue": {"value": 1}}]}
+    assert check("Job", {"configuration": {"query": {**query, "dryRun": True, "location": "US"}}}) == {
+        "configuration": {"query": query}
+    }
     rows = {"rows": [{"insertId": "1", "json": {"any": [{"thing": 1.5}]}}]}
     assert check("TableDataInsertAllRequest", rows) == rows
 

@@ -137,6 +137,10 @@ DOORS: list[tuple[str, str, Any, set[tuple[str, str]]]] = [
     ("PATCH", "/datasets/d", {"defaultTableExpirationMs": None}, {("define", "home-1.d.*")}),
     ("PATCH", "/datasets/d", {"maxTimeTravelHours": "48"}, {("define", "home-1.d.*"), ("destroy", "home-1.d.*")}),
     ("PATCH", "/datasets/d", {"resourceTags": {"a": "b"}}, {("define", "home-1.d.*"), ("grant", "home-1.d.*")}),
+    # As bq update --description sends it.
+    ("PATCH", "/datasets/d/tables/t", {"schema": None, "description": "x", "labels": {}, "resourceTags": {}},
+     {("define", "home-1.d.t")}),
+    ("PATCH", "/datasets/d/tables/t", {"resourceTags": None}, {("define", "home-1.d.t"), ("grant", "home-1.d.t")}),
     ("POST", "/datasets", {"datasetReference": {"datasetId": "n"}, "linkedDatasetSource": {"sourceDataset": {
         "projectId": "far-away", "datasetId": "x"}}},
      {("define", "home-1.n.*"), ("export", "home-1.n.*")}),
