@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import msgspec  # type: ignore[import-not-found, unused-ignore]  # until every environment has it
+import msgspec
 
 from protocols.bigquery.rows import mask_rows
 from protocols.bigquery.schema import Schema, Stamps, Unreadable, read_schema

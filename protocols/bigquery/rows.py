@@ -29,7 +29,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final
 
-import msgspec  # type: ignore[import-not-found, unused-ignore]  # until every environment has it
+import msgspec
 
 from protocols.bigquery.schema import Field, Schema, Stamps, Type, Unreadable
 from proxy.core.events import NULL_CELL, CellMask

@@ -7,15 +7,12 @@ from typing import Any
 
 import pytest
 
-from proxy.core.events import NULL_CELL, CellMask, RemarkFields
-from proxy.core.verdict import Mask
-from proxy.masking import Masking
-
-pytest.importorskip("msgspec")
-
 from protocols.bigquery import pages as pages_module
 from protocols.bigquery.pages import mask_errors, mask_page, schema_of
 from protocols.bigquery.schema import Unreadable, read_schema
+from proxy.core.events import NULL_CELL, CellMask, RemarkFields
+from proxy.core.verdict import Mask
+from proxy.masking import Masking
 from tests.bigquery.test_rows_bq import field, row
 
 SCHEMA_JSON = {"fields": [field("id", "INTEGER"), field("mail")]}

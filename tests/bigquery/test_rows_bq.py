@@ -11,16 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.core import warehouse
-from proxy.core.events import NULL_CELL, CellMask, Column
-from proxy.core.verdict import Mask
-from proxy.masking import masker
-from proxy.masking.cells import column_mask, detector_mask
-from proxy.masking.patterns import BUILT_IN
-from proxy.masking.warehouse import PATTERN_LIMIT, FieldPatterns, check_path, compile_path, is_path
-
-pytest.importorskip("msgspec")
-
 from protocols.bigquery import rows as rows_module
 from protocols.bigquery import schema as schema_module
 from protocols.bigquery.rows import FORM_ROWS_LIMIT, mask_rows
@@ -36,6 +26,13 @@ from protocols.bigquery.schema import (
     select,
     unknown,
 )
+from proxy.core import warehouse
+from proxy.core.events import NULL_CELL, CellMask, Column
+from proxy.core.verdict import Mask
+from proxy.masking import masker
+from proxy.masking.cells import column_mask, detector_mask
+from proxy.masking.patterns import BUILT_IN
+from proxy.masking.warehouse import PATTERN_LIMIT, FieldPatterns, check_path, compile_path, is_path
 
 KEY = b"k" * 32
 TYPES = sorted(set(schema_module._SAME) - {"RECORD", "STRUCT"})
