@@ -45,9 +45,10 @@ _NO_CALL: Final = frozenset(
     {"INTO", "INSERT", "TABLE", "MERGE", "VIEW", "EXISTS", "ON", "AS", "WITH", "INDEX", "REFERENCES"}
 )
 # Words that brackets follow, and that are no functions.
-_GRAMMAR: Final = frozenset(
-    ["INSERT", "VALUES", "IN", "OVER", "AND", "OR", "NOT", "LIKE", "ANY", "SOME", "ALL", "EXISTS", "USING", "ROLLUP", "CUBE", "SETS", "EXCEPT", "REPLACE", "UNNEST"]
-)
+_GRAMMAR: Final = frozenset({
+    "INSERT", "VALUES", "IN", "OVER", "AND", "OR", "NOT", "LIKE", "ANY", "SOME", "ALL", "EXISTS", "USING", "ROLLUP",
+    "CUBE", "SETS", "EXCEPT", "REPLACE", "UNNEST",
+})  # fmt: skip
 _PARSER_KNOWS: Final = frozenset(BigQuery.Parser.FUNCTIONS) | frozenset(BigQuery.Parser.FUNCTION_PARSERS)
 
 

@@ -44,9 +44,9 @@ _TOKEN: Final = re.compile(
     rf"(?P<skipped>{_SKIPPED})"
     rf"|(?P<string>{_STRING})"
     r"|(?P<quoted>`(?:[^\\`\r\n]|\\.)+`)"
-    r"|(?P<number>(?:0[xX][0-9a-fA-F]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?))"
+    r"|(?P<number>(?:0[xX][0-9a-fA-F]+|[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?))"
     r"|(?P<word>[A-Za-z_][A-Za-z0-9_]*)"
-    r"|(?P<mark>\|>|\|\||<=|>=|<>|!=|<<|>>|=>|[-+*/~&|^<>=!;:,.()\[\]{}@?$])"
+    r"|(?P<mark>\|>|\|\||<=|>=|<>|!=|=>|/(?!\*)|[-+*~&|^<>=!;:,.()\[\]{}@?$])"
 )
 _OPEN: Final = frozenset("([{")
 _PAIRS: Final = {")": "(", "]": "[", "}": "{"}
@@ -104,7 +104,8 @@ def _strange(text: str, position: int) -> str:
 def agrees(tokens: Sequence[Token], others: Iterable[tuple[int, int]], offset: int = 0) -> bool:
     """Tell whether another tokenizer's tokens (start, end inclusive) are made of whole tokens of ours, all of them.
 
-    It may join ours (``@@``, ``a-b``, numbers), but never split a literal or a quoted name, nor join one with others.
+    It may join ours (``@@``, ``>>``, ``a-b``, numbers), but never split a literal or a quoted name, nor join one with
+    others.
     """
     index = 0
     for start, end in others:

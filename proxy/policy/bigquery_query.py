@@ -41,7 +41,8 @@ _KNOWN: Final = (
     exp.Star, exp.Tuple, exp.Values, exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.Whens, exp.When, exp.Schema,
     exp.Lambda, exp.Kwarg, exp.Interval, exp.IgnoreNulls, exp.RespectNulls, exp.HavingMax, exp.Rollup, exp.Cube,
     exp.GroupingSets, exp.DataTypeParam, exp.Collate, exp.Alias, exp.Aliases, exp.PropertyEQ, exp.PivotAlias,
-    exp.PivotAny, exp.WithTableHint, exp.IntervalSpan, exp.JSONKeyValue, exp.AtTimeZone, exp.JSONPath, exp.Slice,
+    exp.PivotAny, exp.WithTableHint, exp.IntervalSpan, exp.JSONKeyValue, exp.AtTimeZone, exp.JSONPath,
+    exp.JSONPathPart, exp.Slice,
 )  # fmt: skip
 _SELECT_PARTS: Final = frozenset({"with_", "kind", "expressions", "from_", "joins", "where", "group", "having",
                                   "qualify", "windows", "order", "limit", "offset", "distinct"})  # fmt: skip

@@ -138,7 +138,8 @@ def _merge(draft: Draft, tree: exp.Merge) -> None:
     draft.reader.join(tree.args["using"], scope, ())
     condition = tree.args["on"]
     draft.reader.filters.update(dict.fromkeys(draft.reader.value(condition, scope).origins))
-    everything = is_always_true(condition) or isinstance(condition, exp.Boolean)
+    source = tree.args["using"].alias_or_name.lower().rsplit(".", 1)[-1]
+    everything = isinstance(condition, exp.Boolean) or _chooses_nothing(condition, source)
     origins = dict.fromkeys(
         o for when in tree.args["whens"].expressions for o in draft.reader.value(when, scope).origins
     )
@@ -151,13 +152,20 @@ def _merge(draft: Draft, tree: exp.Merge) -> None:
         if isinstance(then, exp.Insert):
             draft.add("write_rows", *draft.writes)
             continue
-        unguarded = guard is None or is_always_true(guard)
+        unguarded = guard is None or is_always_true(guard) or (everything and _chooses_nothing(guard, source))
         whole: Where = "always_true" if unguarded and (when.args.get("source") or everything) else "present"
         draft.where = "always_true" if "always_true" in (whole, draft.where) else "present"
         if isinstance(then, exp.Update):
             draft.add("write_rows", *draft.writes, where=whole)
         else:
             draft.add("destroy", *draft.writes, where=whole)
+
+
+def _chooses_nothing(condition: exp.Expr, source: str) -> bool:
+    """Whether a condition of a MERGE leaves the rows of its target alone: it is about the source's columns only."""
+    columns = list(condition.find_all(exp.Column))
+    about_source = bool(source) and all(column.table.lower() == source for column in columns)
+    return is_always_true(condition) or about_source
 
 
 def finish_delete(draft: Draft) -> None:
