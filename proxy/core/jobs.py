@@ -25,12 +25,12 @@ IdKind = Literal["job", "query", "request", "session", "upload", "table", "read_
 State = Literal["claimed", "held", "approved", "sent", "open", "failed", "denied", "expired", "stopped"]
 
 # From which state a job may go where; what is not here does not happen.
-#   claimed: its request has come, nothing is decided.      held: it waits for a human; request and approval are kept.
+#   claimed: its request has come, it has no permit yet.    held: it waits for a human; request and approval are kept.
 #   approved: a human said yes, it has not left.            sent: it left, what became of it is not known yet.
 #   open: the target has it and answers for it.             failed: the target refused it; reply is its answer.
 #   denied, expired, stopped: it ended here and never left. stopped: its owner took it back, or its own time was over.
 NEXT: Final[Mapping[State, frozenset[State]]] = {
-    "claimed": frozenset({"held", "sent", "open", "failed", "denied"}),
+    "claimed": frozenset({"held", "sent"}),
     "held": frozenset({"approved", "denied", "expired", "stopped"}),
     "approved": frozenset({"sent", "denied", "expired", "stopped"}),
     "sent": frozenset({"open", "failed"}),
@@ -151,7 +151,10 @@ class Jobs(Protocol):
         """Look up what the owner owns; None for what is not there and for what is another's alike."""
 
     async def settle(self, key: Key, owner: Owner, state: State, **changes: Any) -> Entry | None:
-        """Move a job along NEXT, with changes of Entry's fields; None: it was in no state that leads there."""
+        """Move a job along NEXT, with changes of Entry's fields; None: it was in no state that leads there.
+
+        To "held" and "sent" it goes with rule and masks: nothing leaves before its masks are written down.
+        """
 
     async def amend(self, key: Key, owner: Owner, **changes: Any) -> Entry | None:
         """Change what is known of an id (schema, destination) and not its state; None if there is none."""

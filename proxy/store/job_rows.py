@@ -160,10 +160,11 @@ def orphan(process: str | None, own: str, now: float) -> Callable[[sqlite3.Conne
 
     def work(at: sqlite3.Connection) -> int:
         mine, who = ("process = ?", process) if process is not None else ("process <> ?", own)
+        gone = at.execute(f"DELETE FROM jobs WHERE state = 'claimed' AND {mine}", (who,)).rowcount  # noqa: S608
         rows = at.execute(
             f"SELECT jobs.rowid AS row, jobs.state AS state, jobs.deadline, approvals.state AS outcome, decided_by, "  # noqa: S608
             f"decided_why FROM jobs LEFT JOIN approvals ON approvals.id = jobs.approval "
-            f"WHERE jobs.state IN ('claimed', 'held', 'approved', 'sent') AND jobs.{mine}",
+            f"WHERE jobs.state IN ('held', 'approved', 'sent') AND jobs.{mine}",
             (who,),
         ).fetchall()
         for row in rows:
@@ -174,7 +175,7 @@ def orphan(process: str | None, own: str, now: float) -> Callable[[sqlite3.Conne
                 "END, expires = coalesce(?, expires) WHERE rowid = ?",
                 (state, now, reason, reason, expires, row["row"]),
             )
-        return len(rows)
+        return gone + len(rows)
 
     return work
 
@@ -183,8 +184,6 @@ def _left(row: sqlite3.Row, now: float) -> tuple[State, str]:
     """What becomes of a job whose process is gone, and why."""
     late = row["deadline"] is not None and now >= row["deadline"]
     match row["state"], row["outcome"]:
-        case "claimed", _:
-            return "sent", ""  # it may have left: whoever asks for it looks at the target, by its mark
         case "held", "denied":
             why = f": {row['decided_why']}" if row["decided_why"] else ""
             return "denied", f"denied by {row['decided_by']}{why}"[:REASON_LIMIT]

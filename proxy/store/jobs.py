@@ -5,7 +5,7 @@ settled ones are kept in memory for CACHE_SECONDS, unsettled ones never, so a po
 has just settled. settle() is a compare-and-set in the database: what two processes end at once ends once.
 
 A restart: start() (before serving, by the process that holds the state directory) and abandon() (when a worker died)
-take what dead processes left. What was decided meanwhile is read from the table approvals; what still waits keeps its
+take what dead processes left. What had no permit yet is forgotten, as it cannot have left. What was decided meanwhile is read from the table approvals; what still waits keeps its
 request and its deadline, and adopt() gives it to one process, which asks again. A withdrawn approval does not end a
 job: only its owner's cancel does, which is settle(.., "stopped"), made before the approval is withdrawn.
 
@@ -113,7 +113,7 @@ class JobStore:
     # -- the protocol's side ---------------------------------------------------------------------------
 
     async def claim(self, entry: Entry) -> Entry | None:
-        """See Jobs. Not yet flushed: what a power cut takes was not sent, as its state is flushed before."""
+        """See Jobs. Not yet flushed: what a power cut takes is nobody's."""
         now = self._clock()
         new = replace(
             entry,
@@ -164,7 +164,13 @@ class JobStore:
         return entry
 
     async def settle(self, key: Key, owner: Owner, state: State, **changes: Any) -> Entry | None:
-        """See Jobs. changes: fields of Entry. The request of what the target has is dropped: it is on the tape."""
+        """See Jobs. changes: fields of Entry. The request of what the target has is dropped: it is on the tape.
+
+        "sent" is not flushed: after a power cut the job counts as not sent, so what the target has of it is nobody's,
+        or an approved one is sent again under its id and found by its mark.
+        """
+        if state in ("held", "sent") and not {"rule", "masks"} <= set(changes):
+            raise ValueError(f"a job is not {state} without rule and masks")
         now = self._clock()
         was = [old for old, after in NEXT.items() if state in after]
         if state in ("open", "failed"):
@@ -172,7 +178,7 @@ class JobStore:
         if state not in UNSETTLED:
             changes = {"process": "", **changes}
         expires = now + ENDED_SECONDS if state in ENDED else None
-        return await self._change(key, owner, state, was, expires, changes)
+        return await self._change(key, owner, state, was, expires, changes, durable=state != "sent")
 
     async def amend(self, key: Key, owner: Owner, **changes: Any) -> Entry | None:
         """See Jobs."""
@@ -186,12 +192,15 @@ class JobStore:
         was: list[State],
         expires: float | None,
         changes: Mapping[str, Any],
+        durable: bool = True,
     ) -> Entry | None:
         columns = {name: rows.written(name, value) for name, value in changes.items()}
         if not key.sane:
             return None
         names = rows.names_of(key, owner)
-        entry = await self._database.run(rows.update(names, state, was, expires, columns, self._clock()))
+        entry = await self._database.run(
+            rows.update(names, state, was, expires, columns, self._clock()), durable=durable
+        )
         self._drop(names)
         for wake in self._wakes.get(names, ()):
             wake.set()

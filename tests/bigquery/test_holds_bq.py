@@ -225,7 +225,9 @@ def test_a_restart_in_the_middle_of_a_hold(tmp_path: Path) -> None:
             first = JobStore(database, clock=clock)
             assert await first.claim(Entry(KEY, ALICE, digest=DIGEST)) is None
             end = holds.deadline(clock(), 600.0, None)
-            await first.settle(KEY, ALICE, "held", request=HELD.request, rule="writes", approval="ap_1", deadline=end)
+            await first.settle(
+                KEY, ALICE, "held", request=HELD.request, rule="writes", masks=(), approval="ap_1", deadline=end
+            )
         with opened(tmp_path / "g.db") as database, opened(tmp_path / "g.db") as second:
             jobs, other = JobStore(database, clock=clock), JobStore(second, clock=clock)
             assert await jobs.start() == 1
@@ -239,7 +241,7 @@ def test_a_restart_in_the_middle_of_a_hold(tmp_path: Path) -> None:
             body = holds.released(approved)
             assert body is not None and body["configuration"]["query"] == QUERY
             assert body["configuration"]["labels"][MARK_LABEL] == known.mark, "the mark is that of the claim"
-            assert await jobs.settle(KEY, ALICE, "sent") is not None
+            assert await jobs.settle(KEY, ALICE, "sent", rule="writes", masks=()) is not None
             assert await other.settle(KEY, ALICE, "stopped") is None, "what has left is the target's to cancel"
             assert await jobs.settle(KEY, ALICE, "open") is not None
             seen = await other.wait(KEY, ALICE, 5.0)

@@ -45,6 +45,7 @@ BOB = Owner("bob@example.com", "https://id.example.com")
 KEY = Key("warehouse", "job", "acme", "job-1", "EU")
 MASK = Mask("pii", ("acme.shop.*.email",), action="partial", keep=2)
 ENTRY = Entry(KEY, ALICE, digest="d1")
+PERMIT: dict[str, Any] = {"rule": "r", "masks": (MASK,)}
 
 
 class Place:
@@ -62,7 +63,7 @@ class Place:
 
     async def held(self, key: Key = KEY, owner: Owner = ALICE, **changes: Any) -> Entry:
         assert await self.one.claim(Entry(key, owner, digest="d1")) is None
-        values: dict[str, Any] = {"request": b'{"configuration":{}}', "approval": "ap_1"} | changes
+        values: dict[str, Any] = {"request": b'{"configuration":{}}', "approval": "ap_1"} | PERMIT | changes
         values.setdefault("deadline", self.clock() + 600)
         found = await self.one.settle(key, owner, "held", **values)
         assert found is not None
@@ -109,9 +110,8 @@ def test_what_is_settled_is_what_comes_back(tmp_path: Path) -> None:
         assert len(claimed.mark) == 32
         schema = {"fields": [{"name": "e\ud800", "type": "STRING"}]}
         facts = {"tables": ["acme.shop.users"], "bytes": 12}
-        done = await jobs.settle(
-            KEY, ALICE, "open", rule="r", masks=(MASK,), schema=schema, facts=facts, destination="acme._x.anon1"
-        )
+        assert await jobs.settle(KEY, ALICE, "sent", **PERMIT) is not None
+        done = await jobs.settle(KEY, ALICE, "open", schema=schema, facts=facts, destination="acme._x.anon1")
         assert done is not None and done.state == "open" and done.masks == (MASK,) and done.schema == schema
         assert (done.facts, done.destination, done.process) == (facts, "acme._x.anon1", "")
         assert await jobs.find(KEY, ALICE) == done
@@ -123,9 +123,15 @@ def test_what_is_settled_is_what_comes_back(tmp_path: Path) -> None:
     run(tmp_path, story)
 
 
+def near_to(name: str) -> Key:
+    changed: dict[str, Any] = {name: "x"}
+    return dataclasses.replace(KEY, **changed)
+
+
 def test_anothers_id_is_an_unknown_one(tmp_path: Path) -> None:
     async def story(place: Place) -> None:
         await place.one.claim(ENTRY)
+        await place.one.settle(KEY, ALICE, "sent", **PERMIT)
         await place.one.settle(KEY, ALICE, "open")
         await place.one.find(KEY, ALICE)
         for other in (BOB, dataclasses.replace(ALICE, agents=()), dataclasses.replace(ALICE, issuer="x")):
@@ -136,7 +142,7 @@ def test_anothers_id_is_an_unknown_one(tmp_path: Path) -> None:
             assert await place.one.waiting(other, KEY.target, KEY.project) == []
             assert await place.one.owned(other, KEY.target, KEY.project, ["job-1"]) == frozenset()
         for near in ("target", "project", "id", "location"):
-            assert await place.one.find(dataclasses.replace(KEY, **{near: "x"}), ALICE) is None, near
+            assert await place.one.find(near_to(near), ALICE) is None, near
         assert await place.one.find(dataclasses.replace(KEY, kind="query"), ALICE) is None
         for location in ("", "eu", "EU"):
             assert await place.one.find(dataclasses.replace(KEY, location=location), ALICE) is not None
@@ -165,7 +171,7 @@ def test_a_job_moves_along_the_table_alone(tmp_path: Path) -> None:
         await place.one.claim(ENTRY)
         for was, state in itertools.product(states, states):
             await place.first.run(set_state(was, place.one.process), durable=False)
-            moved = await place.two.settle(KEY, ALICE, state)
+            moved = await place.two.settle(KEY, ALICE, state, **PERMIT)
             await place.first.run(lambda at: at.execute("UPDATE jobs SET expires = 9e9").rowcount, durable=False)
             found = await place.one.find(KEY, ALICE)
             place.tick.advance(CACHE_SECONDS)
@@ -190,7 +196,7 @@ def test_of_two_ends_one_stands(tmp_path: Path) -> None:
         found = await place.one.find(KEY, ALICE)
         assert found is not None
         if found.state == "stopped":  # what was stopped in time is not sent
-            assert await place.one.settle(KEY, ALICE, "sent") is None
+            assert await place.one.settle(KEY, ALICE, "sent", **PERMIT) is None
         else:
             assert found.state == "approved" and ends[1] is None
 
@@ -242,7 +248,7 @@ class Restarting:
         who = Identity(ALICE.subject, agents=ALICE.agents, issuer=ALICE.issuer)
         request = await self.approvals.open("s", who, Target("warehouse", "bigquery"), ASKED, HOLD)
         await self.jobs.claim(ENTRY)
-        values = {"request": b"{}", "approval": request.id, "deadline": self.place.clock() + 600} | changes
+        values = {"request": b"{}", "approval": request.id, "deadline": self.place.clock() + 600} | PERMIT | changes
         assert await self.jobs.settle(KEY, ALICE, "held", **values) is not None
         return request
 
@@ -322,10 +328,15 @@ def test_a_dead_worker_leaves_its_jobs_to_others(tmp_path: Path) -> None:
         await place.one.claim(dataclasses.replace(ENTRY, key=dataclasses.replace(KEY, id="flying")))
         mine = Key("warehouse", "job", "acme", "mine")
         await place.two.claim(Entry(mine, BOB))
-        assert await place.two.abandon(place.one.process) == 2
+        left = dataclasses.replace(KEY, id="left")
+        await place.one.claim(dataclasses.replace(ENTRY, key=left))
+        await place.one.settle(left, ALICE, "sent", **PERMIT)
+        assert await place.two.abandon(place.one.process) == 3
         assert [entry.key for entry in await place.two.adopt(10)] == [KEY]
-        flying = await place.two.find(dataclasses.replace(KEY, id="flying"), ALICE)
-        assert flying is not None and (flying.state, flying.process) == ("sent", ""), "it may have left"
+        assert await place.two.find(dataclasses.replace(KEY, id="flying"), ALICE) is None, "it had no permit"
+        gone = await place.two.find(left, ALICE)
+        assert gone is not None and (gone.state, gone.process) == ("sent", ""), "nobody knows what became of it"
+        assert (gone.masks, gone.rule) == ((MASK,), "r"), "but what its answers must pass"
         kept = await place.two.find(mine, BOB)
         assert kept is not None and (kept.state, kept.process) == ("claimed", place.two.process)
 
@@ -336,7 +347,7 @@ def test_a_table_of_the_cache_has_every_owner_and_all_masks(tmp_path: Path) -> N
     async def story(place: Place) -> None:
         table = Key("warehouse", "table", "acme", "_ab.anon1")
         other = Mask("cards", ("acme.shop.*.card",))
-        schema = {"fields": []}
+        schema: dict[str, Any] = {"fields": []}
         await place.one.add([Entry(table, ALICE, masks=(MASK,), schema=schema), Entry(table, BOB)])
         await place.two.add([Entry(table, ALICE, masks=(other,))])
         alice, bob = await place.one.find(table, ALICE), await place.one.find(table, BOB)
@@ -426,7 +437,10 @@ def test_limits(tmp_path: Path) -> None:
         await place.held(longest, request=b"x" * REQUEST_LIMIT)
         await place.one.claim(ENTRY)
         with pytest.raises(StoreError, match="cannot be held"):
-            await place.one.settle(KEY, ALICE, "held", request=b"x" * (REQUEST_LIMIT + 1))
+            await place.one.settle(KEY, ALICE, "held", request=b"x" * (REQUEST_LIMIT + 1), **PERMIT)
+        for state in ("held", "sent"):
+            with pytest.raises(ValueError, match="without rule and masks"):
+                await place.one.settle(KEY, ALICE, state, rule="r")
         found = await place.one.find(KEY, ALICE)
         assert found is not None and found.state == "claimed", "what cannot be kept is not held"
         with pytest.raises(StoreError, match="schema of a job"):
@@ -462,7 +476,7 @@ def test_the_owner_lists_what_the_target_does_not_know(tmp_path: Path) -> None:
         await place.held(dataclasses.replace(KEY, id="job-3"), BOB)
         assert [entry.key for entry in await place.two.waiting(ALICE, "warehouse", "acme")] == [second, KEY]
         await place.one.settle(KEY, ALICE, "approved")
-        await place.one.settle(KEY, ALICE, "sent")
+        await place.one.settle(KEY, ALICE, "sent", **PERMIT)
         await place.one.settle(KEY, ALICE, "open")
         assert [entry.key for entry in await place.two.waiting(ALICE, "warehouse", "acme")] == [second]
         assert await place.two.waiting(ALICE, "warehouse", "other") == []

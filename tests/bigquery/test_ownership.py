@@ -170,6 +170,7 @@ def test_anothers_id_reads_as_an_unknown_one(tmp_path: Path, location: str) -> N
         with opened(tmp_path / "g.db") as database:
             jobs = JobStore(database, clock=Clock())
             await jobs.claim(ENTRY)
+            await jobs.settle(ENTRY.key, ALICE, "sent", rule="r", masks=MASKS)
             await jobs.settle(ENTRY.key, ALICE, "open")
             await jobs.add(ownership.named(job(queryId="q-1", sessionInfo={"sessionId": "s-1"}), ENTRY))
             keys = [ownership.job_key("warehouse", "acme", "job-1", location)]
