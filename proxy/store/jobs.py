@@ -5,9 +5,10 @@ settled ones are kept in memory for CACHE_SECONDS, unsettled ones never, so a po
 has just settled. settle() is a compare-and-set in the database: what two processes end at once ends once.
 
 A restart: start() (before serving, by the process that holds the state directory) and abandon() (when a worker died)
-take what dead processes left. What had no permit yet is forgotten, as it cannot have left. What was decided meanwhile is read from the table approvals; what still waits keeps its
-request and its deadline, and adopt() gives it to one process, which asks again. A withdrawn approval does not end a
-job: only its owner's cancel does, which is settle(.., "stopped"), made before the approval is withdrawn.
+take what dead processes left. What had no permit yet is forgotten, as it cannot have left. What was decided meanwhile
+is read from the table approvals; what still waits keeps its request and its deadline, and adopt() gives it to one
+process, which asks again. A withdrawn approval does not end a job: only its owner's cancel does, which is settle(..,
+"stopped"), made before the approval is withdrawn.
 
 Fails closed: a row that cannot be read is a StoreError, never an entry without masks.
 """
