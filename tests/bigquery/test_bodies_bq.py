@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from email.mime.multipart import MIMEMultipart
 from email.mime.nonmultipart import MIMENonMultipart
 from typing import Any
@@ -60,7 +61,12 @@ def test_gzip_is_inflated_up_to_a_limit() -> None:
 def test_a_bomb_costs_no_memory() -> None:
     bomb = gzip.compress(b"\0" * (8 * BODY_LIMIT))
     assert len(bomb) < BODY_LIMIT // 10
-    assert refused(inflate, bomb, "gzip") == 413
+    tracemalloc.start()
+    try:
+        assert refused(inflate, bomb, "gzip") == 413
+        assert tracemalloc.get_traced_memory()[1] < 3 * BODY_LIMIT
+    finally:
+        tracemalloc.stop()
 
 
 def test_gzip_with_two_readings_is_refused() -> None:

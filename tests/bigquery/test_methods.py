@@ -125,6 +125,11 @@ def test_what_has_two_readings_is_refused(line: str) -> None:
     assert caught.value.status == 400
 
 
+def test_a_project_is_named_by_its_id() -> None:
+    with pytest.raises(BadRequest, match="not by its number"):
+        checked_id("project", "123456789012")
+
+
 def test_a_table_has_a_decorator() -> None:
     for value, expected in {
         "t$20260101": ("t", "$20260101"),

@@ -322,7 +322,8 @@ def test_sql_in_definitions_is_found() -> None:
 
 def test_batches_and_unknown_forms_are_refused() -> None:
     for target in ("/batch", "/batch/bigquery/v2", "/Batch/x"):
-        assert refused("POST", target, {}).status == 404
+        found = refused("POST", target, {})
+        assert (found.status, "batch requests" in found.text) == (404, True)
     assert refused("POST", f"{V2}/queries", b"<x/>", ("Content-Type", "text/xml")).status == 400
     with pytest.raises(BadRequest) as caught:
         read_request(RequestHead("POST", f"{V2}/queries", (("Content-Type", "application/x-protobuf"),)), b"x")
