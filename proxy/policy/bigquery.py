@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from proxy.core.warehouse import TEMPORARY, Analysis, AnalysisLimits, Effect, Statement, unknown
+from proxy.core.warehouse import TEMPORARY, UNRESOLVED, Analysis, AnalysisLimits, Effect, Statement, unknown
 from proxy.policy.bigquery_draft import Draft, Script
 from proxy.policy.bigquery_lex import Token, Unreadable, tokens_of
 from proxy.policy.bigquery_names import Names
@@ -63,8 +63,7 @@ def _analyse(script: Script, depth: int) -> Analysis:
             raise Unreadable(f"the text has more than {script.limits.statements} statements")
     if not statements:
         raise Unreadable("the text holds no statement")
-    if len(statements) > 1:
-        statements = [_in_script(statement) for statement in statements]
+    statements = [_past_temporary(statement) for statement in statements]
     why = next((statement.why for statement in statements if statement.opaque), "")
     return Analysis(tuple(statements), tuple(splitter.control), bool(why), why)
 
@@ -77,23 +76,20 @@ def _read(script: Script, tokens: Sequence[Token], piece: Piece, depth: int) -> 
             draft.opaque(script.lost)
         if piece.word:
             draft.word = piece.word
-            draft.expression(_condition(tokens, piece.word))
+            draft.expression(tokens)
             draft.add("session", type_="control")
         elif draft.word in READERS:
             READERS[draft.word](draft)
         else:
             draft.add("UNKNOWN")
             draft.opaque(f"{tokens[0].text[:40]} begins no statement that is known here")
-        _follow(script, piece, before)
         found = draft.freeze()
     except (Unreadable, RecursionError) as error:
         why = str(error) if isinstance(error, Unreadable) else "the text is nested too deeply to be read"
         found = _unread(draft, why)
-    return [found, *_immediate(script, draft, depth)] if draft.word == "EXECUTE IMMEDIATE" else [found]
-
-
-def _condition(tokens: Sequence[Token], word: str) -> Sequence[Token]:
-    return tokens
+    inner = _immediate(script, draft, depth) if draft.word == "EXECUTE IMMEDIATE" else []
+    _follow(script, piece, before)
+    return [found, *inner]
 
 
 def _unread(draft: Draft, why: str) -> Statement:
@@ -135,11 +131,11 @@ def _immediate(script: Script, draft: Draft, depth: int) -> list[Statement]:
     return [replace(statement, declared=statement.declared or draft.declared) for statement in found]
 
 
-def _in_script(statement: Statement) -> Statement:
-    """In a script, what comes from a temporary table may come from all that was read into it."""
+def _past_temporary(statement: Statement) -> Statement:
+    """What comes from a temporary table may come from all that was read into it, here or in an earlier job."""
     outputs = statement.outputs
     if outputs is None or outputs.taint:
         return statement
-    if any(table.dataset == TEMPORARY for table in statement.tables_read):
-        return replace(statement, outputs=replace(outputs, taint="a temporary table of the script is not followed"))
+    if any(table.dataset in (TEMPORARY, UNRESOLVED) for table in statement.tables_read):
+        return replace(statement, outputs=replace(outputs, taint="a temporary table is not followed"))
     return statement

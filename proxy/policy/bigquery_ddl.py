@@ -9,7 +9,7 @@ Left out: options, but for those that expire data, give rights, or name places o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from proxy.core.warehouse import Outputs, TableName
@@ -120,18 +120,20 @@ def _policy_or_admin(draft: Draft, kind: str) -> None:
 
 def _bodies(draft: Draft, kind: str, name: TableName) -> None:
     """What an object is made of: a query or expression behind AS, another table behind CLONE, COPY or LIKE."""
+    as_at = draft.find("AS", start=draft.at)
+    head = as_at if as_at is not None else len(draft.tokens)
     for word in ("CLONE", "COPY", "LIKE", "REPLICA"):
         at = draft.find(word, start=draft.at)
-        if at is not None:
+        if at is not None and (at < head or at == head + 1):
             draft.at = at + 1
             draft.take("OF")
             source = draft.script.names.table(draft.path())
             draft.reads[source] = None
             if word != "LIKE":
                 _stores(draft, name, Outputs(taint="a whole table is copied"))
-    if draft.has("REMOTE"):
+    if (draft.find("REMOTE", start=draft.at) or head) < head:
         draft.door("REMOTE FUNCTION" if "FUNCTION" in kind else "REMOTE MODEL")
-    if draft.find("WITH", "CONNECTION", start=draft.at) is not None:
+    if (draft.find("WITH", "CONNECTION", start=draft.at) or head) < head:
         draft.door("CONNECTION")
     if kind == "PROCEDURE":
         if draft.has("LANGUAGE"):
@@ -209,7 +211,8 @@ def _drops_constraint(tokens: Sequence[Token]) -> bool:
 def _options(draft: Draft, name: TableName | None = None) -> None:
     """Effects of OPTIONS(...), and places that are named in it."""
     objects = (name,) if name is not None else tuple(draft.writes)
-    for index, token in enumerate(draft.tokens):
+    for index in _within_options(draft):
+        token = draft.tokens[index]
         word = name_value(token).upper() if token.kind in ("word", "quoted") else ""
         after = draft.tokens[index + 1].word if index + 1 < len(draft.tokens) else ""
         if after != "=":
@@ -221,6 +224,19 @@ def _options(draft: Draft, name: TableName | None = None) -> None:
         if word in _PLACES:
             draft.door(word)
             _places(draft, index + 2)
+
+
+def _within_options(draft: Draft) -> Iterator[int]:
+    """The places of tokens within OPTIONS(...) and FILES(...): elsewhere, a word before = is a column."""
+    depth = 0
+    for index, token in enumerate(draft.tokens):
+        if token.word == "(":
+            opens = index > 0 and draft.tokens[index - 1].word in ("OPTIONS", "FILES")
+            depth += opens or depth > 0
+        elif token.word == ")" and depth:
+            depth -= 1
+        elif depth:
+            yield index
 
 
 def _places(draft: Draft, start: int) -> None:

@@ -210,7 +210,9 @@ class QueryReader:
                 source = self._named(node, alias, scope)
                 self._rest(node, scope, {"this", "db", "catalog", "alias", "joins"})
             case exp.Subquery():
-                source = of_query(self.query(node.this, scope, self._with(node, scope, scope.ctes)), node.alias.lower())
+                # A query in FROM sees what is around the SELECT, never its neighbours: there, x.y is a table.
+                ctes = self._with(node, scope.parent, scope.ctes)
+                source = of_query(self.query(node.this, scope.parent, ctes), node.alias.lower())
                 self._rest(node, scope, {"this", "alias", "with_", "joins"})
             case exp.Unnest():
                 source = self._unnest(node, scope)
@@ -245,6 +247,7 @@ class QueryReader:
         self._met.add(id(node))
         prefix = [part.name for part in node.parts[:-1]]
         called = node.this
+        scope = Scope(scope.parent, scope.ctes)  # as a query in FROM, it does not see its neighbours
         known = not isinstance(called, exp.Anonymous)  # to the parser: ML.PREDICT, VECTOR_SEARCH
         value = self.value(called, scope) if known else self._call(called, prefix, scope)
         self._rest(node, scope, {"this", "db", "catalog", "alias", "joins"})

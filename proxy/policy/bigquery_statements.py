@@ -119,8 +119,9 @@ def _update(draft: Draft, tree: exp.Update) -> None:
     if source is not None:
         draft.reader.join(source.this, scope, tree.args.get("joins") or source.this.args.get("joins") or ())
     values = [draft.reader.value(each, scope) for each in tree.expressions]
-    draft.outputs = Outputs(also=tuple(dict.fromkeys(o for value in values for o in value.origins)))
-    draft.moves = bool(draft.outputs.also)
+    taint = next((value.taint for value in values if value.taint), "")
+    draft.outputs = Outputs(also=tuple(dict.fromkeys(o for value in values for o in value.origins)), taint=taint)
+    draft.moves = bool(draft.outputs.also or taint)
     draft.where = _where(draft, tree, scope)
     draft.effects.clear()
     draft.add("write_rows", *draft.writes, where=draft.where)
@@ -140,13 +141,15 @@ def _merge(draft: Draft, tree: exp.Merge) -> None:
     draft.reader.filters.update(dict.fromkeys(draft.reader.value(condition, scope).origins))
     source = tree.args["using"].alias_or_name.lower().rsplit(".", 1)[-1]
     everything = isinstance(condition, exp.Boolean) or _chooses_nothing(condition, source)
-    origins = dict.fromkeys(
-        o for when in tree.args["whens"].expressions for o in draft.reader.value(when, scope).origins
-    )
-    draft.outputs = Outputs(also=tuple(origins), taint="" if origins else "rows of the source may be stored whole")
+    whens = tree.args["whens"].expressions
+    values = [draft.reader.value(when, scope) for when in whens]
+    taint = next((value.taint for value in values if value.taint), "")
+    if any(isinstance(when.args.get("then"), exp.Insert) and not when.args["then"].expression for when in whens):
+        taint = "whole rows of the source are stored"
+    draft.outputs = Outputs(also=tuple(dict.fromkeys(o for value in values for o in value.origins)), taint=taint)
     draft.moves = True
     draft.effects.clear()
-    for when in tree.args["whens"].expressions:
+    for when in whens:
         then = when.args.get("then")
         guard = when.args.get("condition")
         if isinstance(then, exp.Insert):

@@ -106,6 +106,7 @@ def test_a_struct_keeps_its_fields_apart() -> None:
         "BEGIN SELECT ERROR(email) FROM users; EXCEPTION WHEN ERROR THEN SELECT @@error.message AS x; END",
         "WITH RECURSIVE r AS (SELECT email AS x FROM users UNION ALL SELECT x FROM r) SELECT x FROM r",
         "FROM users |> SELECT email AS x",
+        "SELECT x FROM _SESSION.earlier",
         "CREATE PROCEDURE pr(IN x STRING) BEGIN SELECT x; END",
     ],
 )
