@@ -63,10 +63,11 @@ lint: $(STAMP)
 check: lint
 	$(BIN)/python -m pytest -q -n auto -m 'not peer and not nightly'
 
-# pytest's exit status 5, no test ran, is a failure like any other. A file's tests stay in one process: they share
-# servers. Most of their time is waiting, so there are two processes a core.
+# pytest's exit status 5, no test ran, is a failure like any other. Tests with real servers and clients go one after the
+# other: some of them see how fast things are.
 test: peers lint $(NODE_STAMP)
-	CI=$${CI:-true} $(BIN)/python -m pytest -n $${WORKERS:-$$((2 * $$(nproc)))} --dist loadfile --no-loadscope-reorder -m 'not nightly'
+	CI=$${CI:-true} $(BIN)/python -m pytest -q -n auto -m 'not peer and not nightly'
+	CI=$${CI:-true} $(BIN)/python -m pytest -m 'peer and not nightly'
 
 nightly: peers $(STAMP) $(NODE_STAMP)
 	CI=$${CI:-true} $(BIN)/python -m pytest -m nightly --timeout 7200
