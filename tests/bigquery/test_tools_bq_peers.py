@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import urllib.error
 import urllib.request
@@ -104,6 +105,20 @@ def test_override_fields_and_batch(bq_service: BigQueryServer, people: str) -> N
         urllib.request.urlopen(batch, timeout=30)
     refused.value.close()
     assert refused.value.code == 404
+
+
+def test_bare_paths_discovery_and_gzip(bq_service: BigQueryServer, people: str) -> None:
+    """node's BIGQUERY_EMULATOR_HOST drops /bigquery/v2; discovery needs no token and names this host."""
+    root = f"http://127.0.0.1:{bq_service.plain}"
+    headers = {"Authorization": f"Bearer {TOKEN}", "Accept-Encoding": "gzip", "User-Agent": "test (gzip)"}
+    where = f"{root}/projects/{PROJECT}/datasets/{people}/tables/people"
+    with urllib.request.urlopen(urllib.request.Request(where, headers=headers), timeout=30) as answer:
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert json.loads(gzip.decompress(answer.read()))["numRows"] == "2"
+    with urllib.request.urlopen(f"{root}/$discovery/rest?version=v2", timeout=30) as answer:
+        document = json.loads(answer.read())
+    assert document["rootUrl"] == f"{root}/"
+    assert {"datasets", "jobs", "tabledata"} <= set(document["resources"])
 
 
 def test_declared_sizes(bq_service: BigQueryServer, people: str) -> None:
