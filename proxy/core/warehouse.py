@@ -192,6 +192,7 @@ class Statement:
     doors: ways out of BigQuery ("EXTERNAL_QUERY", "LOAD DATA", "REMOTE FUNCTION"). uris: where to or from.
     outputs: of the result, or of the rows that it stores (moves_data); None where it has none. filters: the columns
     that choose, group or order rows (an oracle on them). bare_tables: names written without a dataset.
+    opaque: something is hidden; then one of effects is UNKNOWN, or a call of what nobody has read.
     declared: it is in the body of a procedure that is made here, and runs only when that is called.
     """
 

@@ -5,9 +5,9 @@ conditions of control flow; bigquery_statements and bigquery_ddl read each of th
 (bigquery_draft, bigquery_query, bigquery_sources: tables and lineage; bigquery_where: always-true filters).
 
 What cannot be read is opaque, and says why: the whole text where its statements cannot be told apart, else the one
-statement. An opaque statement may have facts; they are what is certain, not all there is. In a script, a result that
-takes from a variable, a routine or a temporary table that the script made is tainted: its values may come from all that
-the script reads.
+statement. Opaque never counts as a read: it has an effect UNKNOWN, or a call. An opaque statement may have facts; they
+are what is certain, not all there is. In a script, a result that takes from a variable, a routine or a temporary table
+is tainted: its values may come from all that the script reads.
 
 Deep nesting and long texts cost time and stack, which is why strangers' texts go through bigquery_workers.Analysts.
 

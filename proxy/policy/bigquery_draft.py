@@ -52,6 +52,9 @@ _GRAMMAR: Final = frozenset({
 _PARSER_KNOWS: Final = frozenset(BigQuery.Parser.FUNCTIONS) | frozenset(BigQuery.Parser.FUNCTION_PARSERS)
 
 
+_UNKNOWN: Final = Effect("UNKNOWN")
+
+
 @dataclass(slots=True)
 class Script:
     """What of a text is known to all its statements."""
@@ -92,6 +95,7 @@ class Draft:
         self.at = 0
         self.word = tokens[0].word
         self.effects: dict[Effect, None] = {}
+        self.hidden: dict[Effect, None] = {}
         self.reads: dict[TableName, None] = {}
         self.writes: dict[TableName, None] = {}
         self.functions: dict[str, None] = {}
@@ -165,7 +169,10 @@ class Draft:
     def door(self, name: str) -> None:
         self.doors[name] = None
 
-    def opaque(self, why: str) -> None:
+    def opaque(self, why: str, hidden: Effect | None = _UNKNOWN) -> None:
+        """Something is hidden, which never counts as a read: what it may be is an effect of its own."""
+        if hidden is not None:
+            self.hidden[hidden] = None
         if why not in self.whys:
             self.whys.append(why)
 
@@ -240,7 +247,8 @@ class Draft:
         if made:
             return
         if str(self.script.names.table(name.split("."))) not in self.script.limits.trusted_routines:
-            self.opaque(f"{name} is a routine that nobody here has read")
+            called = Effect("call", (self.script.names.table(name.split(".")),), "routine")
+            self.opaque(f"{name} is a routine that nobody here has read", called)
 
     # The end
 
@@ -257,6 +265,7 @@ class Draft:
             self.add("export", *dict.fromkeys(rows))
         if not self.effects:
             self.add("read_rows")
+        self.effects.update(self.hidden)
         verb = gravest([effect.verb for effect in self.effects])
         outputs = self.outputs
         untrusted = any(not self._is_trusted(name) for name in self.routines)

@@ -246,7 +246,7 @@ def call(draft: Draft) -> None:
     draft.expression(arguments)
     draft.routines[str(name)] = None
     if str(name) not in draft.script.limits.trusted_routines:
-        draft.opaque(f"{name} is a procedure that nobody here has read")
+        draft.opaque(f"{name} is a procedure that nobody here has read", None)
 
 
 def execute(draft: Draft) -> None:
@@ -261,7 +261,7 @@ def execute(draft: Draft) -> None:
     if immediate_text(draft) is None:
         last = draft.find("INTO") or using or len(draft.tokens)
         draft.expression(draft.tokens[2:last])
-        draft.opaque("EXECUTE IMMEDIATE of a text that is made when it runs")
+        draft.opaque("EXECUTE IMMEDIATE of a text that is made when it runs", None)
 
 
 def immediate_text(draft: Draft) -> str | None:

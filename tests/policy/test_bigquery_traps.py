@@ -136,6 +136,8 @@ def test_what_cannot_be_read_is_opaque_and_says_why(text: str) -> None:
     found = read(text)
     assert found.opaque
     assert found.why
+    hidden = {statement.verb for statement in found.statements if statement.opaque}
+    assert hidden <= {"UNKNOWN", "call"}, "opaque never counts as a read"
 
 
 def test_execute_immediate_of_a_plain_string_is_read() -> None:
