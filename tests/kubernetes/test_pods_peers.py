@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.kubernetes.running import Runner, Way
-from tests.peers.kubernetes import VIEWER, Kubectl, KubeServer, kube_server, need_kubectl, write_kubeconfig
+from tests.peers.kubernetes import VIEWER, Kubectl, KubeServer, kube_server, need_kubectl, wait_for, write_kubeconfig
 from tests.peers.kubernetes import without_containers as reason
 
 pytestmark = pytest.mark.peer
@@ -98,5 +98,7 @@ def test_requests_are_told(run: Runner, kube: KubeServer) -> None:
     asked = [each for each in kube.requests(mark) if each["path"].endswith("/exec")]
     assert asked[0]["query"]["command"] == ["sh", "-c", "cat; echo no >&2"]
     assert asked[0]["user"]["username"] == "gate"
-    (told,) = [each for each in kube.streams(mark) if each.get("stream") == "exec"]
+    told = wait_for(
+        lambda: next((each for each in kube.streams(mark) if each.get("stream") == "exec"), None), "its end"
+    )
     assert (told["in"], told["out"], told["err"], told["eof"]) == (5, 5, 3, True)

@@ -13,7 +13,7 @@ import pytest
 from recorder.session_view import view
 from tests.kubernetes.gateway import TARGET, KubeGateway, kube_gateway
 from tests.kubernetes.running import Runner, Way
-from tests.peers.kubernetes import KubeServer
+from tests.peers.kubernetes import KubeServer, wait_for
 
 pytestmark = pytest.mark.peer
 
@@ -55,11 +55,14 @@ def gatecast(gateway: KubeGateway, *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_watch_that_its_user_ends_has_an_end(runner: Runner, soon: KubeGateway) -> None:
+def test_a_watch_that_its_user_ends_has_an_end(runner: Runner, soon: KubeGateway, kube: KubeServer) -> None:
+    mark = kube.mark()
     with runner.started(*runner.argv("get", "pods", "-w")) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(b"NAME")
         assert process.stdout.readline().startswith(b"web-0")
+        # What is shown is the list; the watch comes behind it.
+        wait_for(lambda: any("watch" in each["query"] for each in kube.requests(mark)), "the watch")
     _, found = told(soon, "watch", "default/pods/*")
     assert found["tag"] == "ended early"
     assert found["details"]["status"] == 200

@@ -378,13 +378,16 @@ def test_a_user_who_vanishes_while_nobody_reads_it(bench: Bench) -> None:
     with relaying(bench.server, bench.host_key, bench.answers) as relay:
         arguments = bench.arguments(relay)
         client = subprocess.Popen(
-            [*arguments, "echo up; kill -STOP $PPID; sleep 60"],
+            # Told when to stop sshd: by itself it might do so before sshd has passed "up" on.
+            [*arguments, "echo up; read -r go; kill -STOP $PPID; sleep 60"],
             env=client_environment(bench.folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         assert client.stdout is not None and client.stdin is not None
         assert client.stdout.readline() == b"up\n"
+        client.stdin.write(b"go\n")
+        client.stdin.flush()
         client.kill()
         client.wait()
         for stream in (client.stdin, client.stdout):
