@@ -66,6 +66,7 @@ check: lint
 # pytest's exit status 5, no test ran, is a failure like any other. Tests with real servers and clients go one after the
 # other: some of them see how fast things are.
 test: peers lint $(NODE_STAMP)
+	$(BIN)/python -m tests.peers.bigquery
 	CI=$${CI:-true} $(BIN)/python -m pytest -q -n auto -m 'not peer and not nightly'
 	CI=$${CI:-true} $(BIN)/python -m pytest -m 'peer and not nightly'
 
