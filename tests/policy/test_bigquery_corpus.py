@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 
 from proxy.core.warehouse import Analysis, gravest
-
-pytest.importorskip("sqlglot")
-
 from proxy.policy.bigquery import analyse
 
 CORPUS = Path(__file__).with_name("corpus")

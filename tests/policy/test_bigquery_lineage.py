@@ -5,9 +5,6 @@ from __future__ import annotations
 import pytest
 
 from proxy.core.warehouse import Outputs, ResultColumn
-
-pytest.importorskip("sqlglot")
-
 from proxy.policy.bigquery import analyse
 
 

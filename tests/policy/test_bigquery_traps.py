@@ -11,9 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.core.warehouse import Analysis, AnalysisLimits, Statement
-
-pytest.importorskip("sqlglot")
-
 from proxy.policy.bigquery import analyse
 
 PIECES = (

@@ -11,9 +11,6 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from proxy.core.warehouse import AnalysisLimits
-
-pytest.importorskip("sqlglot")
-
 from proxy.policy import bigquery_workers
 from proxy.policy.bigquery import analyse
 from proxy.policy.bigquery_workers import Analysts
