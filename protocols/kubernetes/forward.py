@@ -199,7 +199,7 @@ class Forward:
             error = first(errors)
             if not isinstance(error, _Done):
                 reason = str(error)
-                raise error from errors
+                raise error from error.__cause__
             reason = str(error)
         finally:
             with contextlib.suppress(TapeError):

@@ -148,7 +148,7 @@ class Relay:
             error = first(errors)
             if isinstance(error, _Done):
                 return error.ending
-            raise error from errors
+            raise error from error.__cause__
         raise AssertionError("a relay ends by an exception")
 
     # -- from the user --------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import zlib
 from collections.abc import Mapping
 
@@ -133,6 +135,23 @@ def test_games_with_streams_end_the_session_and_reach_nobody() -> None:
             assert "user" in ended[1] or "SPDY" in ended[1] or "stream" in ended[1], (name, ended)
         connects = [command for command in stage.commands if command.verb == "connect"]
         assert all(command.facts["port"] == 80 for command in connects), connects
+
+    run(test, answer=forward)
+
+
+def test_a_user_who_resets_the_connection_has_closed_the_session() -> None:
+    """kubectl, ended by a signal, resets as often as it closes: that is no failure of the session."""
+
+    async def test(stage: Stage) -> None:
+        user = await begun(stage)
+        user.send(Blocks().pair(1, "80", "0"))
+        await stage.until(lambda: bool(stage.asked and stage.asked[0].rest))
+        sock = user.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        user.close()
+        await stage.until(lambda: stage.served == len(stage.tapes))
+        ended = stage.tapes[-1].closed
+        assert ended is not None and ended[0] == "closed", ended
 
     run(test, answer=forward)
 
