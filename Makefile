@@ -63,12 +63,11 @@ lint: $(STAMP)
 check: lint
 	$(BIN)/python -m pytest -q -n auto -m 'not peer and not nightly'
 
-# pytest's exit status 5, no test ran, is a failure like any other. Tests with real servers and clients go one after the
-# other: some of them see how fast things are.
+# pytest's exit status 5, no test ran, is a failure like any other. One after the other: some tests measure CPU time, or
+# see how fast a real client is; WORKERS=4 make test is for those who look at a failure twice.
 test: peers lint $(NODE_STAMP)
 	$(BIN)/python -m tests.peers.bigquery
-	CI=$${CI:-true} $(BIN)/python -m pytest -q -n auto -m 'not peer and not nightly'
-	CI=$${CI:-true} $(BIN)/python -m pytest -m 'peer and not nightly'
+	CI=$${CI:-true} $(BIN)/python -m pytest $${WORKERS:+-n $$WORKERS --dist loadfile --no-loadscope-reorder} -m 'not nightly'
 
 nightly: peers $(STAMP) $(NODE_STAMP)
 	CI=$${CI:-true} $(BIN)/python -m pytest -m nightly --timeout 7200
