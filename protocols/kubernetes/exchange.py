@@ -259,18 +259,26 @@ class Exchange:
 
     async def _text(self, answer: _Answer, pieces: AsyncIterator[bytes]) -> None:
         """Text through the masks of streams; what they hold back is let go when nothing came for a while."""
-        async with asyncio.TaskGroup() as group:
-            while True:
-                coming = group.create_task(outcome(_next(pieces)))
+        async with asyncio.TaskGroup() as group:  # raised behind it: else a group of one error, which nobody expects
+            error = await outcome(self._through_masks(answer, pieces, group))
+        if error is not None:
+            raise error
+
+    async def _through_masks(self, answer: _Answer, pieces: AsyncIterator[bytes], group: asyncio.TaskGroup) -> None:
+        piece: bytes | Exception | None = b""
+        while isinstance(piece, bytes):
+            coming = group.create_task(outcome(_next(pieces)))
+            try:
                 while not coming.done():
                     held = self._session.held_back(self._flow)
                     await asyncio.wait({coming}, timeout=FLUSH_SECONDS if held else None)
                     if not coming.done():
                         answer.chunk(b"", masked=True, flush=True)
                         await answer.flush()
-                piece = coming.result()
-                if piece is None or isinstance(piece, Exception):
-                    break
+            finally:
+                coming.cancel()
+            piece = coming.result()
+            if isinstance(piece, bytes):
                 answer.chunk(piece, masked=True)
                 await answer.flush()
         answer.chunk(b"", masked=True, flush=True)
