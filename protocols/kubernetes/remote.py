@@ -93,13 +93,13 @@ async def serve_stream(
     if intent:
         session.intent(intent)
     if info.subresource == "portforward":
-        await _owned(session, log, lambda: serve_forward(http, user, head, info, session, gate, log))
+        await _owned(session, http, log, lambda: serve_forward(http, user, head, info, session, gate, log))
     else:
         remote = Remote(http, user, head, info, session, gate, log)
-        await _owned(session, log, remote.run)
+        await _owned(session, http, log, remote.run)
 
 
-async def _owned(session: Session, log: Any, run: Callable[[], Any]) -> None:
+async def _owned(session: Session, http: UserConnection, log: Any, run: Callable[[], Any]) -> None:
     """Run it, and close its session whatever happens."""
     reason, failed = "", True
     try:
@@ -108,6 +108,9 @@ async def _owned(session: Session, log: Any, run: Callable[[], Any]) -> None:
     except TapeError as error:
         reason = f"recording failed: {error}"
         log.error("recording failed, the session ends", error=str(error))
+        if not http.taken:
+            text = "gatecast: the session can no longer be recorded, so it ends"
+            await http.respond(503, (("Content-Type", "application/json"),), status.failure(503, text), close=True)
     except BadRequest as bad:
         reason = bad.text
         raise

@@ -557,3 +557,20 @@ def test_a_target_that_refuses_our_credential_does_not_blame_the_users_token() -
         assert got.status == 503 and "credential" in got.message, got
 
     run(test, answer=refuse)
+
+
+def test_an_exec_whose_tape_fails_is_told_so() -> None:
+    """Before the connection was taken over there is an answer, and it says why."""
+    stages: list[Stage] = []
+
+    def failing(command: Command) -> Verdict:
+        stages[0].tapes[-1].fail = True
+        return Allow("all")
+
+    async def test(stage: Stage) -> None:
+        stages.append(stage)
+        got = await stage.ask(upgrade())
+        assert got.status == 503 and "recorded" in got.message, got
+        assert stage.asked == []
+
+    run(test, failing)

@@ -122,6 +122,24 @@ def test_no_part_of_an_answer_tells_what_the_whole_hides() -> None:
     run(test, masked, answer, masker=MASKING)
 
 
+def test_a_masked_log_whose_tape_fails_ends_and_shows_no_more() -> None:
+    """And what ends it is the tape's failure, told to the log as such; serve() itself raises nothing."""
+
+    def answer(asked: Asked) -> None:
+        asked.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nfirst\n\r\n")
+
+    async def test(stage: Stage) -> None:
+        user = await stage.user()
+        user.send(request("GET", f"{PODS}/api/log?follow=true"))
+        await user.head()
+        await stage.until(lambda: any(b"first" in payload for tape in stage.tapes for _, _, payload in tape.records))
+        stage.tapes[0].fail = True
+        stage.asked[0].say(b"7\r\nsecond\n\r\n")
+        assert b"second" not in await user.rest()
+
+    run(test, masked, answer, masker=MASKING)
+
+
 def test_a_log_is_not_cut_in_the_middle_of_a_secret() -> None:
     text = f"begin {CANARY} end\n".encode()
 

@@ -118,6 +118,11 @@ class UserConnection:
         """Return once the user has left, read or not. Nothing is read meanwhile: what it sends ahead waits."""
         await self._stream.gone()
 
+    @property
+    def taken(self) -> bool:
+        """Whether the connection was taken over: it has no requests and answers any more."""
+        return self._taken
+
     def take_over(self) -> bytes:
         """An upgrade is accepted: return what came behind the request. The caller reads the Stream from now on."""
         if not self._over:
