@@ -26,13 +26,14 @@ from typing import Any, Final
 
 import structlog
 
-from protocols.kubernetes.dial import authorization, dial, tls_context
+from protocols.kubernetes.dial import dial
 from protocols.kubernetes.dial_settings import DialSettings, Impersonation, read_settings
 from proxy.commands import CommandError, _print, config_path
 from proxy.core.errors import GatecastError
 from proxy.core.parties import Credential, Identity, Target
 from proxy.core.text import fields, harmless
 from proxy.credentials.static import StaticCredentials
+from proxy.http.dialing import authorization, tls_context
 from proxy.kube_rights import EVERYTHING, WEBSOCKET_EXEC, WEBSOCKET_FORWARD, Asked, needed, too_much
 from proxy.kube_sections import KUBERNETES
 from proxy.services import credentials_of

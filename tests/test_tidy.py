@@ -89,7 +89,7 @@ def allowed(importer: str, imported: str) -> bool:
             return imported == "proxy.core"
         case _ if importer.startswith("protocols."):
             # SQL-speaking protocols read what others found in the text; never each other.
-            return imported in {"protocols", "proxy.core", "proxy.terminal", "recorder"}
+            return imported in {"protocols", "proxy.core", "proxy.http", "proxy.terminal", "recorder"}
         case "proxy.admin":  # one set of functions over the services
             return imported != "outer" and not imported.startswith("protocols.")
         case "proxy.identity" | "proxy.approvals":

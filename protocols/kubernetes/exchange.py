@@ -14,21 +14,20 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from protocols.kubernetes import status
 from protocols.kubernetes.answer_fields import for_user
 from protocols.kubernetes.commands import BadGateway, Conversation, Treatment
-from protocols.kubernetes.dial import authorization, impersonation
+from protocols.kubernetes.dial import dial, impersonation
 from protocols.kubernetes.documents import rewrite, rewrite_line
-from protocols.kubernetes.handshakes import NOT_LET_IN, outcome
+from protocols.kubernetes.handshakes import NOT_LET_IN
 from protocols.kubernetes.request_info import RequestInfo
-from protocols.kubernetes.targets import Link, Links
 from protocols.kubernetes.verbs import UNREAD, verb_of
 from proxy.core.errors import Refused, TapeError, TargetPeerError, UserPeerError
-from proxy.core.events import Chunk, Document, FieldMask, Result
+from proxy.core.events import Result
 from proxy.core.gate import Gate, Pending
-from proxy.core.http.client import TargetConnection
 from proxy.core.http.framing import Framing
 from proxy.core.http.heads import (
     BadRequest,
@@ -36,18 +35,18 @@ from proxy.core.http.heads import (
     RequestHead,
     ResponseHead,
     encode_request,
-    encode_response,
-    without,
 )
 from proxy.core.http.server import UserConnection
 from proxy.core.session import Input, Permit, Session
 from proxy.core.stream import Stream
 from proxy.core.writers import TargetWriter, UserWriter
+from proxy.http.answers import Answer, Ended, Pieces, outcome
+from proxy.http.dialing import authorization
+from proxy.http.links import Link, Links
 
 BODY_LIMIT: Final = 3 * 1024 * 1024  # the API server's own: apiserver's MaxRequestBodyBytes
 DOCUMENT_LIMIT: Final = 16 * 1024 * 1024  # one masked answer: a second of the loop at worst; ours
 LINE_LIMIT: Final = 8 * 1024 * 1024  # one event of a watch: an object is 1.5 MiB at most in etcd, more as JSON
-SHOWN_LIMIT: Final = 1024 * 1024  # of an answer, for the decoded view of the tape
 FLUSH_SECONDS: Final = 2.0  # how long a mask may keep text that no line break follows; as protocols/ssh/relay.py
 # Fields of an answer that hold nothing of an object's; under masks they are all that passes.
 PLAIN_FIELDS: Final = frozenset({
@@ -55,11 +54,6 @@ PLAIN_FIELDS: Final = frozenset({
     "x-kubernetes-pf-flowschema-uid", "x-kubernetes-pf-prioritylevel-uid",
 })  # fmt: skip
 HIDDEN_WARNING: Final = '299 - "a warning of the target, which masks hide"'
-_OWN_FRAMING: Final = frozenset({"transfer-encoding", "connection", "keep-alive"})
-
-
-class Ended(Exception):
-    """The answer cannot be finished: the connection is closed in its middle, so that nobody takes it for whole."""
 
 
 class Exchange:
@@ -75,7 +69,7 @@ class Exchange:
         self._log = log
         self._writer = UserWriter(user, session)
         self._conversation = Conversation(session.target, flow, gate.shell)
-        self._answer: _Answer | None = None
+        self._answer: Answer | None = None
         self.passed = False  # the request is, to the target
         self._notes: list[str] = []  # for Warning fields
         self._pending: Pending | None = None
@@ -146,7 +140,7 @@ class Exchange:
         credential = await self._gate.credentials.get(session.identity, session.target)
         extra: Fields = (*impersonation(session.target, session.identity), *authorization(credential))
         wire = encode_request(*self._conversation.upstream(head, info, bool(permit.masks), extra))
-        async with Links.of(self._gate.shared).link(session.target, credential) as link:
+        async with Links.of(self._gate.shared).link(session.target, credential, dial) as link:
             sent = await self._send(link, permit, wire, body, head)
             try:
                 response = await link.connection.response(head.method)
@@ -199,9 +193,9 @@ class Exchange:
             raise TargetPeerError(treatment.text)
         # A HEAD's length is that of what a mask would have changed.
         framing = Framing(head, response, rewritten=treatment != "pass" or (masked and head.method == "HEAD"))
-        answer = self._answer = _Answer(self._flow, permit, self._writer, framing)
+        answer = self._answer = Answer(self._flow, permit, self._writer, framing)
         self._say_head(answer, info, response, treatment)
-        pieces = _Pieces(link.connection, answer)
+        pieces = Pieces(link.connection, answer)
         resource = info.resource_name if info.is_resource else None
         try:
             await self._body(answer, treatment, pieces, resource)
@@ -213,7 +207,7 @@ class Exchange:
         self._session.forget_stream(self._flow)
         return framing.keep_alive and await self._connection.drop()
 
-    def _say_head(self, answer: _Answer, info: RequestInfo, response: ResponseHead, treatment: Treatment) -> None:
+    def _say_head(self, answer: Answer, info: RequestInfo, response: ResponseHead, treatment: Treatment) -> None:
         fields = for_user(response.fields, self._session.target)
         if answer.permit is not None and answer.permit.masks and answer.permit.command.verb != "discover":
             # What else a target says in fields is text that nobody has masked: warnings quote objects.
@@ -235,7 +229,7 @@ class Exchange:
         return fields.texts is not None or (info.is_resource and fields.touches(f"{info.resource_name}:"))
 
     async def _body(
-        self, answer: _Answer, treatment: Treatment, pieces: AsyncIterator[bytes], resource: str | None
+        self, answer: Answer, treatment: Treatment, pieces: AsyncIterator[bytes], resource: str | None
     ) -> None:
         match treatment:
             case "pass":
@@ -245,7 +239,7 @@ class Exchange:
                 await self._text(answer, pieces)
             case "lines":
                 async for line in _lines(pieces):
-                    answer.document(line, resource, each=True)
+                    answer.document(line, partial(rewrite_line, line, resource=resource))
             case "document":
                 whole = bytearray()
                 async for piece in pieces:
@@ -253,18 +247,18 @@ class Exchange:
                     if len(whole) > DOCUMENT_LIMIT:
                         raise TargetPeerError("the answer is too large to be masked; ask for less (--chunk-size)")
                 if whole:
-                    answer.document(bytes(whole), resource, each=False)
+                    answer.document(bytes(whole), partial(rewrite, bytes(whole), resource=resource))
         answer.end()
         await answer.flush()
 
-    async def _text(self, answer: _Answer, pieces: AsyncIterator[bytes]) -> None:
+    async def _text(self, answer: Answer, pieces: AsyncIterator[bytes]) -> None:
         """Text through the masks of streams; what they hold back is let go when nothing came for a while."""
         async with asyncio.TaskGroup() as group:  # raised behind it: else a group of one error, which nobody expects
             error = await outcome(self._through_masks(answer, pieces, group))
         if error is not None:
             raise error
 
-    async def _through_masks(self, answer: _Answer, pieces: AsyncIterator[bytes], group: asyncio.TaskGroup) -> None:
+    async def _through_masks(self, answer: Answer, pieces: AsyncIterator[bytes], group: asyncio.TaskGroup) -> None:
         piece: bytes | Exception | None = b""
         while isinstance(piece, bytes):
             coming = group.create_task(outcome(_next(pieces)))
@@ -291,106 +285,12 @@ class Exchange:
         fields: Fields = (("Content-Type", "application/json"), ("Content-Length", str(len(document))), *more)
         response = ResponseHead(code, status.reason_phrase(code), fields, length=len(document))
         framing = Framing(head, response)
-        answer = self._answer = _Answer(self._flow, None, self._writer, framing)
+        answer = self._answer = Answer(self._flow, None, self._writer, framing)
         answer.head(response, fields)
         answer.chunk(document if head.method != "HEAD" else b"", masked=False)
         answer.end()
         await answer.flush()
         return framing.keep_alive and await self._connection.drop()
-
-
-class _Answer:
-    """What goes to the user: events for the waist, framed."""
-
-    def __init__(self, flow: int, permit: Permit | None, writer: UserWriter, framing: Framing) -> None:
-        self.permit = permit
-        self.shown = bytearray()  # of the body, as the user saw it
-        self.size_bytes = 0
-        self.begun = False  # something of it is on its way
-        self.status = 0  # once its head is said
-        self._flow = flow
-        self._writer = writer
-        self._framing = framing
-        self._rewritten = b""
-
-    def head(self, response: ResponseHead, fields: Fields) -> None:
-        """Say the head; fields are all that the user gets."""
-        self.status = response.status
-        taped = encode_response(response.status, response.reason, without(fields, _OWN_FRAMING))
-        wire = self._framing.head(fields)
-        self._writer.send(self.permit, Chunk(self._flow, "out", taped, wire, _as_it_is, masked=False))
-
-    def chunk(self, data: bytes, *, masked: bool, flush: bool = False) -> None:
-        """Say a piece of the body. masked: through the masks of streams."""
-        wire = self._framing.data(data)
-        event = Chunk(self._flow, "out", data, wire, self._rewrap, flush=flush, masked=masked)
-        self._note(data, self._reveal(event, masked), wire)
-
-    def document(self, data: bytes, resource: str | None, *, each: bool) -> None:
-        """Say a document; each: one of a watch, with its line break."""
-
-        def masked(fields: FieldMask) -> bytes:
-            return (rewrite_line if each else rewrite)(data, fields, resource)
-
-        wire = self._framing.data(data)
-        event = Document(self._flow, data, wire, masked, self._rewrap)
-        self._note(data, self._reveal(event, True), wire)
-
-    def end(self) -> None:
-        """Say that the body is whole."""
-        event = Chunk(self._flow, "out", b"", self._framing.end(), _as_it_is, taped=False, masked=False)
-        self._writer.send(self.permit, event)
-
-    async def flush(self) -> None:
-        """Give it to the user, once the tape has it. Raises TapeError: nothing of it was given."""
-        before, self.begun = self.begun, True
-        try:
-            await self._writer.flush()
-        except TapeError:
-            self.begun = before
-            raise
-
-    def _reveal(self, event: Chunk | Document, masked: bool) -> bytes:
-        self._rewritten = b""
-        return self._writer.send(self.permit, event)
-
-    def _rewrap(self, data: bytes) -> bytes:
-        self._rewritten = data
-        return self._framing.data(data)
-
-    def _note(self, data: bytes, revealed: bytes, wire: bytes) -> None:
-        """Keep what the user saw, as far as the tape's decoded view shows it."""
-        seen = data if revealed is wire else self._rewritten
-        self.size_bytes += len(seen)
-        if len(self.shown) < SHOWN_LIMIT:
-            self.shown += seen[: SHOWN_LIMIT + 1 - len(self.shown)]
-
-
-def _as_it_is(data: bytes) -> bytes:
-    return data
-
-
-class _Pieces:
-    """The pieces of a target's answer; before it waits for the next one, the user gets what there is.
-
-    So the head, a small body and its end are one block of the tape and one write. No more than what one read of the
-    target brought is kept back. No generator: leaving a loop in its middle leaves nothing to clean up.
-    """
-
-    __slots__ = ("_answer", "_connection", "_pieces")
-
-    def __init__(self, connection: TargetConnection, answer: _Answer) -> None:
-        self._connection = connection
-        self._pieces = connection.pieces()
-        self._answer = answer
-
-    def __aiter__(self) -> _Pieces:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._connection.ready:
-            await self._answer.flush()
-        return await anext(self._pieces)
 
 
 async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from protocols.kubernetes import spdy, status
 from protocols.kubernetes.commands import Conversation
-from protocols.kubernetes.handshakes import Wanted, accepted, ask_target, first, outcome
+from protocols.kubernetes.handshakes import Wanted, accepted, ask_target, first
 from protocols.kubernetes.request_info import RequestInfo
 from protocols.kubernetes.retries import remember, retry_key
 from protocols.kubernetes.tunnel import SUBPROTOCOL, Tunnel
@@ -37,6 +37,7 @@ from proxy.core.http.server import UserConnection
 from proxy.core.session import Input, Permit, Session
 from proxy.core.stream import Stream
 from proxy.core.writers import TargetWriter, UserWriter
+from proxy.http.answers import outcome
 from proxy.terminal.wording import refusal_text
 
 PORTFORWARD: Final = "portforward.k8s.io"

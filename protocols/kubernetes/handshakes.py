@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from protocols.kubernetes import status
 from protocols.kubernetes.commands import Conversation
-from protocols.kubernetes.dial import authorization, impersonation
+from protocols.kubernetes.dial import dial, impersonation
 from protocols.kubernetes.request_info import RequestInfo
-from protocols.kubernetes.targets import connect
 from proxy.core.errors import TargetPeerError
 from proxy.core.gate import Gate
 from proxy.core.http.client import TargetConnection
@@ -25,6 +23,8 @@ from proxy.core.http.heads import Fields, RequestHead, encode_request, encode_re
 from proxy.core.http.websocket import accept_key, answer_problem
 from proxy.core.session import Input, Permit, Session
 from proxy.core.writers import TargetWriter
+from proxy.http.dialing import authorization
+from proxy.http.links import connect
 
 ANSWER_LIMIT: Final = 256 * 1024  # of a target's refusal: a Status
 ANSWER_SECONDS: Final = 60.0  # for a target's answer to a handshake: a kubelet may have to start something
@@ -81,7 +81,7 @@ async def ask_target(
         method = "GET" if websocket else "POST"
         asked = RequestHead(method, head.target, head.fields, upgrade="websocket" if websocket else SPDY)
         method, path, fields = conversation.upstream(asked, info, bool(permit.masks), extra)
-        connection = await connect(session.target, credential)
+        connection = await connect(dial, session.target, credential)
         answer: tuple[bool, bytes] | Granted | None = None
         try:
             key = base64.b64encode(secrets.token_bytes(16)).decode()
@@ -145,14 +145,6 @@ def _handshake(websocket: bool, wanted: Wanted, key: str) -> Fields:
         ("Connection", "Upgrade"),
         *(("X-Stream-Protocol-Version", version) for version in wanted.spdy),
     )
-
-
-async def outcome(work: Awaitable[T]) -> T | Exception:
-    """What it returns, or the error that it raises: so that it ends nothing but itself."""
-    try:
-        return await work
-    except Exception as error:  # raised again by who waits for it: fails closed
-        return error
 
 
 def first(errors: BaseExceptionGroup[Any]) -> BaseException:

@@ -21,12 +21,11 @@ from protocols.kubernetes.commands import Conversation
 from protocols.kubernetes.copies import read_copy
 from protocols.kubernetes.documents import rewrite
 from protocols.kubernetes.forward import serve_forward
-from protocols.kubernetes.handshakes import FLOW, SPDY, Wanted, accepted, ask_target, outcome
+from protocols.kubernetes.handshakes import FLOW, SPDY, Wanted, accepted, ask_target
 from protocols.kubernetes.legs import choose_protocol, target_leg, user_leg
 from protocols.kubernetes.relay import APART_BYTES, READ_BYTES, WAITING_LIMIT, Ending, Ends, Relay, held_text
 from protocols.kubernetes.request_info import RequestInfo
 from protocols.kubernetes.retries import recent_refusal, retry_key
-from protocols.kubernetes.sessions import Caller, identity_map
 from protocols.kubernetes.streams import STDERR, STDOUT, Data, End, Event, Over, Reply, Size, TargetLeg, UserLeg
 from proxy.core.errors import PeerError, Refused, TapeError, TargetPeerError, UserPeerError
 from proxy.core.events import Chunk, Command, Frame, Result
@@ -40,6 +39,8 @@ from proxy.core.session import Permit, Session
 from proxy.core.stream import Stream
 from proxy.core.verdict import Deny
 from proxy.core.writers import TargetWriter, UserWriter
+from proxy.http.answers import outcome
+from proxy.http.sessions import Caller, identity_map
 from proxy.terminal.content import Content, Settings
 from proxy.terminal.terminal import terminal_content
 from proxy.terminal.wording import gate_text

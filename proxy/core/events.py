@@ -98,12 +98,15 @@ class Rows:
     """Whole rows in wire form. rewrite gives the same rows with the cells of each masked column replaced.
 
     rewrite takes one entry a column: None = leave alone, bytes = this constant, a function otherwise.
-    NULL stays NULL without a call.
+    NULL stays NULL without a call. flow: of which exchange wire is the whole answer, which rewrap frames; None: wire is
+    framed itself.
     """
 
     columns: tuple[Column, ...]
     wire: bytes
     rewrite: Callable[[Sequence[CellMask | None]], bytes]
+    flow: int | None = None
+    rewrap: Callable[[bytes], bytes] = bytes
 
 
 @dataclass(frozen=True, slots=True)

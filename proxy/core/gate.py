@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from proxy.core.events import CellMask, Column, Command, FieldMask, RemarkFields
+from proxy.core.jobs import Jobs
 from proxy.core.parties import Credential, Identity, KeyLogin, Target
 from proxy.core.residents import Nowhere, Residents
 from proxy.core.script import Script
 from proxy.core.statement import Statement
 from proxy.core.verdict import Deny, Hold, Mask, Verdict
+from proxy.core.warehouse import Analysis
 from recorder.tape import Recorder
 
 Policy = Callable[[Identity, Target, Command], Awaitable[Verdict]]
@@ -140,6 +142,17 @@ class StreamMask(Protocol):
 # Reads SQL into statements, () for an empty text; never raises: what it cannot read is one 'UNPARSABLE' statement.
 Reader = Callable[[str], Sequence[Statement]]
 
+
+class WarehouseReader(Protocol):
+    """Reads a warehouse's SQL (BigQuery's), in processes of its own."""
+
+    async def read(self, text: str, project: str, dataset: str | None) -> Analysis:
+        """Read a text; names in it are completed by project and "project.dataset" (None: there is no default).
+
+        Never raises: what cannot be read, or not in time, is an opaque Analysis.
+        """
+
+
 # Reads a command line of a POSIX shell; never raises: what it cannot read is opaque.
 ShellReader = Callable[[str], Script]
 
@@ -169,4 +182,6 @@ class Gate:
     clock: Callable[[], float]
     shell: ShellReader = unread
     residents: Residents = field(default_factory=Nowhere)
+    jobs: Jobs | None = None
+    warehouse: WarehouseReader | None = None
     shared: dict[str, Any] = field(default_factory=dict)

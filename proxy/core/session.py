@@ -112,12 +112,15 @@ class Session:
 
     # -- towards the target ---------------------------------------------------------------------------
 
-    async def decide(self, command: Command, on_hold: OnHold, follows: Permit | None = None) -> Permit:
+    async def decide(
+        self, command: Command, on_hold: OnHold, follows: Permit | None = None, masks: tuple[Mask, ...] = ()
+    ) -> Permit:
         """Return leave for the command, or raise Refused. Everything about it is on the tape when this returns.
 
         on_hold is awaited at once when the command is held, so that the protocol can tell its user. follows: the
         permit under which this very command was prepared to run (PostgreSQL's Bind, for its Execute): the rules
         of this moment are asked again, but what a human has approved then is not held a second time.
+        masks: those of an earlier permit whose answer this asks for (a job that runs at the target); they are put on.
         Raises Refused, TapeError.
         """
         shown = self._as_seen(command)
@@ -134,6 +137,8 @@ class Session:
         self._tape_verdict(number, verdict, approval)
         if isinstance(verdict, Deny):
             raise Refused(verdict, approval, withdrawn)
+        if masks:
+            verdict = replace(verdict, masks=tuple(dict.fromkeys((*masks, *verdict.masks))))
         for mask in verdict.masks:
             self._seen_masks[mask] = None
         permit = Permit(_SEAL, self, command, verdict, number)
@@ -277,10 +282,11 @@ class Session:
                 assert_never(event)
         if isinstance(event, Frame) and not event.taped:
             return data
-        number = self.tape.append(OUT, Kind.WIRE, data) if data else None
+        flow = event.flow if isinstance(event, Rows) else None
+        number = self.tape.append(OUT, Kind.WIRE, data, flow=flow) if data else None
         if self.target.original_to and unmasked is not None and unmasked != data:
             self._keep_original(permit, unmasked, number, len(data))
-        return data
+        return event.rewrap(data) if isinstance(event, Rows) else data
 
     def _reveal_chunk(self, permit: Permit | None, chunk: Chunk) -> bytes:
         """The same for a piece of a stream: what is taped is its data, under its flow."""

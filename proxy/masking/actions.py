@@ -25,6 +25,7 @@ from typing import Final, assert_never, get_args
 
 from proxy.core.verdict import Action, Mask
 from proxy.masking.names import check_field, check_pattern
+from proxy.masking.warehouse import check_path, is_path
 
 ACTIONS: Final[frozenset[str]] = frozenset(get_args(Action))
 REDACTED: Final = "[redacted]"
@@ -87,7 +88,7 @@ def check_mask(mask: Mask, known_detectors: Collection[str]) -> str | None:
     if mask.action not in ACTIONS:
         return f"unknown action {mask.action!r}; known are {', '.join(sorted(ACTIONS))}"
     for pattern in mask.columns:
-        problem = check_pattern(pattern)
+        problem = check_path(pattern) if is_path(pattern) else check_pattern(pattern)
         if problem is not None:
             return problem
     for pattern in mask.fields:

@@ -36,6 +36,7 @@ from proxy.masking.scanner import Scanner, detectors
 from proxy.masking.streams import StreamMask
 from proxy.masking.texts import TextMask
 from proxy.masking.touch import Columns, output_touches, resolved_of, statements_of
+from proxy.masking.warehouse import FieldPatterns, is_path
 
 # Compiled sets of masks that are kept; a rule file has a few, each a megabyte at most.
 COMPILED_LIMIT: Final = 256
@@ -59,10 +60,11 @@ class Compiled:
 
     def __init__(self, masks: tuple[Mask, ...], key: bytes, known: Mapping[str, Detector]) -> None:
         self.by_column = tuple(
-            (mask, Columns(tuple(compile_pattern(pattern) for pattern in mask.columns)))
+            (mask, Columns(tuple(compile_pattern(pattern) for pattern in mask.columns if not is_path(pattern))))
             for mask in masks
-            if mask.columns
+            if not all(map(is_path, mask.columns))
         )
+        self.warehouse = FieldPatterns(masks)
         chosen = [mask for mask in masks if mask.detectors]
         wanted = {name: choice for choice, mask in reversed(list(enumerate(chosen))) for name in mask.detectors}
         named = [(known[name], choice) for name, choice in wanted.items()]
@@ -141,7 +143,7 @@ class Masking:
     def remark(self, masks: tuple[Mask, ...], fields: RemarkFields) -> RemarkFields:
         """Mask the free-text fields of an error, notice or notification."""
         compiled = self._compile(masks)
-        masked = remarks.under_columns(fields) if compiled.by_column else fields
+        masked = remarks.under_columns(fields) if compiled.warehouse.speaks else fields
         return masked if compiled.texts is None else remarks.under_detectors(masked, compiled.texts)
 
     def guard(self, masks: tuple[Mask, ...], command: Command) -> Deny | None:
@@ -195,6 +197,8 @@ def _guard(compiled: Compiled, masks: tuple[Mask, ...], command: Command) -> Den
 
 def _covering(compiled: Compiled, command: Command, column: Column, index: int, width: int) -> Mask | None:
     """The first mask that covers a column of a result, None if none does."""
+    if command.protocol == "bigquery":
+        return compiled.warehouse.covering(column)
     if column.origins is not None:
         for mask, columns in compiled.by_column:
             if columns.cover_origin(column.origins):

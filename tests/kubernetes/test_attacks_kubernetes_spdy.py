@@ -10,10 +10,10 @@ import zlib
 from collections.abc import Mapping
 
 from protocols.kubernetes import spdy_wire
-from protocols.kubernetes.sessions import RUNS_LIMIT
 from proxy.core.events import Command
 from proxy.core.http import websocket as ws
 from proxy.core.verdict import Allow, Deny, Hold, Verdict
+from proxy.http.sessions import RUNS_LIMIT
 from recorder.tape import Kind
 from tests.fakes import FakeApprovals
 from tests.kubernetes.attacking import PODS, Asked, Stage, User, request

@@ -18,7 +18,7 @@ import uvloop
 from structlog.testing import capture_logs
 
 from protocols.kubernetes.commands import Conversation
-from protocols.kubernetes.dial import GROUPS_LIMIT, IMPERSONATED_LIMIT, TOKEN_LIMIT, authorization, dial, impersonation
+from protocols.kubernetes.dial import GROUPS_LIMIT, IMPERSONATED_LIMIT, dial, impersonation
 from protocols.kubernetes.dial_settings import (
     CONNECT_TIMEOUT_LIMIT,
     CONNECT_TIMEOUT_SECONDS,
@@ -32,6 +32,7 @@ from proxy.core.gate import unread
 from proxy.core.http.heads import RequestHead, encode_request
 from proxy.core.parties import Credential, Identity, Secret, Target
 from proxy.core.stream import SocketStream
+from proxy.http.dialing import TOKEN_LIMIT, authorization
 from tests.peers.certificates import Authority, Pair
 
 CANARY = "canary-token-5e1d"

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from protocols.kubernetes.dial import dial
 from proxy.core.http.client import TargetConnection
 from proxy.core.http.pool import Pool
 from proxy.core.parties import Credential, Target
+from proxy.core.stream import Stream
 
-_PLACE: Final = "kubernetes/links"
+_PLACE: Final = "http/links"
+
+Dial = Callable[[Target, Credential], Awaitable[Stream]]
 
 
 @dataclass(slots=True)
@@ -28,6 +30,7 @@ class Link:
     connection: TargetConnection
     target: Target
     credential: Credential
+    dial: Dial
 
     @property
     def kept(self) -> bool:
@@ -37,7 +40,7 @@ class Link:
     async def anew(self) -> None:
         """Take a fresh connection instead. Raises TargetPeerError."""
         await self.connection.close()
-        self.connection = await connect(self.target, self.credential)
+        self.connection = await connect(self.dial, self.target, self.credential)
 
 
 class Links:
@@ -63,12 +66,12 @@ class Links:
         return pool
 
     @contextlib.asynccontextmanager
-    async def link(self, target: Target, credential: Credential) -> AsyncIterator[Link]:
+    async def link(self, target: Target, credential: Credential, dial: Dial) -> AsyncIterator[Link]:
         """Lend a connection for one request. Raises TargetPeerError."""
         pool = await self._pool(target)
         # Not the bearer token: it is sent with each request.
         key = (credential.user, credential.certificate_file, credential.key_file, credential.certificate)
-        link = Link(await pool.get(key, lambda: connect(target, credential)), target, credential)
+        link = Link(await pool.get(key, lambda: connect(dial, target, credential)), target, credential, dial)
         try:
             yield link
         finally:
@@ -78,6 +81,6 @@ class Links:
                 await asyncio.shield(link.connection.close())
 
 
-async def connect(target: Target, credential: Credential) -> TargetConnection:
+async def connect(dial: Dial, target: Target, credential: Credential) -> TargetConnection:
     """Dial. Raises TargetPeerError."""
     return TargetConnection(await dial(target, credential))

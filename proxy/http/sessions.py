@@ -1,9 +1,10 @@
 """Sessions of plain requests: those of one caller at one target share one, and its tape, until they have been idle.
 
-kubectl opens a connection for each command, and a program sends thousands of requests: a tape each would say little.
-A shared session is a resident (proxy/core/residents.py): it outlives the connections that use it, an administrator ends
-it by its id, and it ends by itself after session_idle seconds without a request, or when the gateway stops. Each
-request is a flow of its tape. Whoever uses it holds a lease; when it is over, so are the requests that run in it.
+kubectl and bq open a connection for each command, and a program sends thousands of requests: a tape each would say
+little. A shared session is a resident (proxy/core/residents.py): it outlives the connections that use it, an
+administrator ends it by its id, and it ends by itself after session_idle seconds without a request, or when the gateway
+stops. Each request is a flow of its tape. Whoever uses it holds a lease; when it is over, so are the requests that run
+in it.
 
 A caller is a proof (a token), not a name: two agents of one person are two sessions. So are two runs (GATECAST_RUN).
 """
@@ -30,7 +31,7 @@ LOOK_SECONDS: Final = 0.05  # while requests run, the least time between two loo
 RUNS_LIMIT: Final = 32  # sessions of one caller at one target: each is an open tape. Traced programs name many. Ours
 LEASES_SECONDS: Final = 5.0  # for requests to say their last word when a session ends under them
 CLOSE_SECONDS: Final = 10.0
-_PLACE: Final = "kubernetes/sessions"
+_PLACE: Final = "http/sessions"
 
 _log = structlog.get_logger(__name__)
 
@@ -124,7 +125,7 @@ class Shared:
     def _open(self) -> Any:
         identity = self.caller.identity
         return self.gate.recorder.open(
-            protocol="kubernetes",
+            protocol=self.target.protocol,
             identity=identity_map(identity),
             target=self.target.name,
             mode=self.target.recording,
@@ -187,7 +188,7 @@ class Sessions:
             self._make_room(key)
             ready: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
             shared = self._open[key] = Shared(caller, target, gate, ready)
-            task = gate.residents.start("kubernetes", caller.listener, caller.identity, shared.work)
+            task = gate.residents.start(target.protocol, caller.listener, caller.identity, shared.work)
             task.add_done_callback(partial(self._forget, key, shared))
         with shared.lease():
             yield shared, await asyncio.shield(shared.ready)

@@ -1,0 +1,1 @@
+"""What protocols over HTTP have in common above its wire: connections, callers' shared sessions, links to targets."""
