@@ -32,8 +32,8 @@ class Access:
 
     url: the API endpoint; storage: host:port of the Storage API beside it. token: a bearer token; subject: what is
     exchanged for one with door "universe". proxy: what knows the universe's names (tests/peers/bq/names.py).
-    bq takes the bearer token by both doors: with a credential to exchange, gcloud sends the token that it got to
-    sts.googleapis.com/v1/introspect, whatever the universe.
+    bq takes a bearer token by both doors: with a credential to exchange, gcloud sends the token that it got to
+    sts.googleapis.com/v1/introspect, whatever the universe. bearer: that, where it is another than token.
     """
 
     door: Door
@@ -43,6 +43,7 @@ class Access:
     authority: Path
     subject: str = ""
     proxy: str = ""
+    bearer: str = ""
 
     def environment(self, folder: Path) -> dict[str, str]:
         """A client's environment; folder gets the files that it names."""
@@ -56,7 +57,7 @@ class Access:
         }  # fmt: skip
         if self.proxy:
             values |= {"HTTPS_PROXY": self.proxy, "https_proxy": self.proxy}
-        values["CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"] = _secret(folder / "token", self.token)
+        values["CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"] = _secret(folder / "token", self.bearer or self.token)
         if self.door == "endpoint":
             return {**values, "BQ_TOKEN": self.token, "CLOUDSDK_API_ENDPOINT_OVERRIDES_BIGQUERY": f"{self.url}/"}
         credential = {
