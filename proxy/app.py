@@ -39,17 +39,21 @@ from proxy.admin.handlers import Admin
 from proxy.admin.server import AdminServer, Handler
 from proxy.admin.text import iso
 from proxy.admission import Admission
+from proxy.beside import Beside
+from proxy.bigquery_files import KEY_NAME
+from proxy.bigquery_files import door_of as bigquery_door_of
 from proxy.certificates import ServerCertificate, server_context
 from proxy.config import Loaded
 from proxy.connections import Connection, Connections
 from proxy.core.errors import ConfigError
 from proxy.core.gate import Gate
 from proxy.core.peers import Alone, Peers
+from proxy.kube_sections import BIGQUERY
 from proxy.logging import describe
 from proxy.notify import notify, notify_reloading
 from proxy.policy.shell import read_shell
 from proxy.policy.sql import SqlReader
-from proxy.services import SOCKET_NAME, Services, keep_fixed, open_services
+from proxy.services import SOCKET_NAME, Services, keep_fixed, open_services, secret_file
 from proxy.sessions.upkeep import IndexUpkeep
 from proxy.snapshot import read_snapshot
 from proxy.sockets import listen, name_of
@@ -113,10 +117,13 @@ class Gateway:
             recorder=services.recorder,
             settings={},
             residents=self.connections,
+            jobs=services.jobs,
+            warehouse=services.warehouse,
             clock=time.time,
             shared={"peers": self.peers},
         )
         self.fronts: dict[str, Front] = {}
+        self._beside = Beside(lambda: [(front.protocol, front.gate) for front in self.fronts.values()])
         self._watch = Watch(lambda: services.live.snapshot.files)
 
     # -- life -----------------------------------------------------------------------------------------
@@ -128,8 +135,11 @@ class Gateway:
         await services.identities.refresh()
         async with self._administered():
             with self._listening():
-                async with asyncio.TaskGroup() as group:
-                    await self._serve(group, ready)
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        await self._serve(group, ready)
+                finally:
+                    await services.warehouse.close()
         log.info("stopped", connections=self.accepted)
 
     async def _serve(self, group: asyncio.TaskGroup, ready: Callable[[Gateway], None]) -> None:
@@ -137,6 +147,7 @@ class Gateway:
         accepting = [group.create_task(work) for work in self._accepting(group)]
         if await self._prepared():
             self._announce()
+            self._beside.begin()
             ready(self)
             await self.stopping.wait()
             self._farewell()
@@ -152,6 +163,7 @@ class Gateway:
         """Hook: what runs beside the connections until the end."""
         return [
             self.services.identities.run(),
+            self._beside.run(self.services.warehouse),
             self._watch_files(),
             self._watch_certificates(),
             self._reload_on_hangup(),
@@ -196,6 +208,7 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def _administered(self) -> AsyncIterator[None]:
         """Hook: answer administrators, after what earlier processes left waiting was ended."""
+        await self.services.jobs.start()
         await self.services.approvals.start()
         admin = AdminServer(self.services.state / SOCKET_NAME, self.methods())
         await admin.start()
@@ -384,7 +397,7 @@ def fronts_of(loaded: Loaded, services: Services, gate: Gate) -> dict[str, Front
         try:
             settings = _settings(loaded, services, section, context, certificate)
         except ConfigError as error:
-            raise ConfigError(loaded.document.error(("listeners", index, "ssh"), str(error))) from error
+            raise ConfigError(loaded.document.error(("listeners", index, section.protocol), str(error))) from error
         fronts[section.name] = Front(section, protocol, replace(gate, settings=settings), certificate)
     return fronts
 
@@ -399,6 +412,7 @@ def _settings(
     """What a protocol may know of its listener; each protocol's serve.py names what it reads. Raises ConfigError."""
     limits, issuers = loaded.config.limits, loaded.config.identity.oidc
     unix = isinstance(sections.parse_address(section.address), Path)
+    key = secret_file(services.state / KEY_NAME) if section.protocol == BIGQUERY else None
     return MappingProxyType({
         "listener": section.name,
         "node": services.node,
@@ -412,6 +426,7 @@ def _settings(
         "idle_seconds": limits.idle_seconds,
         "query_limit": limits.query_bytes,
         **({"ssh": door_of(loaded, section)} if section.protocol == SSH else {}),
+        **({"bigquery": bigquery_door_of(section, key)} if key is not None else {}),
     })  # fmt: skip
 
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import protocols
 from proxy.admin.text import fields, harmless
+from proxy.bigquery_files import uncovered, universe_of
 from proxy.certificates import server_context
 from proxy.config import ConfigErrors, Loaded
 from proxy.core.errors import ConfigError
 from proxy.core.parties import Target
+from proxy.credentials.static import StaticCredential
 from proxy.kube_sections import KUBERNETES
+from proxy.lines import Place
 from proxy.sections import Listener
 from proxy.services import WEAK_FILE_SYSTEMS, credentials_of, file_system
 from proxy.snapshot import Snapshot, read_snapshot
@@ -90,6 +93,11 @@ def _listener(loaded: Loaded, listener: Listener) -> tuple[dict[str, str], str |
         _, certificate = server_context(cert, key, ca, protocols.load()[listener.protocol].alpn)
         shown |= {"certificate": certificate.subject, "fingerprint": certificate.fingerprint}
         warning = certificate.warning(datetime.now(UTC))
+        if universe := universe_of(listener):
+            shown["universe"] = universe
+            missing = uncovered(listener, certificate.names)
+            if missing and warning is None:
+                warning = f"the certificate is not for {', '.join(missing)}; one for *.{universe} is"
     if listener.plain:
         shown["plain"] = str(listener.plain)
     return shown, warning
@@ -131,7 +139,8 @@ def render_check(found: dict[str, Any]) -> str:
     pairs = [("state", found["state"])]
     for listener in found["listeners"]:
         how = listener.get("host_key") or listener.get("certificate", "without TLS")
-        pairs.append(("listener", f"{listener['name']}: {listener['protocol']} on {listener['address']}, {how}"))
+        where = f"{listener['address']}, {listener['universe']}" if "universe" in listener else listener["address"]
+        pairs.append(("listener", f"{listener['name']}: {listener['protocol']} on {where}, {how}"))
     for target in found["targets"]:
         place = f"{target['host']}:{target['port']}"
         how = [target["recording"]]
@@ -161,16 +170,28 @@ def _missing_secrets(snapshot: Snapshot) -> list[str]:
     sources = credentials_of(snapshot)
     document = snapshot.loaded.document
     for index, target in enumerate(snapshot.loaded.config.targets):
-        source, where = sources[target.name], ("targets", index, "credential")
-        for name in (source.password_env, source.passphrase_env, source.token_env):
-            if name is not None and not os.environ.get(name):
-                found.append(document.error(where, f"the environment variable {name} is not set here"))
-        files = [source.password_file, source.passphrase_file, source.token_file]
-        if source.gcp is not None:
-            files.append(source.gcp.key_file)
-        if target.protocol in (SSH, KUBERNETES):
-            files += [source.key_file, source.certificate_file]
-        for file in files:
-            if file is not None and not os.access(file, os.R_OK):
-                found.append(document.error(where, f"{file} cannot be read here"))
+        source, where = sources[target.name], ("targets", index)
+        own = target.protocol in (SSH, KUBERNETES)
+        found += [document.error((*where, "credential"), text) for text in _missing_of(source, own)]
+        for place, account in enumerate(source.accounts):
+            there: Place = (*where, "bigquery", "accounts", place, "credential")
+            found += [document.error(there, text) for text in _missing_of(account.credential, own)]
     return found
+
+
+def _missing_of(source: StaticCredential, own_key: bool) -> list[str]:
+    """What of a credential is not there now. own_key: its key is no part of the target's TLS."""
+    names = (source.password_env, source.passphrase_env, source.token_env)
+    found = [
+        f"the environment variable {name} is not set here"
+        for name in names
+        if name is not None and not os.environ.get(name)
+    ]
+    files = [source.password_file, source.passphrase_file, source.token_file]
+    if source.gcp is not None:
+        files.append(source.gcp.key_file)
+    if own_key:
+        files += [source.key_file, source.certificate_file]
+    return found + [
+        f"{file} cannot be read here" for file in files if file is not None and not os.access(file, os.R_OK)
+    ]

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from proxy.bigquery_sections import misplaced_bigquery
 from proxy.core.errors import ConfigError
 from proxy.kube_sections import misplaced_kubernetes
 from proxy.lines import Document, Place, read_document
@@ -101,7 +102,7 @@ def _cross_check(config: Config, protocols: frozenset[str]) -> list[tuple[Place,
     for index, target in enumerate(config.targets):
         if target.protocol not in protocols:
             problems.append((("targets", index, "protocol"), _unknown("protocol", target.protocol, protocols)))
-    return problems + misplaced(config) + misplaced_kubernetes(config)
+    return problems + misplaced(config) + misplaced_kubernetes(config) + misplaced_bigquery(config)
 
 
 def _explain(error: ValidationError, document: Document) -> list[str]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from proxy.sections import Config, CredentialSource, Listener, Target
 
 KUBERNETES: Final = "kubernetes"  # the protocol's name
+BIGQUERY: Final = "bigquery"  # whose credentials are shown as these are
 SESSION_IDLE_SECONDS: Final = 300.0  # five minutes without a request: a person's pause within one task
 SESSION_IDLE_LIMIT_SECONDS: Final = 86_400.0  # as protocols/kubernetes/dial_settings.py
 # Kubernetes' own users and groups; whoever is called so by a login of ours is somebody else.
@@ -52,9 +53,9 @@ class RequestCredential(Section):
     """What is shown to a target of HTTP: a part of credential."""
 
     token_env: str | None = None
-    """Kubernetes: the environment variable that holds the token."""
+    """Kubernetes, BigQuery: the environment variable that holds the token."""
     token_file: Path | None = None
-    """Kubernetes: the file that holds the token; mode 0600. A new one counts within a second."""
+    """Kubernetes, BigQuery: the file that holds the token; mode 0600. A new one counts within a second."""
     kubeconfig: Path | None = None
     """Kubernetes: the file that says the server, its authority and the credential, exec plugins included."""
     context: str = ""
@@ -62,7 +63,7 @@ class RequestCredential(Section):
     in_cluster: bool = False
     """Kubernetes: the cluster that the gateway itself runs in, as its pod's service account."""
     gcp: GcpSection | None = None
-    """Kubernetes: access tokens of Google Cloud, for GKE."""
+    """Kubernetes, BigQuery: access tokens of Google Cloud."""
 
 
 class ImpersonateSection(Section):
@@ -156,6 +157,8 @@ def misplaced_kubernetes(config: Config) -> list[tuple[Place, str]]:
             continue
         if target.kubernetes is not None:
             found.append(((*where, "kubernetes"), f"means nothing to protocol {target.protocol}"))
+        if target.protocol == BIGQUERY:  # which has its own say (proxy/bigquery_sections.py)
+            continue
         found += [
             ((*where, "credential", key), f"means nothing to protocol {target.protocol}")
             for key in RequestCredential.model_fields

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from proxy.bigquery_sections import ListenerBigQuery, TargetBigQuery, filled_bigquery
+from proxy.conninfo import with_conninfo
 from proxy.kube_sections import RequestCredential, TargetKubernetes, filled, optional
 from proxy.ssh_sections import SSH, IdentitySsh, ListenerSsh, TargetSsh
 from proxy.values import (
@@ -90,6 +92,8 @@ class Listener(Section):
     """How a PostgreSQL user proves who it is: a gateway token or JWT as password, SCRAM-SHA-256, OAUTHBEARER."""
     ssh: ListenerSsh | None = None
     """Host keys, authorities and logins of a listener of protocol ssh; it has no tls and no plain."""
+    bigquery: ListenerBigQuery | None = None
+    """The universe of a listener of protocol bigquery."""
 
     @model_validator(mode="after")
     def _check_transport(self) -> Self:
@@ -115,7 +119,7 @@ class CredentialSource(RequestCredential):
     model_config = ConfigDict(json_schema_extra=optional("user"))
 
     user: str
-    """The login at the target; Kubernetes has none."""
+    """The login at the target; Kubernetes and BigQuery have none."""
     password_env: str | None = None
     """The environment variable that holds the password."""
     password_file: Path | None = None
@@ -148,9 +152,9 @@ class TargetLimits(Section):
 
 
 class Target(Section):
-    """A server that commands go to: a PostgreSQL server; protocol: ssh: a machine; protocol: kubernetes: a cluster."""
+    """A server that commands go to: PostgreSQL; protocol: ssh: a machine; kubernetes: a cluster; bigquery: projects."""
 
-    model_config = ConfigDict(json_schema_extra=optional("host"))
+    model_config = ConfigDict(json_schema_extra=optional("host", "credential"))
 
     name: Name
     protocol: str = "postgres"
@@ -161,7 +165,7 @@ class Target(Section):
     port: Port | None = None
     """The protocol's own where it is not given."""
     database: str = ""
-    """The database where the user names none; the target's name otherwise."""
+    """The database where the user names none, the target's name otherwise; BigQuery: the project that is billed."""
     credential: CredentialSource
     sslmode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] | None = None
     """As in libpq. Default: verify-full; prefer for loopback addresses and Unix sockets."""
@@ -189,51 +193,21 @@ class Target(Section):
     """Host keys and other settings of a target of protocol ssh."""
     kubernetes: TargetKubernetes | None = None
     """The authority and other settings of a target of protocol kubernetes."""
+    bigquery: TargetBigQuery | None = None
+    """Cost limits, accounts and other settings of a target of protocol bigquery."""
     limits: TargetLimits = TargetLimits()
 
     @model_validator(mode="before")
     @classmethod
     def _read_conninfo(cls, data: Any) -> Any:
-        data = filled(data)
-        return _with_conninfo(data) if isinstance(data, dict) and isinstance(data.get("conninfo"), str) else data
+        data = filled_bigquery(filled(data))
+        return with_conninfo(data) if isinstance(data, dict) and isinstance(data.get("conninfo"), str) else data
 
     @model_validator(mode="after")
     def _check_pair(self) -> Self:
         if (self.sslcert is None) != (self.sslkey is None):
             raise ValueError("sslcert and sslkey go together")
         return self
-
-
-_CONNINFO_KEYS: Final = {
-    "host": "host", "hostaddr": "hostaddr", "port": "port", "dbname": "database", "sslmode": "sslmode",
-    "sslrootcert": "sslrootcert", "sslcert": "sslcert", "sslkey": "sslkey", "sslnegotiation": "sslnegotiation",
-    "channel_binding": "channel_binding", "require_auth": "require_auth", "connect_timeout": "connect_timeout",
-}  # fmt: skip
-
-
-def _with_conninfo(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the section with what its conninfo says filled in; libpq's own parser reads it, through psycopg."""
-    from psycopg import Error
-    from psycopg.conninfo import conninfo_to_dict
-
-    try:
-        given = {key: str(value) for key, value in conninfo_to_dict(data["conninfo"]).items() if value is not None}
-    except Error as error:
-        raise ValueError(f"conninfo: {str(error).strip()}") from None
-    if "password" in given:
-        raise ValueError("conninfo: no password here; credential: {password_env or password_file} names where it is")
-    filled = dict(data)
-    user = given.pop("user", None)
-    if user is not None and isinstance(data.get("credential"), dict) and "user" not in data["credential"]:
-        filled["credential"] = {**data["credential"], "user": user}
-    for key, value in given.items():
-        name = _CONNINFO_KEYS.get(key)
-        if name is None:
-            raise ValueError(f"conninfo: {key} means nothing here")
-        if data.get(name) is not None:
-            raise ValueError(f"{name} is given twice: in conninfo and beside it")
-        filled[name] = int(value) if name in ("port", "connect_timeout") else value
-    return filled
 
 
 class Tokens(Section):

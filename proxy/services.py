@@ -22,6 +22,8 @@ import structlog
 import protocols
 from proxy import __version__
 from proxy.approvals import Approvals
+from proxy.bigquery_files import Warehouse
+from proxy.bigquery_files import credential_of as bigquery_credential_of
 from proxy.config import Loaded, load_config
 from proxy.connections import SessionRecorder
 from proxy.core.errors import ConfigError
@@ -30,13 +32,14 @@ from proxy.credentials.static import StaticCredential, StaticCredentials
 from proxy.identity.service import Service
 from proxy.identity.tokens import Tokens
 from proxy.kube_files import SERVICE_ACCOUNT
-from proxy.kube_sections import KUBERNETES
+from proxy.kube_sections import BIGQUERY, KUBERNETES
 from proxy.notary import Notary
 from proxy.sections import Config
 from proxy.sections import Target as TargetSection
 from proxy.snapshot import Live, Snapshot, read_snapshot
 from proxy.ssh_doors import trust_of
 from proxy.store.database import Database
+from proxy.store.jobs import JobStore
 from proxy.vault.service import VaultService
 from recorder.errors import KeyFileError, TapeError
 from recorder.ledger import NodeLedger
@@ -78,6 +81,8 @@ class Services:
     approvals: Approvals
     credentials: StaticCredentials
     recorder: SessionRecorder
+    jobs: JobStore
+    warehouse: Warehouse
     node: str
     hash_key: bytes
     scram_mock_key: bytes
@@ -131,6 +136,8 @@ def open_services(path: Path, begun: Config | None = None) -> Iterator[Services]
             approvals=Approvals(database, url=approvals.url, default_timeout_seconds=approvals.timeout),
             credentials=StaticCredentials(credentials_of(snapshot)),
             recorder=recorder,
+            jobs=JobStore(database),
+            warehouse=Warehouse(lambda: live.snapshot.targets),
             node=recorder.node,
             hash_key=hash_key,
             scram_mock_key=secret_file(state / SCRAM_KEY_NAME),
@@ -175,6 +182,9 @@ def credentials_of(snapshot: Snapshot) -> dict[str, StaticCredential]:
     for target in loaded.config.targets:
         if target.protocol == KUBERNETES:
             found[target.name] = _of_requests(loaded, target)
+            continue
+        if target.protocol == BIGQUERY:
+            found[target.name] = bigquery_credential_of(loaded, target)
             continue
         source = target.credential
         found[target.name] = StaticCredential(

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import protocols
+from proxy.bigquery_files import host_of
+from proxy.bigquery_files import settings_of as bigquery_settings_of
+from proxy.bigquery_sections import TargetBigQuery
 from proxy.config import ConfigErrors, Loaded, load_config
 from proxy.core.errors import ConfigError
 from proxy.core.events import Column, Command, FieldMask, RemarkFields
@@ -26,7 +29,7 @@ from proxy.identity.ssh_logins import UserAuthority
 from proxy.kube_files import files_of as kube_files_of
 from proxy.kube_files import server_of
 from proxy.kube_files import settings_of as kube_settings_of
-from proxy.kube_sections import KUBERNETES, TargetKubernetes
+from proxy.kube_sections import BIGQUERY, KUBERNETES, TargetKubernetes
 from proxy.lines import Place
 from proxy.masking import DETECTORS
 from proxy.masking.masker import Masking
@@ -189,6 +192,9 @@ def _target(
         server = server_of(loaded, section)
         host, port = server.host, server.port
         settings = kube_settings_of(section.kubernetes or TargetKubernetes(), server)
+    elif section.protocol == BIGQUERY:
+        host = host_of(section)
+        settings = bigquery_settings_of(loaded, section.bigquery or TargetBigQuery())
     elif section.ssh is not None:
         settings = settings_of(loaded, section.ssh, section.credential.user)
     else:

@@ -325,7 +325,7 @@ def test_the_schema_describes_every_key() -> None:
     assert schema["additionalProperties"] is False
     assert json.loads(json.dumps(schema)) == schema
     listener = schema["$defs"]["Listener"]["properties"]
-    assert set(listener) == {"name", "protocol", "address", "tls", "plain", "login", "ssh"}
+    assert set(listener) == {"name", "protocol", "address", "tls", "plain", "login", "ssh", "bigquery"}
     assert "JWT" in listener["login"]["description"]
     authorities = schema["$defs"]["ListenerSsh"]["properties"]["user_cas"]
     assert {"type": "string"} in authorities["items"]["anyOf"], "a file's path will do"

@@ -25,7 +25,8 @@ OUTER = frozenset({
     "proxy.trying", "proxy.notary", "proxy.values", "proxy.rotation", "proxy.ssh_sections", "proxy.ssh_files",
     "proxy.ssh_doors", "proxy.ssh_commands", "proxy.ssh_arguments", "proxy.trying_ssh", "proxy.trying_kube",
     "proxy.kube_sections", "proxy.kube_files", "proxy.kube_commands", "proxy.kube_check",
-    "proxy.kube_rights",
+    "proxy.kube_rights", "proxy.bigquery_sections", "proxy.bigquery_files", "proxy.bigquery_commands",
+    "proxy.bigquery_arguments", "proxy.bigquery_check", "proxy.conninfo", "proxy.beside",
     # The vault's ends towards configuration and administrators.
     "proxy.vault.settings", "proxy.vault.service", "proxy.vault.commands",
     "proxy.identity.commands",  # what the command line does with tokens: nothing inside imports it

@@ -5,8 +5,11 @@ rotated secret counts at the next connection. Its last newline is cut. A file th
 said loudly once. The texts of errors name the target and nothing else: they are shown to users; the operator's
 log says which variable or file.
 
-What HTTP asks for at each request (Kubernetes: per_request) is kept by renewal.py: files are looked at once a second,
-tokens with an end are fetched before it. kubeconfig.py and gcp.py say where such come from.
+What HTTP asks for at each request (Kubernetes, BigQuery: per_request) is kept by renewal.py: files are looked at once a
+second, tokens with an end are fetched before it. kubeconfig.py and gcp.py say where such come from.
+
+A target may have accounts: credentials by the caller's groups, the first that fits. Whoever fits none gets the target's
+own; where it has none (absent), nobody's.
 
 Left out: a literal password in the configuration (it ends up in repositories and in support tickets), and secrets
 that several users share by identity.
@@ -21,6 +24,7 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
@@ -41,12 +45,25 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """The credential of callers who have one of these groups, given as patterns."""
+
+    groups: tuple[str, ...]
+    credential: StaticCredential
+
+    def is_for(self, identity: Identity) -> bool:
+        """Whether this caller has one of the groups."""
+        return any(fnmatchcase(group, pattern) for group in identity.groups for pattern in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
 class StaticCredential:
     """Where a target's credential is. Without a password the target is logged in to by key, or trusts us.
 
     PostgreSQL needs a certificate with a key (proxy/sections.py sees to it), SSH a key alone, or both. HTTP has one of
     token_env, token_file, certificate_file with key_file, kubeconfig and gcp; foreign_file: the token file is not ours,
-    so that its mode is no matter of ours (a pod's service account).
+    so that its mode is no matter of ours (a pod's service account). accounts: credentials of some callers, instead of
+    this one; absent: all others have none.
     """
 
     user: str
@@ -63,6 +80,8 @@ class StaticCredential:
     kubeconfig: Path | None = None
     context: str = ""
     gcp: GcpSource | None = None
+    accounts: tuple[Account, ...] = ()
+    absent: bool = False
 
     def __post_init__(self) -> None:
         if self.password_env is not None and self.password_file is not None:
@@ -93,7 +112,7 @@ class StaticCredentials:
         self._credentials = dict(credentials)
         self._environment = environment
         self._clock = clock
-        self._renewed: dict[str, Renewed] = {}
+        self._renewed: dict[str, Renewed] = {}  # by target, or target/place of an account: no name has a slash
         self._files: dict[Path, _Read] = {}
         self._warned: set[Path] = set()
 
@@ -109,8 +128,11 @@ class StaticCredentials:
         source = self._credentials.get(target.name)
         if source is None:
             raise self._missing(target, "no credential is configured")
+        place, source = _chosen(source, identity)
+        if source.absent:
+            raise self._missing(target, "none of its accounts is for the caller's groups")
         if source.per_request:
-            return await self._for_request(source, target)
+            return await self._for_request(source, target, place)
         secret = await self._secret_of(source.password_env, source.password_file, target)
         passphrase = await self._secret_of(source.passphrase_env, source.passphrase_file, target)
         for file in (source.certificate_file, source.key_file):
@@ -126,10 +148,11 @@ class StaticCredentials:
             passphrase=passphrase,
         )
 
-    async def _for_request(self, source: StaticCredential, target: Target) -> Credential:
-        renewed = self._renewed.get(target.name)
+    async def _for_request(self, source: StaticCredential, target: Target, place: int) -> Credential:
+        key = target.name if place < 0 else f"{target.name}/{place}"
+        renewed = self._renewed.get(key)
         if renewed is None:
-            renewed = self._renewed[target.name] = Renewed(target.name, self._fetcher(source), self._clock)
+            renewed = self._renewed[key] = Renewed(target.name, self._fetcher(source), self._clock)
         try:
             return await renewed.get()
         except Unusable as error:
@@ -214,6 +237,14 @@ class StaticCredentials:
         if mode & 0o077 and path not in self._warned:
             self._warned.add(path)
             log.warning("credential-file-open-to-others", file=str(path), mode=f"{mode:04o}", hint="chmod 600")
+
+
+def _chosen(source: StaticCredential, identity: Identity) -> tuple[int, StaticCredential]:
+    """The credential of this caller, and its place in the accounts; -1 for the target's own."""
+    for place, account in enumerate(source.accounts):
+        if account.is_for(identity):
+            return place, account.credential
+    return -1, source
 
 
 def _token_of(where: str, read: Callable[[], Secret]) -> Secret:

@@ -60,6 +60,7 @@ class Member:
     line: Line = field(init=False)
     ready: bool = False
     approvals: str = ""  # how the rows of approvals name it
+    jobs: str = ""  # and those of jobs
     connections: int = 0
     turn: int = 0
     places: dict[int, str] = field(default_factory=dict)
@@ -273,7 +274,7 @@ class Crew:
         return {"ready": partial(self._ready, member), "peers.ask": partial(self._asked, member)}
 
     async def _ready(self, member: Member, params: Params) -> None:
-        member.approvals = params["approvals"]
+        member.approvals, member.jobs = params["approvals"], params["jobs"]
         await self._care.taken_up(member)
         if self._stopping.is_set():
             member.line.tell("stop")

@@ -144,6 +144,14 @@ class Supervisor(Gateway):
                 await self.services.approvals.abandon(member.approvals)
             except StoreError as error:  # start() of the next gateway ends the rows; nothing waits for them
                 log.error("approvals-not-ended", worker=member.number, error=str(error))
+        if member.jobs:
+            try:
+                left = await self.services.jobs.abandon(member.jobs)
+            except StoreError as error:  # start() of the next gateway takes the rows; until then they stay held
+                log.error("jobs-not-taken", worker=member.number, error=str(error))
+                return
+            for other in self.crew.ready() if left else ():
+                other.line.tell("adopt")
 
     # -- reload ---------------------------------------------------------------------------------------
 

@@ -105,7 +105,11 @@ class Worker(Gateway):
         peers = LinePeers()
         self._line = peers.line = Line(
             line,
-            at_once={"stop": lambda _: self.stopping.set(), "hurry": lambda _: self.hurry.set()},
+            at_once={
+                "stop": lambda _: self.stopping.set(),
+                "hurry": lambda _: self.hurry.set(),
+                "adopt": lambda _: self._beside.again(),
+            },
             later={"admin": self._administer, "peers.asked": peers.asked},
         )
         self._door = door
@@ -127,14 +131,16 @@ class Worker(Gateway):
         yield
 
     def _background(self) -> list[Coroutine[Any, Any, None]]:
-        return [self.services.identities.run(), self._talk(), self._look()]
+        beside = self._beside.run(self.services.warehouse)
+        return [self.services.identities.run(), beside, self._talk(), self._look()]
 
     def _accepting(self, group: asyncio.TaskGroup) -> list[Coroutine[Any, Any, None]]:
         return [self._attend(group)]
 
     async def _prepared(self) -> bool:
         try:
-            await self._line.call("ready", seconds=READY_SECONDS, approvals=self.services.approvals.process)
+            names = {"approvals": self.services.approvals.process, "jobs": self.services.jobs.process}
+            await self._line.call("ready", seconds=READY_SECONDS, **names)
         except AdminError as error:
             log.error("supervisor-gone", why=str(error))
             self.stopping.set()
