@@ -17,6 +17,8 @@ import json
 import secrets
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -50,13 +52,20 @@ from recorder.verify_report import VERIFIED
 from tests.bigquery.people_bq import ANA, BOB, MIA, WAIT_SECONDS, Loop, People, Person, Rule, allow_all, policy_of
 from tests.bigquery.running_bq import Access, Door
 from tests.fakes import FakeCredentials, FakeTargets, words
-from tests.peers.bigquery import TOKEN, UNIVERSE, BigQueryServer
+from tests.peers.bigquery import ROOT, TOKEN, UNIVERSE, BigQueryServer
 from tests.peers.certificates import Authority
 from tests.ssh.gateway import Story, story
 
 T = TypeVar("T")
 TARGET: Final = "warehouse"
 LISTENER: Final = "bigquery"
+DECIDE: Final = """
+import sys
+from pathlib import Path
+from proxy.admin.client import AdminClient
+path, verb, approval, reason, token = sys.argv[1:]
+AdminClient(Path(path)).call(f"approvals.{verb}", id=approval, reason=reason, token=token)
+"""
 HOSTS: Final = (f"bigquery.{UNIVERSE}", f"bigquerystorage.{UNIVERSE}", f"sts.{UNIVERSE}", "localhost", "127.0.0.1")
 NO_FAILURES: Final = frozenset({"connection-failed", "recording-failed", "tape-not-sealed"})
 
@@ -243,6 +252,15 @@ class Gateway:
         """Approve or deny, as an approver does."""
         self.loop.call(self.life.approvals.decide(approval, by.identity, approve, reason))
 
+    def decide_elsewhere(self, approval: str, approve: bool = True, reason: str = "", by: Person = MIA) -> None:
+        """The same by another process, over the admin socket."""
+        values = [str(self.folder / "admin.sock"), "approve" if approve else "deny", approval, reason, by.token]
+        done = subprocess.run(
+            [sys.executable, "-c", DECIDE, *values], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_SECONDS,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
     # -- what it has done -----------------------------------------------------------------------------------
 
     def live(self) -> list[dict[str, Any]]:
@@ -376,8 +394,8 @@ def gateway(loop: Loop, folder: Path, target: Target, rule: Rule = allow_all, **
     (folder / "state").chmod(0o700)
     made = Gateway(loop, folder, target, rule, **more)
     with _logged(made.logs):
-        made.start()
         try:
+            made.start()
             yield made
         finally:
             if made._life is not None:

@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -92,10 +92,18 @@ class Worker:
 
     def run(self, scenario: str, **values: object) -> None:
         """Run one; fails with its traceback."""
+        self.begin(scenario, **values)
+        self.finish()
+
+    def begin(self, scenario: str, **values: object) -> None:
+        """Let one run, while the test does something else."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"scenario": scenario, **values}) + "\n")
         self._process.stdin.flush()
+
+    def finish(self) -> None:
+        """Wait for its end; fails with its traceback."""
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()  # pytest-timeout is the limit
         assert line, f"the worker ended: {self._stderr.read_text()[-3000:]}"
         error = json.loads(line)["error"]
@@ -126,23 +134,51 @@ def names_of(module: types.ModuleType) -> list[str]:
     ]
 
 
-def bq(access: Access, folder: Path, *arguments: str, more: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Run Google's bq: its status, and what it said on both outputs. Raises PeerMissing."""
+@contextlib.contextmanager
+def started(
+    access: Access, folder: Path, command: Sequence[str], more: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a client, both outputs in one, and end it after the block if it still runs."""
+    process = subprocess.Popen(
+        command, env={**access.environment(folder), **(more or {})}, cwd=folder, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    with process:  # waits, and closes its pipe
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def said(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for a client's end: its status, and what it said."""
+    text, _ = process.communicate(timeout=CLIENT_SECONDS)
+    return process.returncode, text
+
+
+def bq_command(*arguments: str) -> list[str]:
+    """Google's bq. Raises PeerMissing."""
     program = shutil.which("bq")
     if program is None:
         raise PeerMissing("bq is missing: it comes with Google's google-cloud-cli alone")
-    done = subprocess.run(
-        [program, "--headless", "--quiet", *arguments],
-        env={**access.environment(folder), **(more or {})}, cwd=folder, stdin=subprocess.DEVNULL, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=CLIENT_SECONDS,
-    )  # fmt: skip
-    return done.returncode, done.stdout
+    return [program, "--headless", "--quiet", *arguments]
+
+
+def bq(access: Access, folder: Path, *arguments: str, more: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Run Google's bq: its status, and what it said on both outputs. Raises PeerMissing."""
+    with started(access, folder, bq_command(*arguments), more) as process:
+        return said(process)
+
+
+def node_command(program: str) -> list[str]:
+    """A program for Node.js of tests/peers/bq; it wants BQ_NODE in its environment."""
+    return ["node", str(ROOT / "tests" / "peers" / "bq" / program)]
 
 
 def node(ready: Environment, access: Access, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run tests/peers/bq/node_client.mjs: its output is a JSON line for each of its scenarios."""
     return subprocess.run(
-        ["node", str(ROOT / "tests" / "peers" / "bq" / "node_client.mjs")],
+        node_command("node_client.mjs"),
         env={**access.environment(folder), "BQ_NODE": str(ready.node)}, cwd=folder, stdin=subprocess.DEVNULL,
         check=False, capture_output=True, text=True, timeout=CLIENT_SECONDS,
     )  # fmt: skip

@@ -45,6 +45,7 @@ CLIENTS: Final = (
     "google-cloud-bigquery==3.47.*", "google-cloud-bigquery-storage==2.43.*", "pandas-gbq==0.35.3",
     "sqlalchemy-bigquery==1.17.3", "pandas==3.1.*", "pyarrow==26.*", "db-dtypes",
 )  # fmt: skip
+DBT: Final = ("dbt-core==1.11.*", "dbt-bigquery==1.11.3")  # 1.12 wants a wheel that no registry has
 DISCOVERY: Final = "google-api-python-client==2.202.0"
 NODE: Final = ("@google-cloud/bigquery@8.3.1",)
 SETUP_SECONDS: Final = 900.0
@@ -118,6 +119,34 @@ def environment() -> Environment:
             raise PeerMissing(f"the environments of BigQuery's tests cannot be made: {error} {said[-500:]}") from error
         (folder / ".ready").touch()
     return ready
+
+
+def dbt() -> Path:
+    """Return the dbt of an environment of its own, made on first use: 730 MB, a minute. Raises PeerMissing."""
+    words = "\n".join([*DBT, sys.version]).encode()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatecast-tests"
+    folder = cache / f"dbt-{hashlib.sha256(words).hexdigest()[:12]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "dbt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / ".ready").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                _venv(folder, DBT)
+            except (OSError, subprocess.SubprocessError) as error:
+                said = getattr(error, "stderr", "") or ""
+                raise PeerMissing(f"dbt cannot be installed: {error} {said[-500:]}") from error
+            (folder / ".ready").touch()
+    return folder / "bin" / "dbt"
+
+
+def need_dbt() -> Path:
+    """The same for a test: skips where it cannot be had, as it is a guest here."""
+    try:
+        return dbt()
+    except PeerMissing as missing:
+        need(missing, optional=True)
+        raise AssertionError from missing  # need() does not return
 
 
 def need_environment() -> Environment:
@@ -208,9 +237,12 @@ class BigQueryServer:
         """How far the log of requests is: for requests(since=...)."""
         return len(self._lines())
 
-    def requests(self, since: int = 0) -> list[dict[str, Any]]:
-        """What it was asked: method, host, path, query, headers, body, user, code; or grpc, metadata, user, code."""
-        return [json.loads(line) for line in self._lines()[since:]]
+    def requests(self, since: int = 0, about: str = "") -> list[dict[str, Any]]:
+        """What it was asked: method, host, path, query, headers, body, user, code; or grpc, metadata, user, code.
+
+        about: a text that is the same in JSON; requests without it are left out.
+        """
+        return [json.loads(line) for line in self._lines()[since:] if about in line]
 
     def _lines(self) -> list[str]:
         return (self.folder / "requests.jsonl").read_text().splitlines()
@@ -335,7 +367,7 @@ def _plain(more: Mapping[str, str]) -> dict[str, str]:
 
 __all__ = [
     "ACCOUNT", "OTHER", "OTHER_TOKEN", "PROJECT", "SUBJECT", "TOKEN", "UNIVERSE", "BigQueryServer", "Environment",
-    "Names", "bigquery_server", "environment", "names", "need_environment",
+    "Names", "bigquery_server", "dbt", "environment", "names", "need_dbt", "need_environment",
 ]  # fmt: skip
 
 
