@@ -9,8 +9,10 @@ from typing import Final
 
 import structlog
 
-from protocols.bigquery.dial_settings import read_settings
+from protocols.bigquery.dial_settings import PORT, Settings, read_settings
 from proxy.core.errors import ConfigError, TargetPeerError
+from proxy.core.http.client import TargetConnection
+from proxy.core.http.heads import encode_request
 from proxy.core.parties import Credential, Target
 from proxy.core.stream import Stream
 from proxy.http.dialing import Advice, connect
@@ -26,9 +28,32 @@ _log = structlog.get_logger(__name__)
 
 async def dial(target: Target, credential: Credential) -> Stream:
     """Return a connection to the target, past TLS. Raises TargetPeerError."""
+    return await connect(settings_of(target), credential, ADVICE)
+
+
+def settings_of(target: Target) -> Settings:
+    """Return what a target's settings say. Raises TargetPeerError: the loader has checked them."""
     try:
-        settings = read_settings(target)
+        return read_settings(target)
     except ConfigError as error:
         _log.error("target settings are wrong", target=target.name, reason=str(error))
         raise TargetPeerError(str(error)) from error
-    return await connect(settings, credential, ADVICE)
+
+
+def host_of(settings: Settings) -> str:
+    """The value of Host."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return host if settings.port == PORT else f"{host}:{settings.port}"
+
+
+async def fetch(target: Target, path: str, limit: int) -> tuple[int, bytes]:
+    """Return what everyone may read at the target, without a credential. Raises TargetPeerError."""
+    connection = TargetConnection(await dial(target, Credential("")))
+    try:
+        fields = (("Host", host_of(settings_of(target))), ("Accept", "application/json"))
+        connection.asking()
+        await connection.stream.write(encode_request("GET", path, fields))
+        response = await connection.response("GET")
+        return response.status, await connection.body(limit)
+    finally:
+        await connection.close()

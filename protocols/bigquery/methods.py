@@ -37,7 +37,8 @@ KIND_OF: Final[Mapping[str, Kind]] = {
     "inspect": "read",
     "session": "session",
     "cancel": "session",
-    "upload": "write",
+    "poll": "session",
+    "upload": "session",
     "discover": "read",
     "UNKNOWN": "unknown",
 }

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, Literal, assert_never
 
 import msgpack
@@ -89,6 +89,18 @@ class Input:
         self.wire = wire
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An approval that was given to a process which is gone: its id, the rule that asked for it, and who gave it.
+
+    Whoever passes one has checked that the command is the one that was approved.
+    """
+
+    approval: str
+    rule: str
+    by: str = ""
+
+
 class Session:
     """One user on one target: its tape, its decisions, its masks."""
 
@@ -113,7 +125,12 @@ class Session:
     # -- towards the target ---------------------------------------------------------------------------
 
     async def decide(
-        self, command: Command, on_hold: OnHold, follows: Permit | None = None, masks: tuple[Mask, ...] = ()
+        self,
+        command: Command,
+        on_hold: OnHold,
+        follows: Permit | None = None,
+        masks: tuple[Mask, ...] = (),
+        given: Given | None = None,
     ) -> Permit:
         """Return leave for the command, or raise Refused. Everything about it is on the tape when this returns.
 
@@ -121,6 +138,7 @@ class Session:
         permit under which this very command was prepared to run (PostgreSQL's Bind, for its Execute): the rules
         of this moment are asked again, but what a human has approved then is not held a second time.
         masks: those of an earlier permit whose answer this asks for (a job that runs at the target); they are put on.
+        given: an approval of this very command that outlived the process which asked for it.
         Raises Refused, TapeError.
         """
         shown = self._as_seen(command)
@@ -130,7 +148,11 @@ class Session:
         withdrawn = False
         if isinstance(verdict, Hold):
             approved = follows is not None and follows._session is self and follows.approved
-            if command.prepares or (approved and follows is not None and follows.rule == verdict.rule):
+            if given is not None and given.rule == verdict.rule:
+                approval = given.approval
+                self._tape_approval(number, approval, "approved", by=given.by)
+                verdict = Allow(verdict.rule, verdict.masks)
+            elif command.prepares or (approved and follows is not None and follows.rule == verdict.rule):
                 verdict = Allow(verdict.rule, verdict.masks)
             else:
                 verdict, approval, withdrawn = await self._hold(command, shown, verdict, number, on_hold)
@@ -144,6 +166,14 @@ class Session:
         permit = Permit(_SEAL, self, command, verdict, number)
         permit.approved = approval is not None
         return permit
+
+    async def would_refuse(self, command: Command) -> bool:
+        """Tell whether a command is refused whatever else is found out about it; nothing of this is on the tape.
+
+        For what a question to the target would give away (a dry run tells whether a table is there): who may not ask
+        for the command is not told. decide() decides.
+        """
+        return isinstance(await self._judge(command), Deny)
 
     def withdraw(self) -> bool:
         """Take back what is held now, if anything; each decide() raises Refused(withdrawn)."""

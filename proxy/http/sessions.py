@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -32,6 +32,8 @@ RUNS_LIMIT: Final = 32  # sessions of one caller at one target: each is an open 
 LEASES_SECONDS: Final = 5.0  # for requests to say their last word when a session ends under them
 CLOSE_SECONDS: Final = 10.0
 _PLACE: Final = "http/sessions"
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -67,6 +69,8 @@ class Shared:
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _flows: Iterator[int] = field(default_factory=itertools.count)
     _intent: str = ""
+    _group: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
+    _works: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
     def quiet(self) -> bool:
@@ -102,6 +106,20 @@ class Shared:
                 self._free = asyncio.get_running_loop().time()
                 self._changed.set()
 
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run work that may outlive its request (a held job): it keeps the session from being idle, and ends with it.
+
+        It is not waited for when the gateway stops: what must not be cut off takes a lease. Errors are its own to
+        handle. Raises TapeError where the session has ended.
+        """
+        if self.over.is_set():
+            work.close()
+            raise TapeError(f"the session has ended: {self.reason}")
+        task = self._group.create_task(work)
+        self._works.add(task)
+        task.add_done_callback(self._works.discard)
+        return task
+
     async def work(self) -> None:
         """The resident: opens the tape, waits, closes it."""
         try:
@@ -115,7 +133,10 @@ class Shared:
         log = _log.bind(session=session.id, identity=self.caller.identity.display, target=self.target.name)
         log.info("session opened")
         try:
-            await self._until_idle()
+            async with self._group:
+                await self._until_idle()
+                for each in tuple(self._works):
+                    each.cancel()
         except asyncio.CancelledError as cancelled:
             self.end(f"terminated: {cancelled.args[0]}" if cancelled.args else "terminated by the administrator")
             raise
@@ -145,7 +166,7 @@ class Shared:
             left = seconds
             while not self.over.is_set() and not stopping.is_set():
                 await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                left = max(seconds, LOOK_SECONDS) if self._leases else self._free + seconds - clock()
+                left = max(seconds, LOOK_SECONDS) if self._leases or self._works else self._free + seconds - clock()
                 if left <= 0:
                     self.end("idle")
             for each in waits:
