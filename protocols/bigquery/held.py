@@ -22,7 +22,7 @@ from protocols.bigquery import errors, holds
 from protocols.bigquery.bodies import write_object
 from protocols.bigquery.estimates import label
 from protocols.bigquery.facts import KEPT_IDENTITY
-from protocols.bigquery.ownership import learned, named, ours
+from protocols.bigquery.ownership import SESSION_LABEL, USER_LABEL, learned, named, ours
 from protocols.bigquery.pages import PAGE_LIMIT
 from protocols.bigquery.polling import decoded
 from protocols.bigquery.results import result_of
@@ -225,7 +225,7 @@ async def _sent(upstream: Upstream, permit: Permit, entry: Entry, flow: int, bod
 
 def labels_of(session: Session) -> dict[str, str]:
     """What the cloud's own audit log finds our tape by."""
-    return {"gatecast-session": label(session.id), "gatecast-user": label(session.identity.subject)}
+    return {SESSION_LABEL: label(session.id), USER_LABEL: label(session.identity.subject)}
 
 
 async def settle_open(jobs: Jobs, entry: Entry, job: Mapping[str, Any]) -> None:

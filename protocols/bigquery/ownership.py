@@ -31,8 +31,12 @@ from typing import Any, Final, Literal
 
 from proxy.core.jobs import ID_LIMIT, Entry, Key, Owner
 
+# Labels of the gate's own, by which the cloud's audit log leads back to a tape; users do not see them on their jobs.
+SESSION_LABEL: Final = "gatecast-session"
+USER_LABEL: Final = "gatecast-user"
 MARK_LABEL: Final = "gatecast-mark"  # a label's key: lower-case letters, digits, - and _, at most 63
 CHOSEN: Final = "destination_chosen"  # in Entry.facts: the request had a destinationTable
+_OWN_LABELS: Final = frozenset({MARK_LABEL, SESSION_LABEL, USER_LABEL})
 _IDENTITY_FIELDS: Final = ("user_email", "principal_subject")  # of a Job: the service account's
 _SESSION_NAME: Final = re.compile(r"(projects/([^/\s]+)/locations/([^/\s]+)/sessions/[^/\s]+)(/streams/[^/\s]+)?")
 _JOB_STREAM: Final = re.compile(r"projects/([^/\s]+)/locations/([^/\s]+)/jobs/([^/\s]+)/streams/[^/\s]+")
@@ -214,8 +218,8 @@ def shown(job: Mapping[str, Any], owner: Owner) -> dict[str, Any]:
         seen["user_email"] = owner.subject
     configuration = _map(job, "configuration")
     labels = _map(configuration, "labels")
-    if MARK_LABEL in labels:
-        left = {name: value for name, value in labels.items() if name != MARK_LABEL}
+    if not _OWN_LABELS.isdisjoint(labels):
+        left = {name: value for name, value in labels.items() if name not in _OWN_LABELS}
         rest = {name: value for name, value in configuration.items() if name != "labels"}
         seen["configuration"] = {**rest, "labels": left} if left else rest
     return seen
