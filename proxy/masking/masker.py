@@ -27,7 +27,7 @@ from typing import Final
 from proxy.core.errors import ConfigError
 from proxy.core.events import CellMask, Column, Command, FieldMask, RemarkFields
 from proxy.core.verdict import Deny, Mask
-from proxy.masking import actions, guard, remarks, writing
+from proxy.masking import actions, guard, remarks, warehouse_guard, writing
 from proxy.masking.cells import column_mask, detector_mask
 from proxy.masking.fields import Fields, compile_field
 from proxy.masking.names import compile_pattern
@@ -185,6 +185,9 @@ class Masking:
 
 
 def _guard(compiled: Compiled, masks: tuple[Mask, ...], command: Command) -> Deny | None:
+    if command.protocol == "bigquery":
+        denied = warehouse_guard.unmaskable(command, compiled.detecting) if compiled.detecting else None
+        return denied or warehouse_guard.laundering(compiled.warehouse, command)
     denied = guard.replication(command, masks[0].rule)
     if compiled.detecting:
         denied = denied or guard.unmaskable(command, compiled.detecting)

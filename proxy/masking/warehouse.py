@@ -86,6 +86,11 @@ class FieldPatterns:
         )
 
     @property
+    def masks(self) -> tuple[Mask, ...]:
+        """The masks that name columns."""
+        return tuple(mask for mask, _ in self._masks)
+
+    @property
     def speaks(self) -> bool:
         """Whether any mask names columns."""
         return bool(self._masks)

@@ -34,6 +34,11 @@ The variables:
     create, update or patch makes), .opaque_body (bool: nobody can tell what it makes, so that images and privileges may
     be more than these), .fields_written (list of strings; empty also where it is the whole object), .port (int),
     .transfer (string: "in" or "out"), .transfer_path (string: of kubectl cp). An exec's command line is in shell.*
+  bigquery.method, .job ("query", "load", "copy", "extract" or ""), .project (that is billed), .location, .destination,
+    .write_disposition, .statement_type (strings), .projects, .datasets, .uris, .doors, .outside, .special, .routines
+    (lists of strings), .bytes, .maximum_bytes (int), .price (double: US dollars), .dry_run (bool: the target was asked,
+    so that bytes and price are known), .asks_dry_run, .session (bool), .labels (map of strings): see
+    protocols/bigquery/facts.py, which has each by the key bq_<name>. The SQL of a request is in sql.*
   time.hour, .minute (int), .weekday (int: 1 = Monday .. 7 = Sunday), in the file's time zone; .unix (int),
     .now (timestamp), in whole seconds
 A fact that a command does not have reads as its type's zero value. Functions: CEL's standard ones and the string
@@ -231,15 +236,24 @@ def _of_ssh(take: Callable[[Scene], object], otherwise: object) -> Callable[[Sce
 
 def _kube(key: str, otherwise: object) -> Callable[[Scene], object]:
     """A fact of a request to Kubernetes, of the type of what stands for none."""
+    return _only_of("kubernetes", key, otherwise)
+
+
+def _only_of(protocol: str, key: str, otherwise: object) -> Callable[[Scene], object]:
+    """A fact of one protocol, of the type of what stands for none."""
 
     def take(scene: Scene) -> object:
         found = scene.command.facts.get(key)
-        if scene.command.protocol != "kubernetes":
+        if scene.command.protocol != protocol:
             found = None
         if isinstance(otherwise, list):
             return _strings(found)
         if found is None:
             return otherwise
+        if isinstance(otherwise, dict):
+            return {_string(name): _string(value) for name, value in found.items()}
+        if isinstance(otherwise, float) and type(found) is int:
+            return float(found)
         if type(found) is not type(otherwise):
             raise TypeError(f"the fact {key} is not of its type")
         return found
@@ -255,6 +269,16 @@ def _scope(scene: Scene) -> str:
 
 _T: Final = cel.Type
 _LIST: Final = _T.List(_T.STRING)
+
+# name -> what stands for none: bigquery.<name>, of the fact bq_<name>.
+_BIGQUERY: Final[Mapping[str, object]] = {
+    "method": "", "job": "", "project": "", "projects": [], "datasets": [], "bytes": 0, "price": 0.0, "dry_run": False,
+    "location": "", "destination": "", "write_disposition": "", "uris": [], "doors": [], "outside": [], "labels": {},
+    "special": [], "routines": [], "statement_type": "", "session": False, "asks_dry_run": False, "maximum_bytes": 0,
+}  # fmt: skip
+_TYPES: Final[Mapping[type, Any]] = {  # cel.Type is untyped
+    str: _T.STRING, list: _LIST, int: _T.INT, float: _T.DOUBLE, bool: _T.BOOL, dict: _T.Map(_T.STRING, _T.STRING),
+}  # fmt: skip
 
 # name -> its CEL type, and how it is taken from a Scene.
 VARIABLES: Final[Mapping[str, tuple[Any, Callable[[Scene], object]]]] = {  # cel.Type is untyped
@@ -338,6 +362,10 @@ VARIABLES: Final[Mapping[str, tuple[Any, Callable[[Scene], object]]]] = {  # cel
     "kube.transfer": (_T.STRING, _kube("transfer", "")),
     "kube.transfer_path": (_T.STRING, _kube("transfer_path", "")),
     "kube.opaque_body": (_T.BOOL, _kube("opaque_body", False)),
+    **{
+        f"bigquery.{name}": (_TYPES[type(otherwise)], _only_of("bigquery", f"bq_{name}", otherwise))
+        for name, otherwise in _BIGQUERY.items()
+    },
     "time.hour": (_T.INT, lambda scene: scene.local.hour),
     "time.minute": (_T.INT, lambda scene: scene.local.minute),
     "time.weekday": (_T.INT, lambda scene: scene.local.isoweekday()),
@@ -354,6 +382,7 @@ FACT_KEYS: Final = (
     *("api_group", "api_version", "resource", "subresource", "namespace", "name", "cluster_scoped", "dry_run"),
     *("field_manager", "label_selector", "field_selector", "content_type", "container", "argv", "stdin", "tty"),
     *("images", "privileges", "fields_written", "transfer", "transfer_path", "opaque_body"),
+    *(f"bq_{name}" for name in _BIGQUERY),
 )
 
 

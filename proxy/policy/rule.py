@@ -4,13 +4,15 @@ A rule has a static part (``who`` and ``on``), which is the same for a whole ses
 (``commands``) and a condition (``when``). Each part answers with None where it matches and with the reason where it
 does not: the decision and its explanation run the same code. What several rules say together is in rules.py.
 
-Globs are globs.py's; what is asked of Kubernetes by resource, namespace and name is places.py's.
+Globs are globs.py's; what is asked of Kubernetes by resource, namespace and name is places.py's, and what objects are
+to BigQuery, whose names hold wildcards themselves, is warehouse_objects.py's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal
 
 from proxy.core.events import Command
@@ -20,13 +22,16 @@ from proxy.policy.conditions import Condition, script_of
 from proxy.policy.globs import Globs as Globs
 from proxy.policy.globs import covers
 from proxy.policy.places import NAMED_ONLY, PROTOCOL, Places
+from proxy.policy.warehouse_objects import PROTOCOL as WAREHOUSE
+from proxy.policy.warehouse_objects import covered, touches, unasked
+from proxy.policy.warehouse_objects import touches_nothing as reads_nothing
 
 Effect = Literal["allow", "hold", "deny", "mask"]
 Opaque = Literal["also", "only", "never"]
 
 # What a condition reads of commands. Not ssh.login: it is the same for a whole session.
 OF_COMMANDS: Final = (
-    *("command.", "sql.", "shell.", "file.", "kube."),
+    *("command.", "sql.", "shell.", "file.", "kube.", "bigquery."),
     *("ssh.host", "ssh.port", "ssh.path", "ssh.subsystem", "ssh.how", "ssh.pty", "ssh.env"),
     *("ssh.unsure", "ssh.hidden", "ssh.decoded"),
 )
@@ -126,6 +131,8 @@ def _runs(command: Command) -> bool:
 def touches_nothing(command: Command) -> bool:
     """Tell whether the command is known to touch no object: SQL that reads, with its tables known to be none."""
     facts = command.facts
+    if reads_nothing(command):
+        return True
     return (
         not command.objects
         and command.kind == "read"
@@ -190,9 +197,13 @@ class Rule:
     @property
     def sweeping(self) -> bool:
         """Whether it is a deny of who, where and when alone, so that it also denies opening a session."""
+        return self.effect == "deny" and self.general
+
+    @property
+    def general(self) -> bool:
+        """Whether it is of who, where and when alone: nothing of the command matters."""
         return (
-            self.effect == "deny"
-            and self.commands.kinds is None
+            self.commands.kinds is None
             and self.commands.verbs is None
             and self.commands.names_no_thing
             and self.commands.opaque != "only"
@@ -219,6 +230,8 @@ class Rule:
         named = wanted.verbs is not None and command.verb in wanted.verbs
         if self.effect == "allow" and not named and command.protocol == PROTOCOL and command.verb in NAMED_ONLY:
             return f"commands.verbs: an allow of {command.verb!r} must name it"
+        if self.effect == "allow" and unasked(command) and not (self.when and "bigquery.special" in self.when.reads):
+            return f"it asks for {', '.join(unasked(command))}: an allow of that must read bigquery.special in its when"
         if wanted.places is not None:
             elsewhere = wanted.places.mismatch(command, self.effect != "allow", named)
             if elsewhere is not None:
@@ -247,8 +260,9 @@ class Rule:
             return None
         if self.effect == "allow":
             if command.objects:
+                matches = globs.match if command.protocol != WAREHOUSE else partial(covered, globs)
                 for name in command.objects:
-                    if not globs.match(name):
+                    if not matches(name):
                         return f"commands.objects: {name!r} is not {globs}"
                 return None
             if touches_nothing(command):
@@ -256,6 +270,10 @@ class Rule:
             return f"commands.objects: it is not known what the command touches, so it may not be {globs}"
         if is_dark(command) or globs.any(command.objects) or self._unqualified(command, globs):
             return None
+        if command.protocol == WAREHOUSE:
+            return (
+                None if touches(globs, command) else f"commands.objects: none of the command's objects may be {globs}"
+            )
         beneath = command.facts.get("beneath", ())
         if beneath and globs.any(beneath):
             return None

@@ -24,6 +24,7 @@ from proxy.policy.conditions import Condition, ConditionSyntaxError, compile_con
 from proxy.policy.nodes import Fields, Problems, compose, entries, line_of
 from proxy.policy.places import PROTOCOL, Places, resource_problem
 from proxy.policy.rule import Commands, Effect, Globs, On, Opaque, Rule, Who
+from proxy.policy.warehouse_objects import PROTOCOL as WAREHOUSE
 
 # A thousand rules with a condition each are decided in 4 ms without the cache; more belong to several gateways.
 RULES_LIMIT: Final = 1_000
@@ -265,7 +266,7 @@ class _RuleReader:
         keys = [key for key in _PLACE_KEYS if key in part]
         if not keys:
             return None
-        if not self._speaks_of_kubernetes(on):
+        if not self._speaks_of(PROTOCOL, on):
             self.problems.add(
                 part.line_of(keys[0]), f"commands.{keys[0]} is of Kubernetes, and the rule speaks of no such target"
             )
@@ -275,10 +276,10 @@ class _RuleReader:
                 self.problems.add(entry, wrong)
         return Places(*(self._globs(part, key) for key in _PLACE_KEYS))
 
-    def _speaks_of_kubernetes(self, on: On) -> bool:
+    def _speaks_of(self, protocol: str, on: On) -> bool:
         reachable = self.reachable(on)
         known = {target.protocol for target in reachable} if reachable else set(self.vocabulary.verbs)
-        return PROTOCOL in known and (on.protocols is None or on.protocols.match(PROTOCOL))
+        return protocol in known and (on.protocols is None or on.protocols.match(protocol))
 
     def _known_verbs(self, on: On) -> frozenset[str]:
         reachable = self.reachable(on)
@@ -398,6 +399,12 @@ class _RuleReader:
                 self.problems.add(
                     part.line_of("columns"), f"the column {column!r} must be schema.table.column (or a pattern of it)"
                 )
+            elif column.count(".") > 2 and not self._speaks_of(WAREHOUSE, on):
+                # On a database such a pattern would cover nothing, silently.
+                self.problems.add(
+                    part.line_of("columns"),
+                    f"the column {column!r} has the parts of one of BigQuery, and the rule speaks of no such target",
+                )
         actions: tuple[Action, ...] = get_args(Action)
         word = self._action_word(part)
         action = next((known for known in actions if known == word), None)
@@ -419,7 +426,7 @@ class _RuleReader:
 
     def _mask_fields(self, part: Fields, on: On) -> tuple[str, ...]:
         fields = part.texts("fields") or ()
-        if fields and not self._speaks_of_kubernetes(on):
+        if fields and not self._speaks_of(PROTOCOL, on):
             self.problems.add(part.line_of("fields"), "fields are of Kubernetes, and the rule speaks of no such target")
         for field in fields:
             resource, colon, _ = field.partition(":")

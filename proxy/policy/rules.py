@@ -55,6 +55,13 @@ What rules mean
 9. programs: of command lines (of SSH, of exec). An allow needs ALL programs of the line to match, and the line to be
    read unless it says opaque: true; the others ANY, or a line that nobody can read.
 
+10. Of BigQuery: objects are "project.dataset.table"; a name may stand for many, and warehouse_objects.py says when. A
+   request is decided effect by effect: they are the parts of its command, of its SQL and of the doors beside it. Of
+   something special (bigquery.special: a reservation, another identity, ..) an allow speaks only if its condition reads
+   that. What goes on with what was decided before (the verbs ``poll`` and ``cancel``: states, pages of results) is
+   session business and comes with the masks of then; to these it adds those of mask rules of who, where and when alone.
+   So does BEGIN in a script, whose other parts have masks of their own.
+
 Speed: the rules of a session (who, on) are chosen once for an identity and target; decisions are kept in an LRU,
 keyed by everything that those rules can see. facts["cache_key"], if the protocol puts one there, must be hashable and
 stand for all facts.
@@ -84,6 +91,8 @@ from proxy.policy.places import DISCOVER, PROTOCOL
 from proxy.policy.reach import find_unreachable
 from proxy.policy.rule import Rule, is_dark
 from proxy.policy.rule_file import Vocabulary, read_rules
+from proxy.policy.warehouse_objects import GOES_ON
+from proxy.policy.warehouse_objects import PROTOCOL as WAREHOUSE
 
 logger = structlog.get_logger(__name__)
 
@@ -155,6 +164,9 @@ def is_session_business(command: Command) -> bool:
     facts = command.facts
     if command.protocol == PROTOCOL:
         return False  # port-forward is of that kind, and no business of everybody's
+    if command.protocol == WAREHOUSE:
+        # A part is looked at by itself: its facts are those of the whole text.
+        return command.kind == "session" and (command.verb in GOES_ON or not (is_dark(command) or command.objects))
     if command.kind != "session" or is_dark(command) or command.objects or facts.get("moves_data"):
         return False
     if facts.get("tables_read") or facts.get("tables_written") or facts.get("tables"):
@@ -164,8 +176,9 @@ def is_session_business(command: Command) -> bool:
 
 
 def is_discovery(command: Command) -> bool:
-    """Tell whether the command is the plumbing of Kubernetes' clients, free to whoever may do anything there."""
-    return command.protocol == PROTOCOL and command.verb == DISCOVER and command.kind == "read" and not is_dark(command)
+    """Tell whether the command is the plumbing of clients over HTTP, free to whoever may do anything there."""
+    plumbing = command.protocol in (PROTOCOL, WAREHOUSE) and command.verb == DISCOVER
+    return plumbing and command.kind == "read" and not is_dark(command)
 
 
 def mismatch(rule: Rule, command: Command, scene: Scene) -> str | None:
@@ -307,7 +320,7 @@ class RuleSet:
         verdict = combine(verdicts)
         if isinstance(verdict, Deny) and is_dark(command):
             verdict = replace(verdict, reason=f"{verdict.reason}, and nobody can read for certain what it does")
-        if business:
+        if business and command.protocol != WAREHOUSE:
             masks = dict.fromkeys(scope.masks)
         if masks and not isinstance(verdict, Deny):
             verdict = replace(verdict, masks=tuple(masks))
@@ -325,6 +338,8 @@ def _with_why(verdict: _Told, rule: Rule, command: Command) -> _Told:
 
 def _decides_free(rule: Rule, command: Command) -> bool:
     """Whether a rule is decided as a whole on session business or discovery, rather than by its who and on."""
+    if rule.effect == "mask" and command.protocol == WAREHOUSE:
+        return rule.general or rule.commands.names(command)
     if command.verb == DISCOVER:
         return rule.sweeping or (rule.commands.verbs is not None and DISCOVER in rule.commands.verbs)
     return rule.sweeping or (rule.effect != "mask" and rule.commands.names(command))
@@ -341,7 +356,7 @@ def _explain(rule: Rule, identity: Identity, target: Target, command: Command, s
     if is_session_business(command) and not _decides_free(rule, command):
         if rule.permits:
             return True, "session business: free to whoever this rule speaks of by who and on"
-        if rule.effect == "mask":
+        if rule.effect == "mask" and command.protocol != WAREHOUSE:
             return True, "session business: masked by every mask of the session"
         return False, "session business: the rule does not name the kind session or the verb"
     try:
