@@ -85,7 +85,7 @@ def _wide(command: Command, name: str) -> Iterator[str]:
     project, _, below = rest.partition(".") if colon else plain.partition(".")
     dataset, _, table = below.partition(".")
     head = f"{domain}:{project}" if colon else project
-    if dataset.startswith(_REGION) or not dataset:
+    if dataset.startswith(_REGION) or (below and not dataset):  # the latter is one that nobody knows
         yield f"{head}.*"
     elif _METADATA.match(table):
         yield f"{head}.{dataset}.*"
