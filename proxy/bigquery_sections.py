@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from proxy.kube_sections import BIGQUERY, GcpSection
 from proxy.lines import Place
-from proxy.values import BYTES, Duration, Section, Words, parse_address
+from proxy.values import BYTES, Duration, Name, Section, Words, parse_address
 
 if TYPE_CHECKING:
     from proxy.sections import Config, Listener, Target
@@ -66,6 +66,8 @@ class ListenerBigQuery(Section):
 
     universe: Annotated[str, Field(pattern=UNIVERSE_PATTERN, max_length=UNIVERSE_LIMIT)] | None = None
     """The domain of the gateway's own universe: bigquery., bigquerystorage. and sts. are hosts in it, on port 443."""
+    target: Name | None = None
+    """The target of callers whose token and address name none: bq with a gateway token."""
 
 
 class AccountCredential(Section):
@@ -147,7 +149,7 @@ def misplaced_bigquery(config: Config) -> list[tuple[Place, str]]:
     for index, listener in enumerate(config.listeners):
         where: Place = ("listeners", index)
         if listener.protocol == BIGQUERY:
-            found += _at_listener(where, listener)
+            found += _at_listener(where, listener, {each.name for each in config.targets if each.protocol == BIGQUERY})
         elif listener.bigquery is not None:
             found.append(((*where, "bigquery"), f"means nothing to protocol {listener.protocol}"))
     for index, target in enumerate(config.targets):
@@ -159,13 +161,16 @@ def misplaced_bigquery(config: Config) -> list[tuple[Place, str]]:
     return found
 
 
-def _at_listener(where: Place, listener: Listener) -> list[tuple[Place, str]]:
+def _at_listener(where: Place, listener: Listener, targets: set[str]) -> list[tuple[Place, str]]:
     found: list[tuple[Place, str]] = []
     if listener.tls is None:
         found.append((where, "needs tls: {cert, key}: Google's libraries send no token without TLS"))
     if isinstance(parse_address(listener.address), Path):
         found.append(((*where, "address"), "is host:port: Google's libraries know no Unix sockets"))
     found += [((*where, key), _HERE) for key in ("plain", "login") if key in listener.model_fields_set]
+    default = listener.bigquery.target if listener.bigquery is not None else None
+    if default is not None and default not in targets:
+        found.append(((*where, "bigquery", "target"), f"there is no target {default} of protocol bigquery"))
     return found
 
 

@@ -48,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     _config(commands)
     _tokens(commands)
     _ssh(commands)
-    _kubeconfig(commands)
-    _kube(commands)
+    _kubernetes(commands)
+    _bigquery(commands)
     _approvals(commands)
     _policy(commands)
     _sessions(commands)
@@ -239,40 +239,22 @@ def _ssh(commands: _Commands) -> None:
         _json(command)
 
 
-def _kubeconfig(commands: _Commands) -> None:
-    made = _command(
-        commands,
-        "kubeconfig",
-        "kubeconfig",
-        "write the file with which kubectl reaches targets through the gateway",
-        "gatecast kubeconfig --server https://gate:8443 --target prod --token-file ~/.gatecast-token --ca ca.crt",
-        module="proxy.kube_commands",
-    )
-    made.add_argument("--server", required=True, metavar="URL", help="the gateway, as kubectl reaches it")
-    made.add_argument("--target", required=True, action="append", metavar="NAME", help="a target; may be repeated")
-    made.add_argument("--token-file", required=True, metavar="FILE", help="the file that holds the user's token")
-    made.add_argument("--ca", metavar="FILE", help="who certifies the gateway (default: the system's authorities)")
-    made.add_argument("--namespace", help="the namespace where kubectl names none")
-    made.add_argument("--output", "-o", default="-", metavar="FILE", help="where to put it (default: print it)")
-    _json(made)
+def _kubernetes(commands: _Commands) -> None:
+    from proxy.kube_arguments import add_arguments
+
+    made, configured = add_arguments(commands, _command, _group)
+    _file(configured)
+    for command in made:
+        _json(command)
 
 
-def _kube(commands: _Commands) -> None:
-    group = _group(commands, "kube", "check targets of Kubernetes", "gatecast kube check prod")
-    check = _command(
-        group,
-        "check",
-        "check",
-        "connect to API servers as the gateway does, and say which rights its account misses, and has too many",
-        "gatecast kube check prod --namespace payments",
-        module="proxy.kube_check",
-    )
-    check.epilog = f"exit codes: 0 all work; 1 one does not, or misses a right; 2 wrong arguments\n\n{check.epilog}"
-    check.add_argument("target", nargs="*", metavar="TARGET", help="a target (default: all of Kubernetes)")
-    check.add_argument("--namespace", "-n", help="ask about the rights in this one (default: in all of them at once)")
-    check.add_argument("--strict", action="store_true", help="rights that are too much are a failure, too")
-    _file(check)
-    _json(check)
+def _bigquery(commands: _Commands) -> None:
+    from proxy.bigquery_arguments import add_arguments
+
+    made, configured = add_arguments(commands, _command, _group)
+    _file(configured)
+    for command in made:
+        _json(command)
 
 
 def _approvals(commands: _Commands) -> None:

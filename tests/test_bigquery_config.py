@@ -260,7 +260,7 @@ def opened(folder: Path) -> tuple[Services, Mapping[str, object]]:
 
 def test_tokens_outlive_a_restart_and_are_everybodys_in_one_state_directory(folder: Path) -> None:
     _, door = opened(folder)
-    assert door["universe"] == "gw.example"
+    assert (door["universe"], door["target"]) == ("gw.example", "")
     seal = door["seal"]
     assert isinstance(seal, Seal)
     token, _ = seal.make(Identity("ana"), "dwh", 1000.0)
@@ -274,6 +274,15 @@ def test_tokens_outlive_a_restart_and_are_everybodys_in_one_state_directory(fold
     other = opened(folder)[1]["seal"]
     assert isinstance(other, Seal)
     assert other.read(token.reveal(), 1001.0) is None
+
+
+def test_the_default_target_of_a_listener(folder: Path) -> None:
+    listener = LISTENER.replace("gw.example", "gw.example, target: dwh")
+    with open_services(written(folder, GOOD, listener)) as services:
+        front = fronts_of(services.live.snapshot.loaded, services, Gateway(services)._gate)["bq"]
+    assert front.gate.settings["bigquery"]["target"] == "dwh"
+    found = problems(folder, GOOD, LISTENER.replace("gw.example", "gw.example, target: other"))
+    assert found == ["7: listeners[0].bigquery.target: there is no target other of protocol bigquery"]
 
 
 def test_a_gateway_without_bigquery_makes_no_key(folder: Path) -> None:

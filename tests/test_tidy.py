@@ -26,7 +26,7 @@ OUTER = frozenset({
     "proxy.ssh_doors", "proxy.ssh_commands", "proxy.ssh_arguments", "proxy.trying_ssh", "proxy.trying_kube",
     "proxy.kube_sections", "proxy.kube_files", "proxy.kube_commands", "proxy.kube_check",
     "proxy.kube_rights", "proxy.bigquery_sections", "proxy.bigquery_files", "proxy.bigquery_commands",
-    "proxy.bigquery_arguments", "proxy.bigquery_check", "proxy.conninfo", "proxy.beside",
+    "proxy.bigquery_arguments", "proxy.bigquery_check", "proxy.conninfo", "proxy.beside", "proxy.kube_arguments",
     # The vault's ends towards configuration and administrators.
     "proxy.vault.settings", "proxy.vault.service", "proxy.vault.commands",
     "proxy.identity.commands",  # what the command line does with tokens: nothing inside imports it
