@@ -24,13 +24,15 @@ from typing import Final
 from proxy.core.warehouse import TEMPORARY, UNRESOLVED, Analysis, AnalysisLimits, Effect, Statement, unknown
 from proxy.policy.bigquery_draft import Draft, Script
 from proxy.policy.bigquery_lex import Token, Unreadable, tokens_of
-from proxy.policy.bigquery_names import Names
+from proxy.policy.bigquery_names import Names, State
 from proxy.policy.bigquery_script import Piece, Splitter
 from proxy.policy.bigquery_statements import READERS, immediate_text
 
 DEFAULT_LIMITS: Final = AnalysisLimits()
 # EXECUTE IMMEDIATE of a text with EXECUTE IMMEDIATE: BigQuery refuses the first such nesting already.
 _IMMEDIATE_DEPTH_LIMIT: Final = 2
+# Statements that name nothing, so that it does not matter what names mean.
+_NAMELESS: Final = frozenset({"BEGIN", "COMMIT", "ROLLBACK", "BREAK", "LEAVE", "CONTINUE", "ITERATE", "RETURN"})
 
 
 def analyse(text: str, project: str, dataset: str | None, limits: AnalysisLimits = DEFAULT_LIMITS) -> Analysis:
@@ -57,10 +59,14 @@ def _analyse(script: Script, depth: int) -> Analysis:
     splitter.split()
     script.variables |= frozenset(splitter.variables)
     statements: list[Statement] = []
+    entered: dict[int, State] = {}
     for piece in splitter.pieces:
+        _leave(script, entered, piece.blocks)
+        entered |= {block: script.names.state for block in piece.blocks if block in splitter.skippable - set(entered)}
         statements += _read(script, tokens[piece.first : piece.last], piece, depth)
         if len(statements) > script.limits.statements:
             raise Unreadable(f"the text has more than {script.limits.statements} statements")
+    _leave(script, entered, ())
     if not statements:
         raise Unreadable("the text holds no statement")
     statements = [_past_temporary(statement) for statement in statements]
@@ -70,9 +76,12 @@ def _analyse(script: Script, depth: int) -> Analysis:
 
 def _read(script: Script, tokens: Sequence[Token], piece: Piece, depth: int) -> list[Statement]:
     draft = Draft(script, tokens, piece.declared)
-    before = (script.names.project, script.names.dataset, set(script.names.temporary))
+    outside = script.names.state
+    if piece.declared:
+        script.names.temporary = set()  # the text's are not there when the procedure is called
+    before = script.names.state
     try:
-        if script.lost:
+        if script.lost and not (draft.word in _NAMELESS or (draft.word == "RAISE" and len(tokens) == 1)):
             draft.opaque(script.lost)
         if piece.word:
             draft.word = piece.word
@@ -88,7 +97,10 @@ def _read(script: Script, tokens: Sequence[Token], piece: Piece, depth: int) -> 
         why = str(error) if isinstance(error, Unreadable) else "the text is nested too deeply to be read"
         found = _unread(draft, why)
     inner = _immediate(script, draft, depth) if draft.word == "EXECUTE IMMEDIATE" else []
-    _follow(script, piece, before)
+    if script.names.state != before:
+        _follow(script, piece)
+    if piece.conditional or piece.declared:
+        script.names.restore(outside)
     return [found, *inner]
 
 
@@ -102,17 +114,22 @@ def _unread(draft: Draft, why: str) -> Statement:
     )  # fmt: skip
 
 
-def _follow(script: Script, piece: Piece, before: tuple[str, str | None, set[str]]) -> None:
-    """What control flow or a procedure's body may change of the names is not certain for what follows."""
-    if not piece.conditional and not piece.declared:
-        return
-    now = (script.names.project, script.names.dataset, script.names.temporary)
-    if now[:2] != before[:2]:
+def _follow(script: Script, piece: Piece) -> None:
+    """What control flow or a procedure's body may change of the names is not certain for what follows.
+
+    In a loop it is not for what went before either. Raises Unreadable.
+    """
+    if piece.loop and not piece.declared:
+        raise Unreadable("a loop changes what names mean")
+    if piece.conditional or piece.declared:
         script.lost = script.lost or "control flow decides what names mean"
-    script.names.project, script.names.dataset = before[:2]
-    if now[2] != before[2]:
-        script.names.temporary = before[2]
-        script.lost = script.lost or "control flow decides which temporary tables there are"
+
+
+def _leave(script: Script, entered: dict[int, State], blocks: Sequence[int]) -> None:
+    """What blocks changed of the names, whose statements may not all have run, is not certain behind their end."""
+    for block in [block for block in entered if block not in blocks]:
+        if entered.pop(block) != script.names.state:
+            script.lost = script.lost or "control flow decides what names mean"
 
 
 def _immediate(script: Script, draft: Draft, depth: int) -> list[Statement]:

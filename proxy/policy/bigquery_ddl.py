@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from proxy.core.warehouse import Outputs, TableName
+from proxy.core.warehouse import TEMPORARY, Outputs, TableName
 from proxy.policy.bigquery_draft import Draft
 from proxy.policy.bigquery_lex import Token, Unreadable, name_value, string_value
 
@@ -62,7 +62,7 @@ def create(draft: Draft) -> None:
     _bodies(draft, kind, name)
     _options(draft)
     if temporary and kind == "TABLE":
-        draft.script.names.temporary.add(name.table.lower())
+        draft.script.names.made(name.table)
 
 
 def _object_kind(draft: Draft) -> str:
@@ -75,6 +75,8 @@ def _object_kind(draft: Draft) -> str:
 def _table(draft: Draft, kind: str, temporary: bool) -> TableName:
     parts = draft.path()
     if temporary:
+        if ".".join(parts).removeprefix("_SESSION.") != parts[-1] or "." in parts[-1]:
+            raise Unreadable("a temporary table has a dataset in its name")
         name = TableName(draft.script.names.project, "_SESSION", parts[-1])
         draft.writes[name] = None
     else:
@@ -197,6 +199,8 @@ def alter(draft: Draft) -> None:
             draft.add("destroy", name, type_="column", where="none")
         if token.word == "RENAME" and index + 1 < len(draft.tokens) and draft.tokens[index + 1].word == "TO":
             draft.at = index + 2
+            if name.dataset == TEMPORARY:
+                draft.script.lost = "a temporary table has another name now"
             draft.add("define", draft.target([name.project, name.dataset, draft.path()[-1]]), type_=kind.lower())
     _options(draft, name)
     if draft.find("AS", start=draft.at) is not None:
@@ -266,6 +270,8 @@ def drop(draft: Draft) -> None:
         name = draft.script.names.dataset_of(draft.path())
     else:
         name = draft.target(draft.path())
+        if kind == "TABLE":
+            draft.script.names.dropped(name)
     draft.add("destroy", name, type_=kind.lower(), where="none")
     draft.take("CASCADE")
     draft.take("RESTRICT")

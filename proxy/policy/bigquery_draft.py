@@ -68,8 +68,9 @@ class Script:
 
 
 def parse(text: str, tokens: Sequence[Token]) -> exp.Expr:
-    """Parse one query or DML statement. Raises Unreadable."""
+    """Parse one query or DML statement, without its comments: the parser stumbles over some. Raises Unreadable."""
     offset = tokens[0].start
+    text = _without_comments(text, tokens, offset)
     try:
         seen = BigQuery().tokenize(text)
         if not agrees(tokens, [(token.start, token.end) for token in seen], offset):
@@ -83,6 +84,17 @@ def parse(text: str, tokens: Sequence[Token]) -> exp.Expr:
     if len(trees) != 1 or trees[0] is None:
         raise Unreadable("the parser sees no single statement")
     return trees[0]
+
+
+def _without_comments(text: str, tokens: Sequence[Token], offset: int) -> str:
+    """The same with spaces between the tokens, each at its place."""
+    parts: list[str] = []
+    at = 0
+    for token in tokens:
+        first, last = token.start - offset, token.end - offset
+        parts += (" " * (first - at), text[first:last])
+        at = last
+    return "".join(parts)
 
 
 class Draft:

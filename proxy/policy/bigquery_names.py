@@ -4,6 +4,10 @@ A quoted part may hold dots, so parts are joined and cut again. ``google.com:pro
 is a temporary table that the text made before, else of the default dataset, else a temporary table of the session.
 INFORMATION_SCHEMA is a schema within a dataset or a region. Partition decorators ("t$20260101") are cut off.
 
+The default dataset of a request has a project of its own ("project.dataset"); SET @@dataset_id and
+SET @@dataset_project_id change the defaults. Where it is not documented which of them wins, names of one part are
+refused from there on.
+
 Left out: datasets that compare names without case. Source: GoogleSQL, "Lexical structure", Path expressions; BigQuery,
 "Introduction to INFORMATION_SCHEMA", Syntax.
 """
@@ -23,14 +27,68 @@ _SCHEMA: Final = "INFORMATION_SCHEMA"
 # Longest name in all: project 30, dataset 1,024 and table 1,024 characters (BigQuery, "Quotas and limits", naming).
 NAME_LIMIT: Final = 4_096
 
+# Project, dataset, its project, why names cannot be told, temporary tables: see Names.
+State = tuple[str, str | None, str, str, frozenset[str]]
+
 
 @dataclass(slots=True)
 class Names:
-    """What names without a project or dataset mean, at one place of a text. temporary: tables that it made before."""
+    """What names without a project or dataset mean, at one place of a text. temporary: tables that it made before.
+
+    dataset: the default one, "dataset" or "project.dataset". home: its project, where it has one of its own. unclear:
+    why names of one part cannot be told. moved: the text made or dropped a temporary table. Raises Unreadable.
+    """
 
     project: str
     dataset: str | None
     temporary: set[str] = field(default_factory=set)
+    home: str = ""
+    unclear: str = ""
+    moved: bool = False
+    _project_set: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dataset is not None and "." in self.dataset:
+            project, segments = _cut([self.dataset])
+            if len(segments) != (1 if project else 2):
+                raise Unreadable("the default dataset has a name that cannot be read")
+            self.home, self.dataset = project or segments[0], segments[-1]
+
+    @property
+    def state(self) -> State:
+        """All that decides what names mean, to be compared and restored."""
+        return self.project, self.dataset, self.home, self.unclear, frozenset(self.temporary)
+
+    def restore(self, state: State) -> None:
+        """Go back to a state."""
+        self.project, self.dataset, self.home, self.unclear, temporary = state
+        self.temporary = set(temporary)
+
+    def made(self, table: str) -> None:
+        """A temporary table is there from here on."""
+        self.temporary.add(table.lower())
+        self.moved = True
+
+    def dropped(self, table: TableName) -> None:
+        """If that was a temporary table, its name means what it meant before it was made."""
+        if table.dataset == TEMPORARY:
+            self.temporary.discard(table.table.lower())
+            self.moved = True
+
+    def set_dataset(self, dataset: str) -> None:
+        """SET @@dataset_id."""
+        self.dataset = dataset
+        if self.home not in ("", self.project):
+            self.unclear = "SET @@dataset_id leaves open of which project that dataset is"
+        elif self._project_set:
+            self.unclear = ""
+        self.home = ""
+
+    def set_project(self, project: str) -> None:
+        """SET @@dataset_project_id."""
+        if self.dataset is not None:
+            self.unclear = "SET @@dataset_project_id leaves open of which project the default dataset is"
+        self.project, self.home, self._project_set = project, "", True
 
     def table(self, parts: Sequence[str]) -> TableName:
         """Return the table that a name means. Raises Unreadable."""
@@ -44,8 +102,10 @@ class Names:
             case 1:
                 if last.lower() in self.temporary:
                     return TableName(project or self.project, TEMPORARY, last)
+                if self.unclear:
+                    raise Unreadable(self.unclear)
                 dataset = self.dataset if self.dataset is not None else UNRESOLVED
-                return TableName(project or self.project, dataset, last)
+                return TableName(project or self.home or self.project, dataset, last)
             case 2:
                 if segments[0].upper() == TEMPORARY:
                     return TableName(self.project, TEMPORARY, last)
@@ -59,7 +119,9 @@ class Names:
     def _metadata(self, project: str, before: Sequence[str], view: str) -> TableName:
         match before:
             case []:
-                return TableName(project or self.project, self.dataset or UNRESOLVED, view)
+                if self.unclear:
+                    raise Unreadable(self.unclear)
+                return TableName(project or self.home or self.project, self.dataset or UNRESOLVED, view)
             case [dataset]:
                 return TableName(project or self.project, dataset, view)
             case [owner, dataset] if not project:

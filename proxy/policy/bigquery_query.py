@@ -12,7 +12,7 @@ Source: bigquery note 9 and 12; GoogleSQL, "Query syntax".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from sqlglot import exp
@@ -122,6 +122,8 @@ class QueryReader:
         for cte in with_.expressions:
             if not isinstance(cte.this, exp.Query):
                 raise Unreadable("a WITH holds what is no query")
+            if "." in cte.alias:
+                raise Unreadable("a WITH names a query by what reads like a table's full name")
             outputs = self.query(cte.this, scope, dict(visible))
             if recursive or cte.args["alias"].args.get("columns"):
                 outputs = Outputs(taint="a recursive query, or one with column names, is not followed")
@@ -203,6 +205,8 @@ class QueryReader:
 
     def _source(self, node: exp.Expr, scope: Scope) -> Source:
         alias = node.alias_or_name.lower()
+        if "." in node.alias and not _is_metadata(node):
+            raise Unreadable("an alias reads like a table's full name")
         match node:
             case exp.Table() if not isinstance(node.this, exp.Identifier | exp.Dot):
                 return self._table_function(node, scope)
@@ -231,15 +235,28 @@ class QueryReader:
         if is_single(parts) and parts[0].lower() in scope.ctes:
             return of_query(scope.ctes[parts[0].lower()], alias)
         if len(parts) > 1 and scope.has_alias(parts[0].lower()):
-            return of_array(lookup(parts, scope, self._variables), alias, "")
+            array = lookup(parts, scope, self._variables)
+            return self._either(array, parts, alias) if _in_one(node.parts) else of_array(array, alias, "")
         table = self.table(node)
         return of_table(table, alias.rsplit(".", 1)[-1])
+
+    def _either(self, array: ResultColumn, parts: list[str], alias: str) -> Source:
+        """`x.secret` in one pair of quotes: the table of that name, though x is an alias; or the array after all."""
+        table = self._names.table(parts)
+        self.reads[table] = None
+        origins = (*array.origins, Origin(table, ()))
+        return _tainted(alias, origins, "a quoted name with a dot may be a table or an array")
 
     def _unnest(self, node: exp.Unnest, scope: Scope) -> Source:
         element = union((self.value(each, scope) for each in node.expressions), bare=True)
         given = node.args.get("alias")
         names = [name.name.lower() for name in given.args.get("columns") or ()] if given is not None else []
         alias = names[0] if names else given.name.lower() if given is not None else ""
+        if "." in alias:
+            raise Unreadable("an alias reads like a table's full name")
+        path = node.expressions[0] if len(node.expressions) == 1 else None
+        if isinstance(path, exp.Column) and _in_one(path.parts):  # what the parser takes for an array
+            return self._either(element, [part.name for part in path.parts], alias)
         offset = node.args.get("offset")
         return of_array(element, alias, offset.name.lower() if isinstance(offset, exp.Expr) else "")
 
@@ -408,6 +425,17 @@ def _star_of(node: exp.Expr) -> exp.Star | None:
     if isinstance(node, exp.Dot) and isinstance(node.expression, exp.Star):
         return node.expression
     return None
+
+
+def _in_one(parts: Sequence[exp.Expr]) -> bool:
+    """Whether the first names of a path stand in one pair of quotes, as the places that the parser noted tell."""
+    places = [part.meta.get("start") for part in parts[:2]]
+    return len(places) > 1 and places[0] is not None and places[0] == places[1]
+
+
+def _is_metadata(node: exp.Expr) -> bool:
+    """Whether this is a table of INFORMATION_SCHEMA, to which the parser gives its name as an alias."""
+    return isinstance(node, exp.Table) and any("INFORMATION_SCHEMA" in part.name.upper() for part in node.parts)
 
 
 def _tainted(alias: str, origins: tuple[Origin, ...], why: str) -> Source:

@@ -21,13 +21,15 @@ BLOCK_DEPTH_LIMIT: Final = 50
 
 _BEFORE_ARGUMENTS: Final = frozenset({"(", ",", "IN", "OUT", "INOUT"})
 _LOOPS: Final = frozenset({"BEGIN", "LOOP", "WHILE", "REPEAT", "FOR"})
+_LEAVES: Final = frozenset({"LEAVE", "BREAK", "CONTINUE", "ITERATE"})
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Tokens [first, last) of a script: a statement (word ""), or an expression of the control word ``word``.
 
-    declared: in the body of a procedure. conditional: control flow decides whether, and how often, it runs.
+    declared: in the body of a procedure. conditional: control flow decides whether, and how often, it runs. loop: it
+    may run again. blocks: the BEGIN blocks that it is in, but for their EXCEPTION parts.
     """
 
     first: int
@@ -35,6 +37,8 @@ class Piece:
     word: str = ""
     declared: bool = False
     conditional: bool = False
+    loop: bool = False
+    blocks: tuple[int, ...] = ()
 
 
 class Splitter:
@@ -47,6 +51,11 @@ class Splitter:
         self._depth = 0
         self._declared = 0
         self._conditional = 0
+        self._loops = 0
+        self._leaves = 0
+        self._blocks = 0
+        self._open: list[int] = []
+        self.skippable: set[int] = set()  # blocks whose statements may not all have run when the text goes on
         self.pieces: list[Piece] = []
         self.control: list[str] = []
         self.variables: set[str] = set()
@@ -67,7 +76,8 @@ class Splitter:
         self._at += 1
 
     def _add(self, first: int, last: int, word: str = "") -> None:
-        self.pieces.append(Piece(first, last, word, self._declared > 0, self._conditional > 0))
+        conditional, loop = self._conditional > 0, self._loops > 0
+        self.pieces.append(Piece(first, last, word, self._declared > 0, conditional, loop, tuple(self._open)))
         if len(self.pieces) > self._limit:
             raise Unreadable(f"the text has more than {self._limit} statements")
 
@@ -106,9 +116,12 @@ class Splitter:
         if self._depth > BLOCK_DEPTH_LIMIT:
             raise Unreadable(f"blocks are nested deeper than {BLOCK_DEPTH_LIMIT}")
         conditional = word != "BEGIN"
+        loop = word in _LOOPS and conditional
         self._conditional += conditional
+        self._loops += loop
         assert callable(read)
         read()
+        self._loops -= loop
         self._conditional -= conditional
         self._depth -= 1
 
@@ -118,6 +131,7 @@ class Splitter:
         if self._word() == ";" and first == self._at:
             raise Unreadable("a statement is empty")
         self._note_variables(first)
+        self._leaves += self._tokens[first].word in _LEAVES
         self._add(first, self._at)
 
     def _seek(self, mark: str, start: int) -> int:
@@ -165,7 +179,13 @@ class Splitter:
 
     def _block(self) -> None:
         self._expect("BEGIN")
+        self._blocks += 1
+        block, leaves = self._blocks, self._leaves
+        self._open.append(block)
         self._statements(frozenset({"END", "EXCEPTION"}))
+        self._open.pop()
+        if self._leaves > leaves or self._word() == "EXCEPTION":
+            self.skippable.add(block)
         if self._word() == "EXCEPTION":
             self.control.append("EXCEPTION")
             self._at += 1

@@ -12,6 +12,7 @@ Source: bigquery note 4, 11 and 12; GoogleSQL for BigQuery, "Data manipulation l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -26,6 +27,8 @@ from proxy.policy.bigquery_where import is_always_true
 
 # Variables of the system that may be set without changing what anything means.
 _HARMLESS: Final = frozenset({"time_zone", "query_label"})
+# A plain name of a dataset or project, without dots. Source: "Name datasets", "Creating and managing projects".
+_DEFAULT: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def query(draft: Draft) -> None:
@@ -179,6 +182,8 @@ def finish_delete(draft: Draft) -> None:
 
 def transaction(draft: Draft) -> None:
     """BEGIN, COMMIT, ROLLBACK [TRANSACTION]."""
+    if draft.word == "ROLLBACK" and draft.script.names.moved:
+        draft.script.lost = "ROLLBACK decides which temporary tables there are"
     draft.at = 1
     draft.take("TRANSACTION")
     draft.add("session", type_="transaction")
@@ -209,13 +214,18 @@ def set_variable(draft: Draft) -> None:
     if name in _HARMLESS:
         return
     plain = string_value(value[0]) if len(value) == 1 and value[0].kind == "string" else None
-    if name not in ("dataset_id", "dataset_project_id") or plain is None or len(head) != 3:
+    if (
+        name not in ("dataset_id", "dataset_project_id")
+        or plain is None
+        or len(head) != 3
+        or not _DEFAULT.fullmatch(plain)
+    ):
         draft.script.lost = f"SET @@{name} changes what later statements mean"
         draft.opaque(draft.script.lost)
     elif name == "dataset_id":
-        draft.script.names.dataset = plain
+        draft.script.names.set_dataset(plain)
     else:
-        draft.script.names.project = plain
+        draft.script.names.set_project(plain)
 
 
 def check(draft: Draft) -> None:
