@@ -2,10 +2,17 @@
 
 SQL is read as the gateway reads it, by the code that it decides with, but without the target's catalogue: a name
 without a schema is taken for one in public (pg_...: in pg_catalog), and a view for a table.
+
+SQL for BigQuery is put into the request that a client would send (jobs.query); anything else of it is a request line as
+it goes over the wire, ``POST /bigquery/v2/projects/p/jobs``, with its body. What only the target can tell is taken from
+the case: how many bytes a query reads, and the tables behind its views. Left out there: whose an id is, so that a job
+or a session is taken for one's own; the Storage API; data of uploads. The text is read in this process, not in another.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,14 +20,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from protocols.bigquery import commands as bigquery
+from protocols.bigquery.dial_settings import Settings, read_settings
+from protocols.bigquery.estimates import Estimate
+from protocols.bigquery.requests import Asked as Request
+from protocols.bigquery.requests import read_request
 from protocols.postgres.meaning import Known
 from protocols.postgres.reading import CommandReader
 from protocols.ssh.verbs import VERBS
 from proxy.core.errors import ConfigError
 from proxy.core.events import Command
+from proxy.core.http.heads import BadRequest, RequestHead
 from proxy.core.parties import Identity, Target
 from proxy.core.statement import Statement
-from proxy.policy.cases import Asked, KubeAsked, exit_code, read_cases, render_results, run_cases
+from proxy.core.warehouse import Analysis, AnalysisLimits
+from proxy.policy.bigquery import analyse
+from proxy.policy.cases import Asked, BigQueryAsked, KubeAsked, exit_code, read_cases, render_results, run_cases
 from proxy.policy.explain import explain_json, explain_text
 from proxy.policy.sql import read_sql
 from proxy.snapshot import Snapshot, read_snapshot
@@ -31,8 +49,13 @@ CASES_LIMIT_BYTES: Final = 1 << 20  # as for a rule file
 # How `policy explain` takes its text where the target is one of SSH.
 WAYS: Final = ("exec", "line", "shell", "subsystem", "forward", "listen", *sorted(v for v in VERBS if v[:5] == "file-"))
 NOTE: Final = "(read without the target's catalogue: names without a schema are taken for public's, views for tables)\n"
+UNASKED: Final = "(the target was not asked: views are taken for tables, and a query for one that reads no bytes)\n"
 # Protocols whose commands are read without a target, as the gateway reads them.
-_READ_WHOLE: Final = ("ssh", "kubernetes")
+_READ_WHOLE: Final = ("ssh", "kubernetes", "bigquery")
+
+_REQUEST: Final = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/\S*)")
+_POLLS: Final = {"jobs.get": "poll", "jobs.getQueryResults": "poll", "jobs.cancel": "cancel", "jobs.delete": "destroy"}
+_TIB: Final = 2**40
 
 
 class Offline:
@@ -86,7 +109,7 @@ def explain(
     at: str | None,
     way: str | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """Explain the decision on a statement, a request to Kubernetes or, as way says, something of SSH: JSON and text.
+    """Explain the decision on a statement, a request over HTTP or, as way says, something of SSH: JSON and text.
 
     Raises ConfigError.
     """
@@ -100,13 +123,16 @@ def explain(
     match place.protocol:
         case "ssh":
             command = _asked(way or "exec", text, place)
+        case "bigquery":
+            command = bigquery_command(BigQueryAsked(way_to_bigquery(text), text), place)
         case "kubernetes":
             command = kube_command(KubeAsked(way_of(text), text), place)
         case _:
             command = to_command()(text)
     data = explain_json(snapshot.rules, identity, place, command, moment)
     shown = explain_text(snapshot.rules, identity, place, command, moment)
-    return data, shown + ("" if place.protocol in _READ_WHOLE else NOTE)
+    note = UNASKED if place.protocol == "bigquery" else "" if place.protocol in _READ_WHOLE else NOTE
+    return data, shown + note
 
 
 def _asked(way: str, text: str, target: Target) -> Command:
@@ -127,7 +153,7 @@ def test(path: Path, cases: Path) -> tuple[dict[str, Any], str, int]:
     if len(text) > CASES_LIMIT_BYTES:
         raise ConfigError(f"{cases}: is longer than {CASES_LIMIT_BYTES} bytes")
     found = read_cases(text, str(cases), tuple(snapshot.targets.values()))
-    results = run_cases(found, snapshot.rules, to_command(), ssh_command, kube_command)
+    results = run_cases(found, snapshot.rules, to_command(), ssh_command, kube_command, bigquery_command)
     rows = [
         {"name": one.case.name, "line": one.case.line, "passed": one.passed, "problems": list(one.problems)}
         | {"verdict": one.verdict, "rule": one.rule}
@@ -151,3 +177,71 @@ def _moment(text: str) -> float:
     except ValueError as error:
         raise ConfigError(f"{text}: write a time like 2026-01-05T09:00:00Z") from error
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
+
+
+# -- BigQuery ---------------------------------------------------------------------------------------------
+
+
+def way_to_bigquery(text: str) -> str:
+    """How a text is written: as a request line, or as SQL (BigQueryAsked.what)."""
+    return "request" if _REQUEST.fullmatch(text.strip()) else "sql"
+
+
+def bigquery_command(asked: BigQueryAsked, target: Target) -> Command:
+    """Return the command of what is asked. Raises ConfigError where the gate itself would refuse it, or it is none."""
+    settings = read_settings(target)
+    try:
+        request = _bigquery_read(*_bigquery_line(asked, target))
+    except BadRequest as error:
+        raise ConfigError(f"the gateway refuses this by itself: {error.text}") from error
+    name = request.method.name
+    if name in _POLLS:
+        return bigquery.poll_of(request, f"{request.project}:{request.id('job')}", 0, b"", _POLLS[name])
+    limits = AnalysisLimits(trusted_routines=settings.trusted_routines)
+    read = [analyse(*each, limits) for each in bigquery.texts_of(request)]
+    return bigquery.command_of(
+        request, bigquery.merged(read) if read else Analysis(), _estimate(asked, request, settings), 0, b""
+    )
+
+
+def _bigquery_line(asked: BigQueryAsked, target: Target) -> tuple[str, str, bytes]:
+    """Return method, path and body of the request."""
+    if asked.what == "request":
+        found = _REQUEST.fullmatch(asked.text.strip())
+        if found is None:
+            raise ConfigError(f"{asked.text}: write METHOD /path, like GET /bigquery/v2/projects/p/datasets")
+        return found[1], found[2], _bigquery_body(asked.body)
+    project = asked.project or target.database
+    if not project:
+        raise ConfigError(f"say the project: the target {target.name} has none of its own")
+    query: dict[str, object] = {"query": asked.text, "useLegacySql": False}
+    if asked.dataset:
+        owner, _, dataset = asked.dataset.rpartition(".")
+        query["defaultDataset"] = {"projectId": owner or project, "datasetId": dataset}
+    return "POST", f"/bigquery/v2/projects/{project}/queries", json.dumps(query).encode()
+
+
+def _bigquery_body(text: str) -> bytes:
+    """The body in JSON, whether the case writes YAML or JSON."""
+    if not text:
+        return b""
+    try:
+        return json.dumps(YAML(typ="safe", pure=True).load(text)).encode()
+    except (YAMLError, TypeError, ValueError, RecursionError) as error:
+        raise ConfigError("the body is neither YAML nor JSON") from error
+
+
+def _bigquery_read(method: str, path: str, body: bytes) -> Request:
+    """Read a request as the gate reads one. Raises BadRequest."""
+    fields: tuple[tuple[str, str], ...] = (("Host", "gateway"), ("Accept", "application/json"))
+    if body:
+        fields += (("Content-Type", "application/json"), ("Content-Length", str(len(body))))
+    return read_request(RequestHead(method, path, fields, length=len(body)), body)
+
+
+def _estimate(asked: BigQueryAsked, request: Request, settings: Settings) -> Estimate:
+    """What the target's dry run would tell: what the case says of it."""
+    if request.query is None or request.dry_run or not settings.dry_run:
+        return Estimate()
+    behind = {"": asked.beneath} if asked.beneath else {}
+    return Estimate(True, asked.bytes, asked.bytes / _TIB * settings.price_per_tib, behind=behind)

@@ -30,12 +30,19 @@ Of a target of Kubernetes::
         body: |                              # beside either: YAML or JSON; content_type: for a patch that is no merge
           {apiVersion: v1, kind: Pod, ...}
 
+Of a target of BigQuery::
+
+        sql: SELECT name FROM shop.orders    # project and dataset complete its names; bytes: 5 GiB, what the dry run
+                                             # would say; beneath: [p.d.t], the tables behind its views
+        request: POST /bigquery/v2/projects/p/jobs            # or what goes over the wire, with its body
+
 Each case is decided by RuleSet.judge, the code of the decision without its cache. Left out: results of a target; a
 case tells which masks apply, not what a masked row looks like. A mistake in the file is a ConfigError with its line.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -60,13 +67,19 @@ _FILE_KEYS: Final = (
 )
 _KUBE_KEYS: Final = ("kube", "request")
 # What a case may ask, by protocol; SQL of all others.
-_WAYS: Final = {"ssh": (*_SSH_KEYS, "connect", "command"), "kubernetes": (*_KUBE_KEYS, "command")}
+_WAYS: Final = {
+    "ssh": (*_SSH_KEYS, "connect", "command"),
+    "kubernetes": (*_KUBE_KEYS, "command"),
+    "bigquery": ("sql", "request", "command"),
+}
 _CASE_KEYS: Final = (
     *("name", "identity", "target", "database", "login", "sql", "connect", "command", "at", "expect", "rule", "masks"),
     *_SSH_KEYS,
     *_KUBE_KEYS,
     *("pty", "body", "container", "content_type"),
+    *("project", "dataset", "bytes", "beneath"),
 )
+_SIZE: Final = re.compile(r"(\d{1,19}) ?([KMGTP]?)(i?)B?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +104,25 @@ class KubeAsked:
     pty: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class BigQueryAsked:
+    """What a case asks of BigQuery. what: "sql" or "request", and text as the case has it.
+
+    project, dataset ("dataset" or "project.dataset"): of names without one. bytes, beneath: as the target would tell.
+    """
+
+    what: str
+    text: str
+    body: str = ""
+    project: str = ""
+    dataset: str = ""
+    bytes: int = 0
+    beneath: tuple[str, ...] = ()
+
+
 SshReader = Callable[[Asked, Target], Command]
 KubeReader = Callable[[KubeAsked, Target], Command]
+BigQueryReader = Callable[[BigQueryAsked, Target], Command]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +136,7 @@ class Case:
     expect: str
     sql: str = ""
     command: Command | None = None
-    asked: Asked | KubeAsked | None = None
+    asked: Asked | KubeAsked | BigQueryAsked | None = None
     at: float | None = None
     rule: str | None = None
     masks: frozenset[str] | None = None
@@ -180,14 +210,19 @@ def _case(fields: Fields, problems: Problems, targets: dict[str, Target]) -> Cas
         expect=expect,
         sql=fields.text("sql"),
         command=command,
-        asked=_asked(fields, problems, found[0]) if found else None,
+        asked=_asked(fields, problems, found[0], target) if found else None,
         at=_at(fields, problems),
         rule=fields.text("rule") if "rule" in fields else None,
         masks=_masks(fields),
     )
 
 
-def _asked(fields: Fields, problems: Problems, key: str) -> Asked | KubeAsked | None:
+def _asked(fields: Fields, problems: Problems, key: str, target: Target) -> Asked | KubeAsked | BigQueryAsked | None:
+    if target.protocol == "bigquery":
+        return None if key == "command" else _of_bigquery(fields, problems, key)
+    for alien in ("project", "dataset", "bytes", "beneath"):
+        if alien in fields and target.protocol:
+            problems.add(fields.line_of(alien), f"{alien} is for targets of BigQuery")
     pty = fields.flag("pty") is True
     match key:
         case "sql" | "connect" | "command":
@@ -212,6 +247,26 @@ def _asked(fields: Fields, problems: Problems, key: str) -> Asked | KubeAsked | 
             return Asked(f"file-{name}", paths=paths)
         case _:
             return Asked(key, fields.text(key), pty=pty)
+
+
+def _of_bigquery(fields: Fields, problems: Problems, key: str) -> BigQueryAsked:
+    size = 0
+    if "bytes" in fields:
+        node = fields.nodes["bytes"]
+        found = _SIZE.fullmatch(str(node.value)) if isinstance(node, ScalarNode) else None
+        if found is None:
+            problems.add(node, "bytes must be a number of bytes, like 5000000, 5 MB or 5 GiB")
+        else:
+            size = int(found[1]) * (1024 if found[3] else 1000) ** " KMGTP".index(found[2] or " ")
+    return BigQueryAsked(
+        key,
+        fields.text(key),
+        fields.text("body"),
+        fields.text("project"),
+        fields.text("dataset"),
+        size,
+        (fields.texts("beneath") or ()) if "beneath" in fields else (),
+    )
 
 
 def _masks(fields: Fields) -> frozenset[str] | None:
@@ -287,16 +342,21 @@ def run_cases(
     to_command: Callable[[str], Command],
     to_ssh: SshReader | None = None,
     to_kube: KubeReader | None = None,
+    to_bigquery: BigQueryReader | None = None,
 ) -> list[CaseResult]:
-    """Decide every case; to_command reads SQL as the protocol does, to_ssh and to_kube what is asked of these.
+    """Decide every case; to_command reads SQL as PostgreSQL's protocol does, the others what is asked of theirs.
 
     Raises ConfigError where a case asks for what cannot be asked.
     """
-    return [_run(case, rules, _command_of(case, to_command, to_ssh, to_kube)) for case in cases]
+    return [_run(case, rules, _command_of(case, to_command, to_ssh, to_kube, to_bigquery)) for case in cases]
 
 
 def _command_of(
-    case: Case, to_command: Callable[[str], Command], to_ssh: SshReader | None, to_kube: KubeReader | None
+    case: Case,
+    to_command: Callable[[str], Command],
+    to_ssh: SshReader | None,
+    to_kube: KubeReader | None,
+    to_bigquery: BigQueryReader | None,
 ) -> Command:
     if case.command is not None:
         return case.command
@@ -308,6 +368,8 @@ def _command_of(
                 return to_ssh(case.asked, case.target)
             case KubeAsked() if to_kube is not None:
                 return to_kube(case.asked, case.target)
+            case BigQueryAsked() if to_bigquery is not None:
+                return to_bigquery(case.asked, case.target)
             case _:
                 raise ConfigError(f"nothing here knows the protocol {case.target.protocol}")
     except ConfigError as error:

@@ -58,8 +58,9 @@ What rules mean
 10. Of BigQuery: objects are "project.dataset.table"; a name may stand for many, and warehouse_objects.py says when. A
    request is decided effect by effect: they are the parts of its command, of its SQL and of the doors beside it. Of
    something special (bigquery.special: a reservation, another identity, ..) an allow speaks only if its condition reads
-   that. What goes on with what was decided before (the verbs ``poll`` and ``cancel``: states, pages of results) is
-   session business and comes with the masks of then; to these it adds those of mask rules of who, where and when alone.
+   that. What goes on with what was decided before (``poll``, ``cancel``, ``upload``: states, pages, chunks) is session
+   business, of whatever kind, and comes with the masks of then; to these it adds those of mask rules of who,
+   where and when alone. Only a deny that names the verb, or is of who, where and when alone, stops it.
    So does BEGIN in a script, whose other parts have masks of their own.
 
 Speed: the rules of a session (who, on) are chosen once for an identity and target; decisions are kept in an LRU,
@@ -166,7 +167,8 @@ def is_session_business(command: Command) -> bool:
         return False  # port-forward is of that kind, and no business of everybody's
     if command.protocol == WAREHOUSE:
         # A part is looked at by itself: its facts are those of the whole text.
-        return command.kind == "session" and (command.verb in GOES_ON or not (is_dark(command) or command.objects))
+        plain = command.kind == "session" and not (is_dark(command) or command.objects)
+        return plain or command.verb in GOES_ON
     if command.kind != "session" or is_dark(command) or command.objects or facts.get("moves_data"):
         return False
     if facts.get("tables_read") or facts.get("tables_written") or facts.get("tables"):
@@ -338,8 +340,10 @@ def _with_why(verdict: _Told, rule: Rule, command: Command) -> _Told:
 
 def _decides_free(rule: Rule, command: Command) -> bool:
     """Whether a rule is decided as a whole on session business or discovery, rather than by its who and on."""
-    if rule.effect == "mask" and command.protocol == WAREHOUSE:
-        return rule.general or rule.commands.names(command)
+    if command.protocol == WAREHOUSE and (rule.effect == "mask" or command.verb in GOES_ON):
+        # Whoever may begin something may go on with it: no kind of it is asked for again.
+        said = rule.commands.verbs is not None and command.verb in rule.commands.verbs
+        return not rule.permits and (rule.general or said)
     if command.verb == DISCOVER:
         return rule.sweeping or (rule.commands.verbs is not None and DISCOVER in rule.commands.verbs)
     return rule.sweeping or (rule.effect != "mask" and rule.commands.names(command))

@@ -28,7 +28,7 @@ from proxy.policy.globs import Globs
 
 PROTOCOL: Final = "bigquery"
 # What goes on with something that was decided before: rules.py, 10.
-GOES_ON: Final = frozenset({"poll", "cancel"})
+GOES_ON: Final = frozenset({"poll", "cancel", "upload"})
 # Globs whose characters are kept apart, a rule file has a few.
 _TOKENS_LIMIT: Final = 4_096
 

@@ -185,13 +185,14 @@ def test_each_effect_is_judged_and_the_strictest_verdict_stands() -> None:
 WRITES = '- {name: writes, who: {groups: [staff]}, commands: {kinds: [write], objects: ["p.d.*"]}, allow: true}\n'
 
 
-@pytest.mark.parametrize("verb", ["poll", "cancel", "discover"])
+@pytest.mark.parametrize("verb", ["poll", "cancel", "upload", "discover"])
 def test_whoever_may_do_anything_may_poll(verb: str) -> None:
     poll = effect(verb, bq_method="jobs.get")
     assert isinstance(judged(WRITES, poll), Allow)
     assert isinstance(judged(WRITES, poll, Identity("x@other.com")), Deny)
     assert isinstance(judged(WRITES + "- {name: no, when: 'time.hour == 12', deny: true}", poll), Deny)
     assert isinstance(judged(WRITES + "- {name: no, commands: {kinds: [delete]}, deny: true}", poll), Allow)
+    assert isinstance(judged("- {name: h, commands: {kinds: [write]}, hold: {approvers: [mia]}}", poll), Allow)
     assert isinstance(judged(WRITES + f"- {{name: no, commands: {{verbs: [{verb}]}}, deny: true}}", poll), Deny)
     asked = load(WRITES).explain(ANA, LAKE, poll)
     assert [one.matched for one in asked] == [True] and "free to whoever" in asked[0].reason
