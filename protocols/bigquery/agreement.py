@@ -308,7 +308,7 @@ def _complete(analysis: Analysis, said: Said, views: Mapping[str, Behind], dark:
         open_ends = [*views, *missing]
         if open_ends:
             return f"the target's dry run names {len(said.referenced)} tables and may leave out others: {open_ends[0]}"
-    if dark and (said.statement_type == "SCRIPT" or not said.referenced):
+    if dark and (said.statement_type == "SCRIPT" or not set(said.referenced) - set(views)):
         return f"nothing tells which tables are behind {dark[0]}"
     return ""
 

@@ -105,6 +105,7 @@ def test_a_view_needs_something_that_tells_what_is_behind_it() -> None:
     dark = {"p.d.v": Behind((), whole=False)}
     for found in (
         compared("SELECT * FROM d.v", views=dark),
+        compared("SELECT * FROM d.v", "p.d.v", views=dark),
         compared("SELECT 1; SELECT * FROM d.v", "p.d.v", type_="SCRIPT", views=dark),
         unseen(dark),
     ):

@@ -33,6 +33,7 @@ from proxy.core.http.heads import RequestHead
 from proxy.core.parties import Target
 from proxy.core.warehouse import Analysis
 from proxy.policy.bigquery import analyse
+from tests.peers.bigquery import PROJECT, BigQueryServer
 
 JSON = (("Content-Type", "application/json"),)
 SETTINGS = read_settings(Target("warehouse", "bigquery", "127.0.0.1", 9050, "", None, {}))
@@ -571,3 +572,85 @@ def test_scope_of_what_is_no_query() -> None:
     assert scope(listing)[:2] == (("p",), ("p.d",))
     listing = read_request(RequestHead("GET", "/bigquery/v2/projects/p/datasets", ()), b"")
     assert scope(listing)[:2] == (("p",), ("p.*",))
+
+
+# -- the stand-in ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def warehouse(bq_service: BigQueryServer) -> BigQueryServer:
+    """Tables, wildcard tables, views and views below views, in a dataset of their own."""
+    reference = {"projectId": PROJECT, "datasetId": "estimated"}
+    assert bq_service.api("POST", f"/projects/{PROJECT}/datasets", {"datasetReference": reference})[0] == 200
+    for text in (
+        "CREATE TABLE estimated.t (id INT64, email STRING)", "INSERT estimated.t VALUES (1, 'a'), (2, 'b')",
+        "CREATE TABLE estimated.events_1 (id INT64)", "CREATE TABLE estimated.events_2 (id INT64)",
+        "INSERT estimated.events_2 VALUES (1)", "CREATE TABLE estimated.b (id INT64)",
+        "CREATE VIEW estimated.v AS SELECT id, email FROM estimated.t",
+        f"CREATE VIEW estimated.wide AS SELECT v.email FROM `{PROJECT}.estimated.v` AS v",
+    ):  # fmt: skip
+        bq_service.sql(text)
+    return bq_service
+
+
+def estimated(server: BigQueryServer, text: str) -> Estimate:
+    async def ask(method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        value = json.loads(body) if body else None
+        code, answer = await asyncio.to_thread(server.api, method, path.removeprefix("/bigquery/v2"), value)
+        return code, json.dumps(answer).encode()
+
+    data = json.dumps({"query": text}).encode()
+    asked = read_request(RequestHead("POST", f"/bigquery/v2/projects/{PROJECT}/queries", JSON), data)
+    reading = Estimates(reader=Reader()).of(asked, analyse(text, PROJECT, None), SETTINGS, "a", ask)
+    return asyncio.run(reading)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("text", "type_", "size", "referenced"),
+    [
+        ("SELECT * FROM estimated.t", "SELECT", 2 * (8 + 20), ["t"]),
+        ("SELECT id FROM estimated.t", "SELECT", 2 * 8, ["t"]),
+        ("SELECT COUNT(*) FROM estimated.t", "SELECT", 0, ["t"]),
+        ("FROM estimated.t |> SELECT id", "SELECT", 2 * (8 + 20), ["t"]),
+        ("SELECT id FROM `estimated.events_*`", "SELECT", 8, ["events_*"]),
+        ("SELECT * FROM estimated.v", "SELECT", 2 * (8 + 20), ["v", "t"]),
+        ("SELECT * FROM estimated.wide", "SELECT", 2 * (8 + 20), ["wide", "v", "t"]),
+        ("WITH a AS (SELECT id FROM estimated.b), b AS (SELECT 1 AS id) SELECT * FROM a, b", "SELECT", 0, ["b"]),
+        ("SELECT table_name FROM estimated.INFORMATION_SCHEMA.TABLES", "SELECT", 0, []),
+        ("INSERT estimated.b SELECT id FROM estimated.t", "INSERT", 2 * 8, ["t"]),
+        ("UPDATE estimated.t SET email = 'x' WHERE id = 1", "UPDATE", 2 * (8 + 20), ["t"]),
+        ("DELETE FROM estimated.t WHERE id = 1", "DELETE", 2 * (8 + 20), ["t"]),
+        ("MERGE estimated.b USING estimated.t ON b.id = t.id WHEN MATCHED THEN DELETE", "MERGE", 2 * 8, ["b", "t"]),
+        ("CREATE TABLE estimated.n AS SELECT id FROM estimated.v", "CREATE_TABLE_AS_SELECT", 2 * (8 + 20), ["v", "t"]),
+        ("DROP TABLE estimated.t", "DROP_TABLE", 0, ["t"]),
+    ],
+)
+def test_the_stand_in_is_agreed_with(
+    warehouse: BigQueryServer, text: str, type_: str, size: int, referenced: list[str]
+) -> None:
+    found = estimated(warehouse, text)
+    assert (found.error, found.opaque) == (None, "")
+    assert (found.statement_type, found.bytes, found.known) == (type_, size, True)
+    assert [name.removeprefix(f"{PROJECT}.estimated.") for name in found.referenced] == referenced
+
+
+@pytest.mark.peer
+def test_views_of_the_stand_in_are_followed(warehouse: BigQueryServer) -> None:
+    name = f"{PROJECT}.estimated."
+    assert estimated(warehouse, "SELECT email FROM estimated.wide").behind == {f"{name}wide": (f"{name}v", f"{name}t")}
+    assert estimated(warehouse, "SELECT id FROM estimated.t").behind == {}
+
+
+@pytest.mark.peer
+def test_errors_of_the_stand_in_are_its_own(warehouse: BigQueryServer) -> None:
+    for text, code in (("SELECT * FROM estimated.nothing", 404), ("SELECT nothing FROM estimated.t", 400)):
+        error = estimated(warehouse, text).error
+        assert error is not None
+        assert (error[0], json.loads(error[1])["error"]["code"]) == (code, code)
+
+
+@pytest.mark.peer
+def test_scripts_of_the_stand_in_have_no_price(warehouse: BigQueryServer) -> None:
+    found = estimated(warehouse, "SELECT 1; SELECT * FROM estimated.t")
+    assert (found.statement_type, found.known, found.opaque) == ("SCRIPT", False, "")

@@ -1,9 +1,14 @@
 """Which tables a query names, and how many bytes it would read: the layer's own dry run.
 
-sqlglot names the tables, the emulator's catalogue says which of them exist, views count as what they read. The bytes
-are rows x sizes of the columns that the text names (all of them where a star is), by the sizes of
+sqlglot names the tables, the emulator's catalogue says which of them exist. A view is named, and so is what it reads;
+its text comes from INFORMATION_SCHEMA.VIEWS, which tables.get of the emulator leaves out. A wildcard table is named as
+the text does, and has the bytes of all tables that it covers; INFORMATION_SCHEMA costs nothing and is not named. A WITH
+names only what comes later, as the service does it. The bytes are rows x sizes of the columns that the text names (all
+of them where a star is, none for COUNT(*); of what UPDATE, DELETE and MERGE write all), by the sizes of
 cloud.google.com/bigquery/pricing#data; strings count as STRING_BYTES. sizes.json in the layer's folder, a mapping of
 "project.dataset.table" to bytes, overrules a table's bytes: for tests of cost.
+
+Type, schema and errors of a dry run are the emulator's own. Not known here: referencedRoutines (gaps.py, "routines").
 """
 
 from __future__ import annotations
@@ -80,18 +85,36 @@ class Estimator:
         depth: int,
     ) -> None:
         named = {column.name.lower() for column in statement.find_all(exp.Column)}
-        every = any(True for _ in statement.find_all(exp.Star))
+        every = any(not isinstance(star.parent, exp.Count) for star in statement.find_all(exp.Star))
+        written = _target(statement, project, dataset)
         for table in _tables(statement, project, dataset):
-            if table in found or not (resource := await self.table(table)):
+            if table in found:
                 continue
-            if "view" in resource and depth:
+            if table[2].endswith("*"):
+                covered = await self._covered(table)
+                if covered:
+                    found[table] = sum([await self._size(each, named, every) for each in covered])
+                continue
+            resource = await self.table(table)
+            if resource is not None and "view" in resource and depth:
                 found[table] = 0
                 for inner in _parsed(resource["view"].get("query", "")):
                     await self._read(inner, table[0], None, found, depth - 1)
-                continue
-            fields = resource.get("schema", {}).get("fields", [])
-            wanted = [each for each in fields if every or each["name"].lower() in named]
-            found[table] = self._declared(table) or int(resource["numRows"]) * sum(map(_bytes, wanted))
+            elif resource is not None:
+                found[table] = await self._size(resource, named, every or table == written)
+
+    async def _size(self, resource: Mapping[str, Any], named: set[str], every: bool) -> int:
+        table = tuple(resource["tableReference"][key] for key in ("projectId", "datasetId", "tableId"))
+        fields = resource.get("schema", {}).get("fields", [])
+        wanted = [each for each in fields if every or each["name"].lower() in named]
+        return self._declared(table) or int(resource["numRows"]) * sum(map(_bytes, wanted))
+
+    async def _covered(self, pattern: Table) -> list[dict[str, Any]]:
+        """The tables that a wildcard covers; views are none of them. Source: "Wildcard tables", limitations."""
+        got = await self._emulator.api("GET", pattern[0], "datasets", pattern[1], "tables", maxResults="1000")
+        names = [each["tableReference"]["tableId"] for each in got.object.get("tables", [])]
+        found = [await self.table((*pattern[:2], name)) for name in names if name.startswith(pattern[2][:-1])]
+        return [each for each in found if each is not None and each.get("type") == "TABLE"]
 
     async def table(self, table: Table) -> dict[str, Any] | None:
         """Return a table's resource with numRows and numBytes, which the emulator leaves at 0."""
@@ -99,7 +122,9 @@ class Estimator:
         if got.code != 200:
             return None
         resource = got.object
-        if resource.get("type") == "TABLE":
+        if resource.get("type") == "VIEW":
+            resource.setdefault("view", {"query": await self._definition(table), "useLegacySql": False})
+        if resource.get("type") in ("TABLE", "MATERIALIZED_VIEW", "SNAPSHOT"):
             where = (table[0], "datasets", table[1], "tables", table[2], "data")
             rows = int((await self._emulator.api("GET", *where, maxResults="0")).object.get("totalRows", 0))
             size = self._declared(table) or rows * sum(map(_bytes, resource.get("schema", {}).get("fields", [])))
@@ -107,6 +132,14 @@ class Estimator:
             for name in ("numBytes", "numActiveLogicalBytes", "numTotalLogicalBytes"):
                 resource[name] = str(size)
         return resource
+
+    async def _definition(self, view: Table) -> str:
+        text = (
+            f"SELECT view_definition FROM `{view[0]}`.{view[1]}.INFORMATION_SCHEMA.VIEWS WHERE table_name = '{view[2]}'"
+        )
+        value = {"query": text, "useLegacySql": False}
+        rows = (await self._emulator.api("POST", view[0], "queries", value=value)).object.get("rows", [])
+        return rows[0]["f"][0]["v"] if rows else ""
 
     def _declared(self, table: Table) -> int:
         if not self._sizes.exists():
@@ -124,19 +157,36 @@ def _parsed(text: str) -> list[exp.Expression]:
 
 def _tables(statement: exp.Expression, project: str, dataset: Mapping[str, str] | None) -> Iterator[Table]:
     """Tables that are read. An INSERT's or a CREATE's own table is written alone."""
-    own = {each.alias.lower() for each in statement.find_all(exp.CTE)}
     written = statement.this if isinstance(statement, exp.Insert | exp.Create) else None
     if isinstance(written, exp.Schema):
         written = written.this
     for node in statement.find_all(exp.Table):
-        if node is written or (not node.db and node.name.lower() in own):
+        if node is written or (not node.db and node.name.lower() in _visible(node)):
             continue
         if (table := _table(node, project, dataset)) is not None:
             yield table
 
 
+def _visible(node: exp.Expression) -> set[str]:
+    """The queries of WITH that a place sees: those before it, all of them where it is RECURSIVE."""
+    found: set[str] = set()
+    inside: exp.Expression | None = node
+    while inside is not None and (parent := inside.parent) is not None:
+        if isinstance(parent, exp.With):
+            every = bool(parent.args.get("recursive"))
+            before = parent.expressions if every else parent.expressions[: parent.expressions.index(inside)]
+            found |= {each.alias.lower() for each in before}
+            inside = parent.parent
+            continue
+        with_ = parent.args.get("with") or parent.args.get("with_")  # its name depends on the version
+        if with_ is not None:
+            found |= {each.alias.lower() for each in with_.expressions}
+        inside = parent
+    return found
+
+
 def _table(node: exp.Table, project: str, dataset: Mapping[str, str] | None) -> Table | None:
-    if not node.name or "*" in node.name or "INFORMATION_SCHEMA" in node.sql().upper():
+    if not node.name or "INFORMATION_SCHEMA" in node.sql().upper():
         return None
     if not node.db and not dataset:
         return None
