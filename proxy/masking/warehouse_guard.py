@@ -18,6 +18,10 @@ effect, for the doors that do without SQL what SQL can do. While masks of column
   that may reach a model elsewhere, if the statement reads a masked table.
 - SET @@query_label and its like from anything but a plain text, in a text that reads a masked table: labels are shown.
 
+- variables of a session from masked tables, as later requests would read them; and what is stored there that the text
+  does not tell.
+- columns that compute from others, defined over the API on a masked table.
+
 Under detectors, what goes out as files or to another system is refused, as nothing looks into it: extracts, EXPORT,
 copies to another project, AI.* and remote models.
 
@@ -77,6 +81,7 @@ class _Reach:
     statements: tuple[Statement, ...]
     beneath: frozenset[str]  # lower case
     hiding: Mask | None  # of a table beneath
+    session: bool = False  # later requests see its variables, and it sees those of earlier ones
     bound: bool = False  # EXECUTE IMMEDIATE gives values to some text
     known: dict[str | None, Mask | None] = field(default_factory=dict)
 
@@ -100,6 +105,8 @@ class _Reach:
 
     def anything(self) -> Mask | None:
         """The first mask that covers something of all that may be read: where the text does not tell more."""
+        if self.session:
+            return self.value(None)
         for each in self.statements:
             if any(table.dataset in (TEMPORARY, UNRESOLVED) for table in _sources(each)):
                 return self.value(None)
@@ -176,7 +183,7 @@ def laundering(patterns: FieldPatterns, command: Command) -> Deny | None:
     reason = _by_doors(reach, command)
     kept = _keeps(command, statements)
     for each in statements:
-        reason = reason or _statement(reach, each) or _stored(reach, each, kept)
+        reason = reason or _statement(reach, each) or _stored(reach, each, kept) or _computed(reach, each, command)
     return None if reason is None else Deny(*(reason if isinstance(reason, tuple) else (rule, reason)))
 
 
@@ -265,6 +272,10 @@ def _statement(reach: _Reach, each: Statement) -> tuple[str, str] | str | None:
         mask = next((mask for mask in masks if mask is not None), None)
         if mask is not None:
             return mask.rule, f"{each.word} could rename masked columns; {_UNMASKED}"
+    if reach.session and (each.word in ("DECLARE", "SET") or (each.word == "EXECUTE IMMEDIATE" and _into(each))):
+        mask = reach.tables(reach.statements)
+        if mask is not None:
+            return mask.rule, "a session would keep values of a masked column in its variables; leave it out"
     if each.word == "SET" and "@@" in each.text and not _PLAIN_LABEL.fullmatch(each.text):
         mask = reach.anything()
         if mask is not None:
@@ -286,6 +297,17 @@ def _stored(reach: _Reach, each: Statement, kept: bool) -> tuple[str, str] | Non
     return mask.rule, f"{each.word} would store values of a masked column where they are not masked; leave it out"
 
 
+def _computed(reach: _Reach, each: Statement, command: Command) -> tuple[str, str] | None:
+    """Say why a column may not be defined so: tables.patch with an expression of the table's own columns."""
+    if not str(command.facts.get("bq_method", "")).startswith("tables.") or each.tables_read or each.outputs is None:
+        return None
+    if not any(_tainted(column) for column in each.outputs.columns):
+        return None
+    names = [name for part in _parts(command) if part.verb == "define" for name in part.objects]
+    mask = next((mask for mask in map(reach.table, names) if mask is not None), None)
+    return None if mask is None else (mask.rule, f"a column could show a masked one under another name; {_UNMASKED}")
+
+
 # -- small things ---------------------------------------------------------------------------------------
 
 
@@ -294,7 +316,8 @@ def _reach(patterns: FieldPatterns, statements: tuple[Statement, ...], command: 
     bare = _Reach(patterns, statements, frozenset(), None)
     hiding = next((mask for mask in (bare.table(name) for name in beneath) if mask is not None), None)
     bound = any(each.word == "EXECUTE IMMEDIATE" and "USING" in each.text.upper() for each in statements)
-    return _Reach(patterns, statements, frozenset(name.lower() for name in beneath), hiding, bound)
+    session = bool(command.facts.get("bq_session")) or "create_session" in command.facts.get("bq_special", ())
+    return _Reach(patterns, statements, frozenset(name.lower() for name in beneath), hiding, session, bound)
 
 
 def _parts(command: Command) -> tuple[Command, ...]:
@@ -310,6 +333,10 @@ def _sources(each: Statement) -> Iterator[TableName]:
 
 def _tainted(column: ResultColumn) -> bool:
     return bool(column.taint) or any(_tainted(inner) for inner in column.fields)
+
+
+def _into(each: Statement) -> bool:
+    return "INTO" in each.text.upper()
 
 
 def _is_temporary(each: Statement) -> bool:

@@ -112,6 +112,7 @@ what does not parse
 
 PASSES = """
 select email from d.customers
+select c.email from d.customers c
 select * from d.customers where email like 'a%' order by email
 select count(*) from d.customers group by email
 create table d.x as select id from d.customers
@@ -176,6 +177,25 @@ def test_what_carries_none_passes(text: str) -> None:
 )
 def test_nested_fields(text: str, refused: bool) -> None:
     assert (MASKING.guard((NESTED,), request(text)) is not None) is refused
+
+
+@pytest.mark.parametrize(
+    ("text", "alone", "in_session"),
+    [
+        ("declare x string default (select email from d.customers limit 1)", False, True),
+        ("declare x string; set x = (select email from d.customers limit 1)", False, True),
+        ("execute immediate 'select email from d.customers limit 1' into x", False, True),
+        ("declare x int64 default 1", False, False),
+        ("declare x int64 default (select max(id) from d.orders)", False, False),
+        ("create table d.x as select x as y", False, True),  # a variable of an earlier request, maybe
+        ("create table d.x as select o.id from d.orders o", False, False),
+        ("select email from d.customers", False, False),
+    ],
+)
+def test_sessions_keep_variables(text: str, alone: bool, in_session: bool) -> None:
+    assert (MASKING.guard((EMAIL,), request(text)) is not None) is alone
+    for facts in ({"bq_session": True}, {"bq_special": ("create_session",)}):
+        assert (MASKING.guard((EMAIL,), request(text, **facts)) is not None) is in_session
 
 
 def test_a_default_dataset_and_an_unknown_one() -> None:

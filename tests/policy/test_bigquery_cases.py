@@ -170,7 +170,11 @@ POLICY = (
     "{rowAccessPolicyReference: {projectId: acme, datasetId: d, tableId: customers, policyId: r}, "
     "filterPredicate: email = 'x'}"
 )
-JOBS, QUERIES = "POST /bigquery/v2/projects/acme/jobs", "POST /bigquery/v2/projects/acme/queries"
+COMPUTED = (
+    "schema: {fields: [{name: e, type: STRING, generatedColumn: {generatedExpressionInfo: "
+    "{generationExpression: '%s'}}}]}"
+)
+JOBS = "POST /bigquery/v2/projects/acme/jobs"
 DATASET = "/bigquery/v2/projects/acme/datasets/d"
 
 
@@ -186,6 +190,9 @@ DATASET = "/bigquery/v2/projects/acme/datasets/d"
         (f"POST {DATASET}/tables", VIEW % "email", True),
         (f"POST {DATASET}/tables", VIEW % "id", False),
         (f"PATCH {DATASET}/tables/customers", "{description: x}", False),
+        (f"PATCH {DATASET}/tables/customers", COMPUTED % "upper(email)", True),
+        (f"PATCH {DATASET}/tables/customers", COMPUTED % "generate_uuid()", False),
+        (f"PATCH {DATASET}/tables/orders", COMPUTED % "upper(email)", False),
         (f"POST {DATASET}/routines", ROUTINE, True),
         (f"DELETE {DATASET}/routines/f", "", False),
         (f"POST {DATASET}/tables/customers/rowAccessPolicies", POLICY, False),
