@@ -37,8 +37,12 @@ PROTOCOLS: Final = ("kubernetes", "bigquery")
 WAITING_LIMIT: Final = 1024  # requests that wait for their response: a pipeline's worth
 COMMENT_LIMIT: Final = 400  # characters of a command, or of a rule's name
 REMOVED: Final = "[removed]"
-_SECRETFIELDS: Final = re.compile(r"(?i)authorization|cookie|token|secret|password|api-?key|signature|credential")
-_SECRET_PARAMETERS: Final = re.compile(r"(?i)token|secret|password|^key$|api_?key|sig|credential|^code$")
+_SECRETFIELDS: Final = re.compile(
+    r"(?i)authorization|cookie|token|secret|password|api-?key|signature|credential|uploadid"
+)
+_SECRET_PARAMETERS: Final = re.compile(r"(?i)token|secret|password|^key$|api_?key|sig|credential|^code$|^upload_id$")
+# The address of a resumable upload lets whoever has it write there, without a token. Source: Google API docs.
+_UPLOAD_ID: Final = re.compile(r"(?i)(\bupload_id=)[^&#\s]*")
 
 # A request, its response if there is one, and what is said of them.
 Pair = tuple[Message, Message | None, str]
@@ -328,7 +332,7 @@ def _response(message: Message | None) -> dict[str, Any]:
         "cookies": [],
         "headers": _fields(message),
         "content": {"size": message.size, **_content(message)},
-        "redirectURL": message.get("location"),
+        "redirectURL": _UPLOAD_ID.sub(rf"\1{REMOVED}", message.get("location")),
         "headersSize": message.head_bytes,
         "bodySize": message.size,
     }
@@ -339,7 +343,10 @@ def _version(message: Message, group: int) -> str:
 
 
 def _fields(message: Message) -> list[dict[str, str]]:
-    return [{"name": name, "value": REMOVED if _SECRETFIELDS.search(name) else value} for name, value in message.fields]
+    return [
+        {"name": name, "value": REMOVED if _SECRETFIELDS.search(name) else _UPLOAD_ID.sub(rf"\1{REMOVED}", value)}
+        for name, value in message.fields
+    ]
 
 
 def _content(message: Message) -> dict[str, str]:

@@ -30,6 +30,7 @@ from recorder.export_source import IDLE_SECONDS, IdleClock, Source, wall_time
 from recorder.export_steps import Step, Steps
 from recorder.format import Kind, Record, fields
 from recorder.transcript import OPEN_COMMANDS_LIMIT, value_text
+from recorder.warehouse_view import POLL
 
 # asciinema-player from npm, Apache-2.0 (player/LICENSE); the files are checked by these when they are used.
 PLAYER_VERSION: Final = "3.17.0"
@@ -64,16 +65,23 @@ class _Panel:
         """Take note of a command, or of what became of one; at_ns is the time of the record in the cast."""
         if step is None:
             return
-        if record.kind == Kind.COMMAND:
+        if record.kind == Kind.COMMAND and step.verb == POLL:
+            self._pass_over(at_ns, step)
+        elif record.kind == Kind.COMMAND:
             self.total += 1
             if len(self.steps) < COMMANDS_LIMIT:
                 self.steps.append((at_ns, step))
             else:
-                self._passed[step.n] = at_ns, step
-                if len(self._passed) > OPEN_COMMANDS_LIMIT:
-                    self._passed.popitem(last=False)
+                self._pass_over(at_ns, step)
         elif step.n in self._passed and step.outcome in _NOTABLE and len(self.steps) < COMMANDS_LIMIT + NOTABLE_LIMIT:
             self.steps.append(self._passed.pop(step.n))
+            self.total += step.verb == POLL
+
+    def _pass_over(self, at_ns: int, step: Step) -> None:
+        """Leave a command out of the list, unless it turns out to be notable: what only asks for a job again is."""
+        self._passed[step.n] = at_ns, step
+        if len(self._passed) > OPEN_COMMANDS_LIMIT:
+            self._passed.popitem(last=False)
 
 
 def page(source: Source) -> Iterator[str]:

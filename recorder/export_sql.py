@@ -26,6 +26,7 @@ from recorder.export_options import ExportError
 from recorder.export_source import Source, wall_time
 from recorder.export_steps import Step, Steps
 from recorder.format import Kind
+from recorder.warehouse_view import POLL, UPLOAD, is_method
 
 PROTOCOLS: Final = ("postgres", "bigquery")
 # Commands that may wait for their verdict before the oldest is written without: a pipeline's worth, and what fits.
@@ -103,6 +104,8 @@ class _Writer:
     def write(self, step: Step) -> Iterator[str]:
         """Yield the lines for a step whose verdict is known, or will not be."""
         ran = step.verdict == "allow"
+        if ran and not self._psql and step.verb in (POLL, UPLOAD, "discover"):
+            return
         if ran and step.phase in ("prepare", "bind"):
             if step.phase == "bind" and len(self._bound) < _BOUND_LIMIT:
                 self._bound[hash(step.text)] += 1
@@ -128,7 +131,7 @@ class _Writer:
 
     def _obstacle(self, step: Step) -> str:
         """Say why a statement that ran cannot be in the script; "" if it can."""
-        if step.verb in _NOT_SQL or not step.exact:
+        if step.verb in _NOT_SQL or not step.exact or (not self._psql and is_method(step.text)):
             return "no statement"
         if not step.typed and step.verb == "SET":
             return "came with the login"

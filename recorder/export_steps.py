@@ -15,6 +15,7 @@ from recorder.flows import tells_of_file
 from recorder.format import Kind, Record, fields
 from recorder.phases import Phase, Phases
 from recorder.transcript import OPEN_COMMANDS_LIMIT
+from recorder.warehouse_view import cost_words, job_words
 from recorder.wording import size
 
 
@@ -151,9 +152,15 @@ class Steps:
             if step.files == 1:
                 step.passed = f"{said['path']} {passed_text(said)}"
         elif not step.files:
-            step.passed = passed_text(said)
+            step.passed = ", ".join(filter(None, (passed_text(said), job_text(said))))
         if isinstance(error, dict):
             step.error = {str(key): str(value) for key, value in error.items()} or {"message": ""}
+
+
+def job_text(said: Mapping[str, Any]) -> str:
+    """What a RESULT of BigQuery says of its job and its cost; "" of what has none."""
+    words = job_words(said) if said.get("job") else str(said.get("rpc") or "")
+    return ", ".join(filter(None, (words.replace("  ", " "), cost_words(said)))) if words else ""
 
 
 def passed_text(said: Mapping[str, Any]) -> str:

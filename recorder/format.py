@@ -86,7 +86,14 @@ DATA payload: n_records records, one after the other, each an array
                  transfer of a file: [path str, direction "upload" | "download", size int: bytes of content that
                  passed, sha256 str: 64 hex digits, of the whole content; absent where it did not pass in_order bool,
                  from the first byte to the last, complete bool: it was ended by its user]; of an exchange of HTTP:
-                 [status int, content_type str, sent int: bytes of the request's body; bytes are those of the answer's]
+                 [status int, content_type str, sent int: bytes of the request's body; bytes are those of the answer's];
+                 of bigquery also: [job str: "project:LOCATION.id", "project:id", state "PENDING" | "RUNNING" | "DONE",
+                 job_type "query" | "load" | "copy" | "extract", statement str: the statement's type, dry_run
+                 true, processed int, billed int: bytes, slot_ms int, cache_hit bool, affected int: rows written or
+                 deleted, destination str: a table, total_rows int: of the whole result, where count is of this page,
+                 partial true: there are more rows than count on this page, rpc str: the call of the Storage API that
+                 it was, by its name; such an exchange has no messages of HTTP]; of an upload the keys of a transfer,
+                 without path. An error's reason is Google's word for it, its code a number or the same word.
      6 INTENT    text str: why the user says it does this
      7 RESIZE    an array [columns, rows] of character cells
      8 MARK      label str, text str: a remark of the gate

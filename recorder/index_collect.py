@@ -246,7 +246,8 @@ class Collector:
             return
         id_, before = found
         known = set(before.split("\n"))
-        text, cut = _with_notes(before, [note for note in notes if not known.issuperset(note.split("\n"))])
+        notes = [note for note in notes if not known.issuperset(note.split("\n"))]
+        text, cut = _with_notes(before, [note for note in notes if not _asks_for(note.removeprefix("job "), before)])
         if cut:
             connection.execute("UPDATE commands SET cut = 1 WHERE id = ?", (id_,))
         if text == before:
@@ -308,14 +309,26 @@ def _with_notes(text: str, notes: list[str]) -> tuple[str, bool]:
 
 
 def _content_notes(said: Mapping[str, Any], text: str) -> str:
-    """What is looked for of a transfer beside its command's text: the hash of its content, and its path."""
+    """What is looked for beside a command's text: of a transfer the hash of its content, and its path; of a command of
+    BigQuery its job, and the table that the result went to. Who only asks for a job again names it in the text.
+    """
     notes = []
+    for name in ("job", "destination"):
+        named = said.get(name)
+        if isinstance(named, str) and named and named not in text and not _asks_for(named, text):
+            notes.append(f"{name} {word(named)}")
     path, digest = said.get("path"), said.get("sha256")
     if isinstance(path, str) and path and path not in text:
         notes.append(clean(path[:PATH_LIMIT]))
     if isinstance(digest, str) and digest:
         notes.append(f"sha256 {word(digest)}")
     return "\n".join(notes)
+
+
+def _asks_for(job: str, text: str) -> bool:
+    """Whether a text names a job, with or without its location: "jobs.get shop:bqjob_1" that of "shop:EU.bqjob_1"."""
+    project, colon, name = job.rpartition(":")
+    return bool(colon) and text.endswith(f" {project}:{name.rpartition('.')[2]}")
 
 
 def whole(value: int) -> int:

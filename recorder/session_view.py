@@ -20,7 +20,8 @@ LIST_LIMIT: Final = 256  # objects, masks, approvers of a command, ours
 # Of a RESULT, beside what every command has: format.py.
 DETAILS: Final = (
     "exit", "signal", "sent", "how", "path", "direction", "size", "sha256", "in_order", "complete", "status",
-    "content_type",
+    "content_type", "job", "state", "job_type", "statement", "dry_run", "processed", "billed", "slot_ms", "cache_hit",
+    "affected", "destination", "total_rows", "partial", "rpc",
 )  # fmt: skip
 _OF_FILES: Final = ("path", "direction", "size", "sha256", "complete")
 _MARGIN_RECORDS: Final = 100_000  # how far behind the last command its results are looked for

@@ -14,6 +14,7 @@ Left out: HTML; the screens of full-screen programs beyond replaying their bytes
 from __future__ import annotations
 
 import codecs
+import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -316,6 +317,7 @@ class Transcript:
         self._add(t, "o", self._newline.join([*lines, ""]))
         more = max(0, int(count or 0) - len(rows))
         noun = "row" if count == 1 else "rows"
+        least = "at least " if said.get("partial") is True else ""
         noted = size(said.get("bytes"))
         if shown < len(columns):
             rest = [
@@ -324,9 +326,9 @@ class Transcript:
             ]
             noted += f"; no room for {_few(rest)}"
         if more:
-            self._line(t, f"  ... {more} more rows recorded ({count} {noun}, {noted}){took}", DIM)
+            self._line(t, f"  ... {least}{more} more rows recorded ({least}{count} {noun}, {noted}){took}", DIM)
         else:
-            self._line(t, f"({count} {noun}, {noted}){took}", DIM)
+            self._line(t, f"({least}{count} {noun}, {noted}){took}", DIM)
 
     def _resize(self, record: Record) -> None:
         try:
@@ -395,6 +397,11 @@ def _lexer(language: str) -> Lexer:
         from pygments.lexers.shell import BashLexer
 
         return BashLexer(stripnl=False, ensurenl=False)
+    if language == "googlesql":
+        with contextlib.suppress(ImportError):  # pygments has it from 2.19 on
+            from pygments.lexers.sql import GoogleSqlLexer
+
+            return GoogleSqlLexer(stripnl=False, ensurenl=False)
     from pygments.lexers.sql import PostgresLexer, SqlLexer
 
     return (PostgresLexer if language == "postgresql" else SqlLexer)(stripnl=False, ensurenl=False)

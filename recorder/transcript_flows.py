@@ -34,6 +34,7 @@ from recorder.http_exchange import place_of
 from recorder.http_messages import is_http
 from recorder.table import paint
 from recorder.transcript import OPEN_COMMANDS_LIMIT, Open, Transcript
+from recorder.transcript_bigquery import WarehouseTranscript
 from recorder.transcript_http import HttpTranscript
 from recorder.wording import ALARM, DIM, OTHER, RED, duration, size
 
@@ -419,7 +420,8 @@ def transcript_of(
     messages: of a tape of HTTP, show the messages as they are.
     """
     if is_http(header):
-        return HttpTranscript(header, find=find, messages=messages, **options)
+        kind = WarehouseTranscript if header.get("protocol") == "bigquery" else HttpTranscript
+        return kind(header, find=find, messages=messages, **options)
     if has_flows(header):
         return FlowTranscript(header, screen=screen, find=find, owner=owner, **options)
     return Transcript(header, **options)

@@ -26,7 +26,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from recorder.cast import Code
 from recorder.escape import clip, visible, width
@@ -47,6 +47,9 @@ _SGR: Final = re.compile("\x1b\\[[0-9;]*m")
 
 class HttpTranscript(Transcript):
     """A Transcript of a tape with exchanges."""
+
+    # Verbs whose commands are shown only where something is to be told of them.
+    unseen: ClassVar[frozenset[str]] = frozenset({"discover"})
 
     def __init__(
         self, header: Mapping[str, Any], *, find: Find = lambda number: None, messages: bool = False, **options: Any
@@ -205,10 +208,10 @@ class HttpTranscript(Transcript):
         if len(self._open) > OPEN_COMMANDS_LIMIT:
             self._open.popitem(last=False)
         if not self._messages:
-            exchange.held = exchange.verb == "discover" or self._polls.repeats(exchange, self._latest)
+            exchange.held = exchange.verb in self.unseen or self._polls.repeats(exchange, self._latest)
         if not exchange.held:
             self._show(record.t_ns, exchange)
-        elif exchange.verb != "discover":
+        elif exchange.verb not in self.unseen:
             self._held[record.n] = exchange
 
     def _show(self, t_ns: int, exchange: Exchange) -> None:
@@ -234,8 +237,7 @@ class HttpTranscript(Transcript):
         self._latest = exchange.n
         remark = "" if exchange.exact else "   (as reconstructed)"
         place = visible(exchange.place).replace("\n", " ") if self._protocol == "kubernetes" else ""
-        language = self._style.language if self._color else ""
-        lines = self._statement_lines(visible(exchange.text), language, remark, place)
+        lines = self._statement_lines(visible(exchange.text), self._language(exchange.text), remark, place)
         self._add(t_ns, "o", self._newline.join(lines))
         self._line_of, self._line_cells, self._in_line = exchange.n, width(_SGR.sub("", lines[-1])), True
         self._speaker = (exchange.number, True)
@@ -243,6 +245,10 @@ class HttpTranscript(Transcript):
             self._settle(t_ns)
             self._show_message(t_ns, exchange, True, bytes(exchange.early))
             exchange.early.clear()
+
+    def _language(self, text: str) -> str:
+        """What a command is highlighted as."""
+        return self._style.language if self._color else ""
 
     def _verdict(self, record: Record, said: Mapping[str, Any]) -> None:
         exchange = self._commands.get(whole(said.get("command")))
@@ -253,7 +259,7 @@ class HttpTranscript(Transcript):
         if exchange.held:
             masks = said.get("masks")
             names = list(dict.fromkeys(map(str, masks))) if isinstance(masks, list) else []
-            known = exchange.verb == "discover" or (str(said.get("rule", "?")), *names) == self._allowed
+            known = exchange.verb in self.unseen or (str(said.get("rule", "?")), *names) == self._allowed
             if said.get("verdict") == "allow" and known and not said.get("approval"):
                 return
             self._show(record.t_ns, exchange)
@@ -308,12 +314,9 @@ class HttpTranscript(Transcript):
         """Tell what came of a command."""
         t_ns = record.t_ns
         opened, prefix = self._of(said)
-        error = said.get("error")
         tag = str(said.get("tag", ""))
         self._status_line(t_ns, exchange, str(status) if status else tag)
-        if isinstance(error, dict) or status >= 400:
-            told = dict(error) if isinstance(error, dict) else problem(exchange.response) or {"message": tag}
-            told["code"] = str(told.get("reason") or told.get("code") or "")
+        if told := self._problem(said, exchange, status):
             super()._result(record, {**said, "error": told})
         elif self._messages:
             pass
@@ -325,6 +328,15 @@ class HttpTranscript(Transcript):
             self._views(t_ns, exchange)
         if status and tag and not tag.startswith(str(status)):  # "broken off"
             self._line(t_ns, f"[{tag}]", RED)
+
+    def _problem(self, said: Mapping[str, Any], exchange: Exchange, status: int) -> dict[str, Any]:
+        """What went wrong, {} where nothing did: what the RESULT says of it, or else the answer."""
+        error = said.get("error")
+        if not isinstance(error, dict) and status < 400:
+            return {}
+        said_by_it = {"message": str(said.get("tag", ""))}
+        told = dict(error) if isinstance(error, dict) else problem(exchange.response) or said_by_it
+        return {**told, "code": str(told.get("reason") or told.get("code") or "")}
 
     def _views(self, t_ns: int, exchange: Exchange) -> None:
         """Short views of what was sent, and of what came."""
