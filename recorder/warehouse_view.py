@@ -24,6 +24,9 @@ _MEMBER: Final = re.compile(rb'"(projectId|jobId)"\s*:\s*"([A-Za-z0-9_.:-]+)"')
 _METHOD: Final = re.compile(
     r"(?:datasets|jobs|models|projects|routines|rowAccessPolicies|tabledata|tables|upload|sts|storage|discovery"
     r"|BigQuery(?:Read|Write)|google\.[a-z0-9.]+)\.[A-Za-z]+(?=[\s/(]|$)"
+    # The calls of the Storage API. Source: google.cloud.bigquery.storage.v1, BigQueryRead and BigQueryWrite.
+    r"|(?:CreateReadSession|ReadRows|SplitReadStream|CreateWriteStream|AppendRows|GetWriteStream|FinalizeWriteStream"
+    r"|BatchCommitWriteStreams|FlushRows)(?=[\s/(]|$)"
 )
 
 
