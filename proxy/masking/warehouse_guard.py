@@ -113,8 +113,8 @@ class _Reach:
         return self.tables(self.statements)
 
     def fills(self, text: str) -> bool:
-        """Tell whether values may come into a text from elsewhere: @@error.message, and what USING gives."""
-        return "@@" in text or (self.bound and ("?" in text or "@" in text))
+        """Tell whether values may come into a text from elsewhere: what USING gives."""
+        return self.bound and ("?" in text or "@" in text)
 
     # -- what is stored -----------------------------------------------------------------------------------
 

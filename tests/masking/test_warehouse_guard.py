@@ -215,6 +215,9 @@ def test_what_lies_behind_a_view_counts() -> None:
                                            beneath=("p.d.customers",))) is None  # fmt: skip
     joined = "create table d.x as select v.id from d.v join d.customers c on c.id = v.id"
     assert MASKING.guard((EMAIL,), request(joined, beneath=("p.d.customers",))) is not None
+    whole = "merge d.x using d.v v on x.id = v.id when not matched then insert row"
+    assert MASKING.guard((EMAIL,), request(whole)) is None
+    assert MASKING.guard((EMAIL,), request(whole, beneath=("p.d.customers",))) is not None
     star = "create table d.x as select * except (email) from d.v"
     assert MASKING.guard((EMAIL,), request(star, beneath=("p.d.customers",))) is not None
 
@@ -259,6 +262,10 @@ def test_a_destination_keeps_what_a_query_reads() -> None:
 )  # fmt: skip
 def test_the_doors_without_sql(command: Command, refused: bool) -> None:
     assert (MASKING.guard((EMAIL,), command) is not None) is refused
+
+
+def test_one_statement_that_nobody_can_read_is_enough() -> None:
+    assert MASKING.guard((EMAIL,), request("select 1; select d.f(1)", opaque=False)) is not None
 
 
 def test_a_dry_run_of_a_query_stores_nothing() -> None:
