@@ -108,7 +108,8 @@ class Unframed(Head):
     """A head whose message is compared without what frames it: the gate gives a length to what it has read whole."""
 
     def taped(self) -> bytes:
-        lines = [line for line in self.lines if not line.lower().startswith(("transfer-encoding:", "content-length:"))]
+        framing = ("transfer-encoding:", "content-length:", "connection:")
+        lines = [line for line in self.lines if not line.lower().startswith(framing)]
         return "".join(f"{line}\r\n" for line in (self.first, *lines, "")).encode("latin-1")
 
 

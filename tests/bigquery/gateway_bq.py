@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -187,10 +187,14 @@ class Gateway:
             accepting = group.create_task(
                 life.connections.accept(group, self._sock, LISTENER, _protocol(), lambda: life.gate)
             )
+            background = _protocol().background
+            beside = None if background is None else group.create_task(_beside(background(life.gate)))
             ready.set_result(None)
             await life.stop.wait()
             accepting.cancel()
             await asyncio.wait([accepting])  # the loop lets go of the socket
+            if beside is not None:
+                beside.cancel()
             await life.connections.drain(0.0, asyncio.Event())
             if not life.killed:
                 life.approvals.close()
@@ -438,6 +442,10 @@ def _protocol() -> protocols.Protocol:
         await serve(user, gate)
 
     return protocols.Protocol("bigquery", frozenset(), 443, serving, ("h2", "http/1.1"))
+
+
+async def _beside(work: Awaitable[None]) -> None:
+    await work
 
 
 async def _future() -> asyncio.Future[None]:
