@@ -18,9 +18,9 @@ class Protocol:
     """One protocol: its name, its closed set of verbs, and what answers a user's connection.
 
     alpn: the names that a listener's TLS offers (RFC 7301). check: looks at a configured target's settings when
-    they are loaded, and raises ConfigError. background: what each process does beside its connections, with the gate of
-    the protocol's first listener: run when users can be served, and again, beside what still runs, when another process
-    of the gateway has died; cancelled at the end. It returns when there is nothing to do.
+    they are loaded, and raises ConfigError. background: what each process does beside its connections, with the gate
+    of the protocol's first listener: run when users can be served, cancelled at the end. It may return where nothing is
+    left to do, and is run again when another process of the gateway has died.
     """
 
     name: str

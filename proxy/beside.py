@@ -1,8 +1,9 @@
 """What a process of the gateway does beside its connections, on behalf of the protocols (Protocol.background).
 
 Beside runs the background of each protocol that has a listener, once users can be served: not earlier, as what it takes
-over in this process's name must be known to the supervisor by then, so that nothing is lost when the process dies. It
-runs them again, beside what still runs, when another process has died. One that fails is tried again after a while.
+over in this process's name must be known to the supervisor by then, so that nothing is lost when the process dies. One
+that has returned is run again when another process has died; one that still runs looks for itself, as it must not be
+cancelled between taking something over and looking after it. One that fails is tried again after a while.
 It also starts a process that reads SQL ahead of the first query (proxy/bigquery_files.Warehouse), where one is needed.
 """
 
@@ -46,15 +47,16 @@ class Beside:
     async def run(self, warehouse: Warehouse) -> None:
         """Run until cancelled."""
         await self._begun.wait()
+        running: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
             group.create_task(_warm(warehouse))
             while True:
                 await self._due.wait()
                 self._due.clear()
                 firsts = {protocol.name: (protocol, gate) for protocol, gate in reversed(list(self._listeners()))}
-                for protocol, gate in firsts.values():
-                    if protocol.background is not None:
-                        group.create_task(self._one(protocol, gate))
+                for name, (protocol, gate) in firsts.items():
+                    if protocol.background is not None and (name not in running or running[name].done()):
+                        running[name] = group.create_task(self._one(protocol, gate))
 
     async def _one(self, protocol: Protocol, gate: Gate) -> None:
         assert protocol.background is not None

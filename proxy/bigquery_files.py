@@ -92,8 +92,9 @@ def universe_of(section: Listener) -> str:
 
 def door_of(section: Listener, key: bytes) -> Mapping[str, Any]:
     """What protocols/bigquery reads of its listener: Gate.settings["bigquery"]. key: that of KEY_NAME."""
-    target = (section.bigquery.target if section.bigquery is not None else None) or ""
-    return {"universe": universe_of(section), "target": target, "seal": Seal([key])}
+    target = section.bigquery.target if section.bigquery is not None else None
+    more = {} if target is None else {"target": target}
+    return {"universe": universe_of(section), "seal": Seal([key]), **more}
 
 
 def uncovered(section: Listener, names: Iterable[str]) -> list[str]:

@@ -39,6 +39,11 @@ listeners:
   #   protocol: kubernetes
   #   address: '*:8443'
   #   tls: {cert: tls.crt, key: tls.key}
+  # - name: bq                # Google's libraries, bq, dbt: gatecast bigquery config writes their files
+  #   protocol: bigquery
+  #   address: '*:443'
+  #   tls: {cert: universe.crt, key: universe.key}       # for *.gw.example
+  #   bigquery: {universe: gw.example, target: dwh}
 
 targets:
   # psql connects to a target by name: dbname=local, or dbname=local/otherdb
@@ -65,6 +70,11 @@ targets:
   #   port: 6443
   #   credential: {token_file: cluster.token}   # or certificate_file, key_file; kubeconfig; in_cluster: true; gcp
   #   kubernetes: {ca_file: cluster-ca.crt}     # a kubeconfig says host, port and authority itself, in_cluster too
+  # - name: dwh
+  #   protocol: bigquery
+  #   database: acme-prod                       # the project that is billed by default
+  #   credential: {gcp: {metadata: true}}       # or gcp: {key_file: sa.json}, token_file, token_env
+  #   bigquery: {maximum_bytes_billed: 200GiB}  # accounts: service accounts by group; gatecast bigquery check
 
 # identity:
 #   tokens: {max_days: 30}
@@ -166,6 +176,22 @@ rules:
   #   on: {targets: [cluster]}
   #   commands: {resources: [secrets]}
   #   deny: {reason: "secrets do not leave the cluster"}
+
+  # BigQuery, once there is a target for it (docs/bigquery.md): query two datasets; what is dear waits for a human, what
+  # changes or exports something is denied, and addresses are masked in every result.
+  # - name: warehouse-read
+  #   who: {groups: [developers]}
+  #   on: {targets: [dwh]}
+  #   commands: {verbs: [read_rows, inspect], objects: ["acme-prod.crm.*", "acme-prod.shop.*"]}
+  #   allow: true
+  # - name: warehouse-costs
+  #   on: {targets: [dwh]}
+  #   when: "bigquery.price >= 5.0"
+  #   hold: {approvers: ["local:@USER@"], timeout: 1h}
+  # - name: warehouse-personal-data
+  #   on: {targets: [dwh]}
+  #   mask:
+  #     - {columns: ["acme-prod.*.*.email"], action: hash}
 """
 
 

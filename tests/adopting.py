@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,11 @@ NOTES_VARIABLE: Final = "TEST_ADOPTING_NOTES"
 
 
 async def adopt(gate: Gate) -> None:
-    """Note which jobs this process was given, and look after them until it ends."""
+    """Note which jobs this process was given."""
     assert gate.jobs is not None
     for entry in await gate.jobs.adopt(10):
         with Path(os.environ[NOTES_VARIABLE]).open("a") as file:  # one short line
             file.write(f"{os.getpid()} {gate.settings['listener']} {entry.key.id} {entry.state}\n")
-    await asyncio.Event().wait()
 
 
 PROTOCOL = replace(toy.PROTOCOL, background=adopt)

@@ -71,14 +71,15 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def test_it_begins_when_users_can_be_served_and_goes_on_beside_what_runs() -> None:
+def test_it_begins_when_users_can_be_served_and_again_when_it_has_returned() -> None:
     calls: list[str] = []
     ended: list[str] = []
+    leave = asyncio.Event()
 
     async def background(of: Any) -> None:
         calls.append(of)
         try:
-            await asyncio.Event().wait()
+            await leave.wait()
         finally:
             ended.append(of)
 
@@ -97,10 +98,16 @@ def test_it_begins_when_users_can_be_served_and_goes_on_beside_what_runs() -> No
             listeners[0] = (waiting, gate("reloaded"))
             beside.again()
             await settled()
-            assert calls == ["first", "reloaded"]
-            assert not ended
+            assert (calls, ended) == (["first"], []), "what still runs looks for itself"
+            leave.set()
+            await settled()
+            assert ended == ["first"]
+            leave.clear()
+            beside.again()
+            await settled()
+            assert (calls, warehouse.warmed) == (["first", "reloaded"], 1)
             task.cancel()
-        assert sorted(ended) == ["first", "reloaded"]
+        assert ended == ["first", "reloaded"]
 
     asyncio.run(main())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,18 @@ from structlog.testing import capture_logs
 import protocols
 from protocols import Protocol
 from protocols.bigquery.dial_settings import MAXIMUM_BYTES_BILLED, read_settings
+from protocols.bigquery.methods import VERBS
 from protocols.bigquery.sts import Seal
+from proxy import trying
 from proxy.app import Gateway, fronts_of
 from proxy.bigquery_files import KEY_NAME, Warehouse, uncovered
-from proxy.bigquery_sections import ACCOUNTS_LIMIT, UNIVERSE_LIMIT
+from proxy.bigquery_sections import (
+    ACCOUNTS_LIMIT,
+    UNIVERSE_LIMIT,
+    AccountCredential,
+    ListenerBigQuery,
+    TargetBigQuery,
+)
 from proxy.certificates import self_signed
 from proxy.checking import check_config, render_check
 from proxy.config import ConfigErrors, json_schema
@@ -31,6 +40,7 @@ from proxy.credentials.static import Account, StaticCredential, StaticCredential
 from proxy.policy.bigquery_workers import Analysts
 from proxy.services import Services, credentials_of, open_services
 from proxy.snapshot import Snapshot, read_snapshot
+from tests.test_docs import blocks, write_config
 
 CANARY = "canary-bq-config-77d1"
 KEY = bytes(32)
@@ -51,8 +61,7 @@ async def _serve(user: Stream, gate: Gate) -> None:
 @pytest.fixture(autouse=True)
 def bigquery(monkeypatch: pytest.MonkeyPatch) -> None:
     """The protocol is there, also before its folder says so."""
-    verbs = frozenset({"read_rows", "poll"})
-    mine = Protocol("bigquery", verbs, 443, _serve, alpn=("h2", "http/1.1"), check=read_settings)
+    mine = Protocol("bigquery", VERBS, 443, _serve, alpn=("h2", "http/1.1"), check=read_settings)
     known = {"bigquery": mine, **protocols.load()}
     monkeypatch.setattr(protocols, "load", lambda: known)
 
@@ -260,7 +269,8 @@ def opened(folder: Path) -> tuple[Services, Mapping[str, object]]:
 
 def test_tokens_outlive_a_restart_and_are_everybodys_in_one_state_directory(folder: Path) -> None:
     _, door = opened(folder)
-    assert (door["universe"], door["target"]) == ("gw.example", "")
+    assert set(door) == {"universe", "seal"}
+    assert door["universe"] == "gw.example"
     seal = door["seal"]
     assert isinstance(seal, Seal)
     token, _ = seal.make(Identity("ana"), "dwh", 1000.0)
@@ -495,3 +505,37 @@ def test_only_a_target_of_bigquery_starts_a_process() -> None:
 
     assert asyncio.run(processes({"pg": Target("pg", "postgres")})) == 0
     assert asyncio.run(processes(warehouse_target())) == 1
+
+
+# -- docs/bigquery.md ---------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[1] / "docs" / "bigquery.md"
+
+
+def of_page(mark: str) -> list[str]:
+    return [text for language, marks, text in blocks(PAGE) if (language, marks) == ("yaml", mark)]
+
+
+@pytest.mark.parametrize("text", of_page("bigquery-config"))
+def test_the_page_s_configurations_are_good(text: str, tmp_path: Path) -> None:
+    found = check_config(write_config(tmp_path, text))
+    assert [target["host"] for target in found["targets"]] == ["bigquery.googleapis.com"]
+    expected = ("durable", "cannot be read here", "the certificate is not for bigquery.gw.example")
+    assert not [one for one in found["warnings"] if not any(words in one for words in expected)]
+
+
+def test_the_page_s_cases_pass_on_its_rules(tmp_path: Path) -> None:
+    configuration, _ = of_page("bigquery-config")
+    (rules,), (cases,) = of_page("bigquery-rules"), of_page("bigquery-cases")
+    path = write_config(tmp_path, configuration, rules)
+    assert check_config(path)["rules"]["count"] == rules.count("- name: ") == 7
+    (tmp_path / "cases.yaml").write_text(cases)
+    data, shown, code = trying.test(path, tmp_path / "cases.yaml")
+    assert code == 0, shown
+    assert len(data["cases"]) == cases.count("- name: ") == 5
+
+
+def test_the_page_names_all_keys() -> None:
+    page = PAGE.read_text()
+    keys = [*TargetBigQuery.model_fields, *ListenerBigQuery.model_fields, *AccountCredential.model_fields]
+    assert not [name for name in keys if not re.search(rf"\b{name}\b", page)]
