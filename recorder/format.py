@@ -91,9 +91,9 @@ DATA payload: n_records records, one after the other, each an array
                  job_type "query" | "load" | "copy" | "extract", statement str: the statement's type, dry_run
                  true, processed int, billed int: bytes, slot_ms int, cache_hit bool, affected int: rows written or
                  deleted, destination str: a table, total_rows int: of the whole result, where count is of this page,
-                 partial true: there are more rows than count on this page, rpc str: the call of the Storage API that
-                 it was, by its name; such an exchange has no messages of HTTP]; of an upload the keys of a transfer,
-                 without path. An error's reason is Google's word for it, its code a number or the same word.
+                 partial true: there are more rows than count on this page, rpc str: the name of a call of the Storage
+                 API; a flow of such a call has no messages of HTTP and its RESULT no status]; of an upload the keys of
+                 a transfer, without path. An error's reason is Google's word for it, its code that or a number.
      6 INTENT    text str: why the user says it does this
      7 RESIZE    an array [columns, rows] of character cells
      8 MARK      label str, text str: a remark of the gate

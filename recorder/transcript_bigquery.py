@@ -9,7 +9,7 @@
     | DE      | 18 |
       ... 58 more rows recorded (59 rows, 4.1 KiB)
       DONE  59 rows, 1.1 GiB processed, 953.7 MiB billed, 340.0 ms slots
-    bq shop> ReadRows shop.sales.orders        OK  812 rows, 3.4 MiB  41.0 ms
+    bq shop> ReadRows projects/shop/locations/EU/sessions/CAIS/streams/GgJ        812 rows, 3.4 MiB  41.0 ms
 
 Questions after a job (verb "poll") are not shown as commands: what they brought stands below the job's own command,
 under its number where something else was shown meanwhile. Those that found it PENDING or RUNNING are one line, told
@@ -116,7 +116,7 @@ class WarehouseTranscript(HttpTranscript):
             self._piece(exchange)
             self._forget(exchange)
             return
-        if exchange.held and exchange.verb == POLL:
+        if exchange.held and exchange.verb == POLL and not _is_call(exchange, said):
             job = self._job_of(exchange, said)
             if job is not None:
                 self._polled(record, said, exchange, job)
@@ -256,12 +256,13 @@ class WarehouseTranscript(HttpTranscript):
     # -- answers --------------------------------------------------------------------------------------
 
     def _answer(self, record: Record, said: Mapping[str, Any], exchange: Exchange, status: int) -> None:
-        if self._messages or not (said.get("job") or said.get("rpc") or said.get("direction")):
+        call = _is_call(exchange, said)
+        if self._messages or not (call or said.get("job") or said.get("direction")):
             super()._answer(record, said, exchange, status)
             return
         t_ns = record.t_ns
         problem = self._problem(said, exchange, status)
-        if said.get("rpc"):
+        if call:
             self._call(record, said, exchange, problem)
             return
         tag = str(said.get("tag", ""))
@@ -289,14 +290,20 @@ class WarehouseTranscript(HttpTranscript):
         rows, amount = whole(said.get("count")), whole(said.get("bytes"))
         noun = "row" if rows == 1 else "rows"
         brought = f"  {rows} {noun}, {size(amount)}" if rows > 0 or amount > 0 else ""
-        name = str(said["rpc"])
-        named = "" if exchange.text.startswith(name) else f"{name}  "
-        self._status_line(record.t_ns, exchange, f"{named}{said.get('tag', '')}{brought}")
+        # The name of the call may be in the command's text, or in the tag.
+        words = [str(said.get("rpc") or ""), str(said.get("tag") or "")]
+        told = "  ".join(word for word in words if word and not exchange.text.startswith(word))
+        self._status_line(record.t_ns, exchange, (told + brought).strip() or "done")
         if problem:
             Transcript._result(self, record, {**said, "error": problem})
 
     def _language(self, text: str) -> str:
         return "" if is_method(text) else super()._language(text)
+
+
+def _is_call(exchange: Exchange, said: Mapping[str, Any]) -> bool:
+    """Whether it was a call of the Storage API: its flow has no messages of HTTP, and its RESULT no status of it."""
+    return bool(said.get("rpc")) or (not exchange.request.begun and whole(said.get("status")) < 0)
 
 
 def _key(exchange: Exchange, said: Mapping[str, Any]) -> str:

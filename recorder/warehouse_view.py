@@ -26,7 +26,7 @@ _METHOD: Final = re.compile(
     r"|BigQuery(?:Read|Write)|google\.[a-z0-9.]+)\.[A-Za-z]+(?=[\s/(]|$)"
     # The calls of the Storage API. Source: google.cloud.bigquery.storage.v1, BigQueryRead and BigQueryWrite.
     r"|(?:CreateReadSession|ReadRows|SplitReadStream|CreateWriteStream|AppendRows|GetWriteStream|FinalizeWriteStream"
-    r"|BatchCommitWriteStreams|FlushRows)(?=[\s/(]|$)"
+    r"|BatchCommitWriteStreams|FlushRows)(?=[\s/(]|$)|read rows of projects/"
 )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from protocols.bigquery.results import rpc_result
+from proxy.core.events import Result
 from recorder.export import export_tape
 from recorder.export_options import ExportOptions
 from recorder.reader import TapeReader
@@ -295,6 +296,13 @@ def test_a_call_of_storage_is_one_line(tmp_path: Path) -> None:
             api.call(text, lambda flow: rpc_result("ReadRows", "OK", 812, 3_400_000, 60, flow))
         api.call("ReadRows x", lambda flow: rpc_result("ReadRows", "NOT_FOUND", 0, 0, 60, flow, message="no stream"))
 
+        for _ in range(2):  # as protocols/bigquery/storage_calls.py has it
+            details = {"verb": "poll", "kind": "session"}
+            api.call("ReadRows projects/x/streams/y", lambda flow: Result("ReadRows", (), (), 812, 3_400_000, None,
+                     {"flow": flow}), **details)  # fmt: skip
+        many = "read rows of projects/shop/datasets/sales/tables/orders\ncolumns: all"
+        api.call(many, lambda flow: Result("CreateReadSession", details={"flow": flow}))
+
     assert lines(tmp_path, tell) == [
         "bq prod> ReadRows shop.sales.orders",
         "[allow] rule=readers",
@@ -302,6 +310,10 @@ def test_a_call_of_storage_is_one_line(tmp_path: Path) -> None:
         "bq prod> shop.sales.orders        ReadRows  OK  812 rows, 3.2 MiB  41.0 ms",
         "bq prod> ReadRows x        NOT_FOUND  41.0 ms",
         "ERROR:  NOT_FOUND: no stream",
+        "bq prod> ReadRows projects/x/streams/y        812 rows, 3.2 MiB  41.0 ms",
+        "bq prod> ReadRows projects/x/streams/y        812 rows, 3.2 MiB  41.0 ms",
+        "bq prod> read rows of projects/shop/datasets/sales/tables/orders",
+        "  > columns: all        CreateReadSession  41.0 ms",
     ]
 
 

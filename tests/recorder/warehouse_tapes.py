@@ -99,7 +99,8 @@ class Warehouse(Api):
     def call(self, text: str, result: Callable[[int], Result], took_ms: float = 41, **said: Any) -> tuple[int, int]:
         """A call of the Storage API: no messages of HTTP."""
         self.flow += 1
-        entry = {"verb": "read_rows", "kind": "read", "text": text, "objects": ["shop.sales.orders"], "flow": self.flow}
+        entry = {"verb": said.pop("verb", "read_rows"), "kind": said.pop("kind", "read"), "text": text,
+                 "objects": ["shop.sales.orders"], "flow": self.flow}  # fmt: skip
         n = self.tape.append(USER, Kind.COMMAND, pack(entry), entry)
         self.verdict(n, **said)
         self.clock.pass_ms(took_ms)
