@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.bigquery.agreement import (
@@ -64,6 +64,7 @@ def test_what_the_text_names_is_explained(text: str, referenced: list[str]) -> N
         ("SELECT * FROM t", ["p.other.t"]),
         ("SELECT * FROM d.`events_*`", ["p.d.eventual"]),
         ("SELECT * FROM d.`events_*`", ["p.e.events_1"]),
+        ("SELECT * FROM d.`*`", ["p.d.INFORMATION_SCHEMA.TABLES"]),
         ("SELECT * FROM d.t", ["p._5f3a.anon77"]),
         ("SELECT * FROM d.t", ["p.d.INFORMATION_SCHEMA.TABLES"]),
         ("SELECT * FROM d.INFORMATION_SCHEMA.TABLES", ["p.d.INFORMATION_SCHEMA.COLUMNS"]),
@@ -231,6 +232,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=60)
 @given(JSON)
 def test_no_answer_is_too_strange(value: object) -> None:
     body = json.dumps(value).encode()

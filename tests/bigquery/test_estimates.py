@@ -298,6 +298,25 @@ def test_views_that_name_each_other_end() -> None:
     assert of(insert("SELECT * FROM d.a"), service).behind == {"p.d.a": ("p.d.b",)}
 
 
+def test_a_view_below_many_views_is_read_once() -> None:
+    """Each of these names the next twice: a walk of all ways would have 2 ** 14 steps."""
+    views: dict[str, str | None] = {
+        f"p.d.v{n}": f"SELECT * FROM d.v{n + 1} JOIN d.w{n + 1} USING (a)" for n in range(14)
+    }
+    views |= {f"p.d.w{n}": f"SELECT * FROM d.v{n + 1} JOIN d.w{n + 1} USING (a)" for n in range(1, 14)}
+    reads = 0
+
+    class Counting(Reader):
+        async def read(self, text: str, project: str, dataset: str | None) -> Analysis:
+            nonlocal reads
+            reads += 1
+            return await super().read(text, project, dataset)
+
+    service = Service({**views, "p.d.v14": "TABLE", "p.d.w14": "TABLE"}, referencedTables=tables("p.d.v14", "p.d.w14"))
+    found = of(insert("SELECT * FROM d.v0"), service, estimates=Estimates(reader=Counting()))
+    assert (found.opaque, reads, len(found.behind["p.d.v0"])) == ("", len(views), 28)
+
+
 def test_so_many_tables_are_looked_at_and_no_more() -> None:
     for count, opaque in ((LOOKED_AT_LIMIT, False), (LOOKED_AT_LIMIT + 1, True)):
         names: dict[str, str | None] = {f"p.d.t{n}": "TABLE" for n in range(count)}
@@ -471,6 +490,14 @@ def test_so_much_is_kept_and_no_more() -> None:
         assert service.runs == 2
 
     run(large, bytes_limit=2_000)
+
+    async def many(estimates: Estimates, _: Clock) -> None:
+        service = Service({}, schema={"fields": ["x" * 1_000]})
+        for text in ("SELECT 1", "SELECT 1", "SELECT 2", "SELECT 1"):
+            await reading(estimates, insert(text), service)
+        assert service.runs == 3, "the second took the place of the first"
+
+    run(many, bytes_limit=2_000)
 
 
 def test_what_is_forgotten_is_asked_for_again() -> None:
