@@ -563,3 +563,28 @@ def test_nothing_is_left_behind(gate: Gateway, service: Service) -> None:
     assert not folder.exists()
     assert not server._connections
     assert not server._channels._open
+
+
+def test_deadlines_go_on(gate: Gateway, service: Service) -> None:
+    """The target learns that nobody waits any more, and the tape tells."""
+    go = threading.Event()
+
+    def answer(request: bytes) -> Iterator[bytes]:
+        go.wait(WAIT_SECONDS / 2)
+        yield from ()
+
+    with Client(gate) as client:
+        client.create()
+        service.answers["ReadRows"] = answer
+        request = wire.encode(wire.READ_ROWS, {"read_stream": STREAM})
+        with refused(Code.DEADLINE_EXCEEDED):
+            list(client.call("ReadRows", request, timeout=0.3))
+        assert service.of("ReadRows")[0].over.wait(WAIT_SECONDS / 2)
+        go.set()
+
+
+def test_names_of_a_target_that_make_no_sense(gate: Gateway, service: Service) -> None:
+    """A read session that could not be told from another's is given to nobody."""
+    service.session("projects/acme/jobs/x", ARROW)
+    with Client(gate) as client, refused(Code.INTERNAL, "without a usable name"):
+        client.create()

@@ -275,3 +275,15 @@ def test_a_gateway_without_pyarrow_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(Unreadable, match="lacks pyarrow"):
         ArrowRows(ARROW.schema.serialize().to_pybytes())
+
+
+@pytest.mark.parametrize("nullable", [True, False])
+def test_intervals_are_masked(nullable: bool) -> None:
+    """Avro has them as text; here they are months, days and nanoseconds."""
+    schema = pa.schema([pa.field("v", pa.month_day_nano_interval(), nullable=nullable)])
+    batch = pa.record_batch([pa.array([(1, 2, 3), (4, 5, 6)], pa.month_day_nano_interval())], schema=schema)
+    reader = ArrowRows(schema.serialize().to_pybytes())
+    assert reader.schema[0].type == "INTERVAL"
+    data = reader.mask(batch.serialize().to_pybytes(), [NULL_CELL])
+    made = pa.ipc.read_record_batch(pa.py_buffer(data), schema).column(0).to_pylist()
+    assert made == [None if nullable else pa.MonthDayNano([0, 0, 0])] * 2
