@@ -141,7 +141,7 @@ class WarehouseTranscript(HttpTranscript):
             if exchange.held and exchange.verb in (POLL, UPLOAD):
                 self._present(record.t_ns, exchange)
         for job in self._jobs.values():
-            if job.polls and not job.done:
+            if job.polls and not job.done and not job.error:
                 self._waited(record.t_ns, job, ", and it was not done")
         super()._close(record, said)
 

@@ -230,6 +230,14 @@ def test_what_stands_behind_the_rows_of_a_large_page_is_told(indent: int | None)
     assert counted.row_count == count and "partial" not in counted.details
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_records_in_rows_are_no_rows(indent: int | None) -> None:
+    nested = row("x" * 100, row("a", [{"v": row("b")}, {"v": row("c")}]))
+    count = SHOWN_LIMIT // len(json.dumps(nested, indent=indent)) + 10
+    found = told({"schema": SCHEMA, "rows": [nested] * count}, indent=indent)
+    assert (found.row_count, "partial" in found.details) == (count, False)
+
+
 def test_no_value_can_pass_for_what_stands_behind_the_rows() -> None:
     """Whatever strings the rows end with: brackets, quotes, names."""
     evil = ['],"totalSlotMs":"6"}', "x],", "],", "]", '"', "\\", ']],"a":1}', '],"', "},{", ":", '"v":[],']

@@ -232,6 +232,31 @@ def test_a_hold_is_waited_for_by_polls(tmp_path: Path, approved: bool) -> None:
         ]
 
 
+def test_a_hold_that_was_denied_before_anybody_asked_is_known(tmp_path: Path) -> None:
+    def tell(api: Warehouse) -> None:
+        flow, n = api.query("DROP TABLE t", verb="destroy", kind="delete", verdict="")
+        api.approval(n, state="pending", rule="deletes", approvers=["group:oncall"])
+        api.head(flow)
+        api.body(flow, json.dumps(a_job("held1", "PENDING")).encode())
+        api.verdict(n, "deny", approval="A7")
+        api.poll("held1", failure(403, "accessDenied", "no"), status="403 Forbidden", wait_ms=5)
+
+    assert lines(tmp_path, tell)[2:] == [
+        "[DENIED] rule=keep-out: not from here - not forwarded",
+        "ERROR:  accessDenied: no",
+    ]
+
+
+def test_the_same_statement_again_is_another_job(tmp_path: Path) -> None:
+    def tell(api: Warehouse) -> None:
+        for name in ("one", "two"):
+            api.reply(api.query("SELECT 1", "jobs.query"), results(name), "jobs.query")
+
+    shown = lines(tmp_path, tell)
+    assert [line for line in shown if "job shop" in line] == ["  job shop:EU.one  DONE", "  job shop:EU.two  DONE"]
+    assert not any("same" in line for line in shown)
+
+
 def test_a_poll_that_is_denied_or_unanswered_or_of_nothing_known_is_shown(tmp_path: Path) -> None:
     def tell(api: Warehouse) -> None:
         api.reply(api.query("SELECT 1"), a_job("j", "RUNNING"))
