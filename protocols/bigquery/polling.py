@@ -76,7 +76,7 @@ async def serve_job(turn: Turn, asked: Asked) -> bool:
 
 
 def _verb(asked: Asked) -> str:
-    return {"jobs.cancel": "cancel", "jobs.delete": "destroy"}.get(asked.method.name, "poll")
+    return "cancel" if asked.method.name in ("jobs.cancel", "jobs.delete") else "poll"
 
 
 async def _waited(turn: Turn, asked: Asked, entry: Entry) -> Entry:
