@@ -107,25 +107,25 @@ class _Connection:
         self.log = log
         self.peer = str(user.info("peer"))
         self._calls = 0
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+        self.quiet = asyncio.Event()
+        self.quiet.set()
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
         """While a call runs."""
         self._calls += 1
-        self._quiet.clear()
+        self.quiet.clear()
         try:
             yield
         finally:
             self._calls -= 1
             if not self._calls:
-                self._quiet.set()
+                self.quiet.set()
 
     async def stopped(self) -> None:
         """Return once the gateway stops and no call runs."""
         await self.gate.residents.stopping.wait()
-        await self._quiet.wait()
+        await self.quiet.wait()
 
 
 class _Server:
@@ -158,11 +158,7 @@ class _Server:
             name = str(self._folder / f"{self._count}")
             self._connections[f"unix:{name}"] = connection
             try:
-                ours = socket.socket(socket.AF_UNIX)
-                ours.setblocking(False)
-                ours.bind(name)
-                await asyncio.get_running_loop().sock_connect(ours, str(self._folder / "server"))
-                reader, writer = await asyncio.open_connection(sock=ours, limit=PIECE_BYTES)
+                reader, writer = await self._connect(name)
                 try:
                     yield reader, writer, connection
                 finally:
@@ -175,22 +171,38 @@ class _Server:
             self._users -= 1
             await asyncio.shield(self._stop())
 
+    async def _connect(self, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the server by a socket of that name."""
+        ours = socket.socket(socket.AF_UNIX)
+        try:
+            ours.setblocking(False)
+            ours.bind(name)
+            await asyncio.get_running_loop().sock_connect(ours, str(self._folder / "server"))
+            return await asyncio.open_connection(sock=ours, limit=PIECE_BYTES)
+        except BaseException:  # raised again: only the descriptor is given back
+            ours.close()
+            raise
+
     async def _drained(self, name: str, connection: _Connection) -> None:
         """Let the calls of a connection say their last word to the tape: gRPC cancels them now."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
-                await connection._quiet.wait()
+                await connection.quiet.wait()
         del self._connections[name]
 
     async def _start(self) -> None:
         async with self._turn:
             if self._server is not None:
                 return
-            self._folder = Path(tempfile.mkdtemp(prefix="gc-bq-"))  # of mode 0700
+            folder = self._folder = Path(tempfile.mkdtemp(prefix="gc-bq-"))  # of mode 0700
             server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=ALL_CALLS_LIMIT)
             server.add_generic_rpc_handlers((_handler(self._serve, self._refuse),))
-            server.add_insecure_port(f"unix:{self._folder / 'server'}")
-            await server.start()
+            try:
+                server.add_insecure_port(f"unix:{folder / 'server'}")
+                await server.start()
+            except BaseException:  # raised again: only the folder goes
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             self._server = server
 
     async def _stop(self) -> None:
