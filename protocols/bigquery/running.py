@@ -62,6 +62,7 @@ NO_ESTIMATE: Final = Estimate()
 _QUERY_MEMBERS: Final = (
     "jobReference", "queryId", "schema", "sessionInfo", "location", "jobComplete",
 )  # fmt: skip
+_CHANGING: Final = frozenset({"define", "delete", "admin", "execute", "unknown"})
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -228,6 +229,10 @@ class _Run:
             if self._inserts:
                 await turn.jobs.settle(self._key, turn.owner, "sent", rule=permit.rule, masks=permit.masks)
             sent = True
+            if any(each.kind in _CHANGING for each in (self._command, *self._command.parts)):
+                estimates_of(
+                    turn.gate.shared, turn.gate.warehouse
+                ).forget()  # names may mean something else from now on
             try:
                 return await (self._insert_now if self._inserts else self._query_now)(permit, entry)
             except CUT:

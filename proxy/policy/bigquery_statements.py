@@ -121,13 +121,18 @@ def _update(draft: Draft, tree: exp.Update) -> None:
     source = tree.args.get("from_")
     if source is not None:
         draft.reader.join(source.this, scope, tree.args.get("joins") or source.this.args.get("joins") or ())
-    values = [draft.reader.value(each, scope) for each in tree.expressions]
+    values = [draft.reader.value(each, scope) for each in _assigned(tree)]
     taint = next((value.taint for value in values if value.taint), "")
     draft.outputs = Outputs(also=tuple(dict.fromkeys(o for value in values for o in value.origins)), taint=taint)
     draft.moves = bool(draft.outputs.also or taint)
     draft.where = _where(draft, tree, scope)
     draft.effects.clear()
     draft.add("write_rows", *draft.writes, where=draft.where)
+
+
+def _assigned(update: exp.Expr) -> list[exp.Expr]:
+    """What is stored by SET: the columns that it is stored in are not read."""
+    return [each.expression if isinstance(each, exp.EQ) else each for each in update.expressions]
 
 
 def _delete(draft: Draft, tree: exp.Delete) -> None:
@@ -145,7 +150,9 @@ def _merge(draft: Draft, tree: exp.Merge) -> None:
     source = tree.args["using"].alias_or_name.lower().rsplit(".", 1)[-1]
     everything = isinstance(condition, exp.Boolean) or _chooses_nothing(condition, source)
     whens = tree.args["whens"].expressions
-    values = [draft.reader.value(when, scope) for when in whens]
+    values = [draft.reader.value(each, scope) for when in whens for each in _stored(when)]
+    guards = [when.args["condition"] for when in whens if when.args.get("condition") is not None]
+    draft.reader.filters.update(dict.fromkeys(o for each in guards for o in draft.reader.value(each, scope).origins))
     taint = next((value.taint for value in values if value.taint), "")
     if any(isinstance(when.args.get("then"), exp.Insert) and not when.args["then"].expression for when in whens):
         taint = "whole rows of the source are stored"
@@ -165,6 +172,16 @@ def _merge(draft: Draft, tree: exp.Merge) -> None:
             draft.add("write_rows", *draft.writes, where=whole)
         else:
             draft.add("destroy", *draft.writes, where=whole)
+
+
+def _stored(when: exp.Expr) -> list[exp.Expr]:
+    """What one clause of a MERGE stores; what it is stored in is not read."""
+    then = when.args.get("then")
+    if isinstance(then, exp.Update):
+        return _assigned(then)
+    if isinstance(then, exp.Insert):
+        return [then.expression] if isinstance(then.expression, exp.Expr) else []
+    return [] if then is None else [then]
 
 
 def _chooses_nothing(condition: exp.Expr, source: str) -> bool:

@@ -23,6 +23,7 @@ from tests.peers.postgres import PeerMissing
 
 Door = Literal["endpoint", "universe"]
 CLIENT_SECONDS: Final = 90.0
+STOP_SECONDS: Final = 10.0
 KEPT: Final = ("PATH", "LANG", "TMPDIR", "TZ")  # of the machine's environment, for a client
 
 
@@ -110,9 +111,13 @@ class Worker:
         assert error is None, f"in the client:\n{error}"
 
     def close(self) -> None:
-        """End it, by the end of its stdin."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate(timeout=CLIENT_SECONDS)
+        """End it, by the end of its stdin; one that hangs in a scenario that has failed is killed."""
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.communicate(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
 
 
 @contextlib.contextmanager
