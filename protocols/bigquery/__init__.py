@@ -8,4 +8,5 @@ from protocols.bigquery.dial_settings import read_settings
 from protocols.bigquery.methods import VERBS
 from protocols.bigquery.serve import serve
 
-PROTOCOL = Protocol("bigquery", VERBS, 443, serve, alpn=("h2", "http/1.1"), check=read_settings, background=adopt)
+# The first that a client offers as well is taken: those of REST may offer both, those of gRPC offer h2 alone.
+PROTOCOL = Protocol("bigquery", VERBS, 443, serve, alpn=("http/1.1", "h2"), check=read_settings, background=adopt)

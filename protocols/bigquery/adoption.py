@@ -19,12 +19,11 @@ import structlog
 
 from protocols.bigquery import holds
 from protocols.bigquery.commands import command_of, taped
-from protocols.bigquery.dial import settings_of
-from protocols.bigquery.estimates import Estimate, estimates_of
+from protocols.bigquery.estimates import Estimate
 from protocols.bigquery.facts import KEPT_IDENTITY
 from protocols.bigquery.held import Held, send_approved
 from protocols.bigquery.requests import Asked, read_request
-from protocols.bigquery.running import analysed_by
+from protocols.bigquery.running import analysed_by, estimated
 from protocols.bigquery.upstream import Upstream
 from proxy.core.errors import GatecastError, Refused, TapeError
 from proxy.core.gate import Gate
@@ -81,9 +80,7 @@ async def _again(gate: Gate, session: Session, shared: Shared, entry: Entry, ask
         analysis = await analysed_by(gate, asked)
         estimate = Estimate()
         if asked.query is not None:
-            estimates = estimates_of(gate.shared, gate.warehouse)
-            ask = Upstream(gate, session).ask
-            estimate = await estimates.of(asked, analysis, settings_of(session.target), "adopted", ask)
+            estimate = await estimated(gate, session, Upstream(gate, session), asked, analysis)
         data = taped(_head(entry), entry.request)
         command = command_of(asked, analysis, estimate, flow, data)
         session.mark("held-job", f"{entry.key.id} was left by a process of before, in the state {entry.state}")

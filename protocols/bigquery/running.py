@@ -48,13 +48,13 @@ from protocols.bigquery.paging import masked_result
 from protocols.bigquery.polling import decoded, encoded, masked_errors, tell
 from protocols.bigquery.requests import Asked
 from protocols.bigquery.turn import CUT, Missing, Turn, check_format
-from protocols.bigquery.upstream import Lost
+from protocols.bigquery.upstream import Lost, Upstream
 from proxy.core.errors import TargetPeerError
 from proxy.core.events import Command
 from proxy.core.gate import Gate
 from proxy.core.http.heads import BadRequest, ResponseHead
 from proxy.core.jobs import Entry, Key
-from proxy.core.session import Permit
+from proxy.core.session import Permit, Session
 from proxy.core.warehouse import TEMPORARY, Analysis
 from proxy.http.answers import outcome
 
@@ -114,18 +114,20 @@ async def serve_run(turn: Turn, asked: Asked) -> bool:
         return await _dry(turn, asked, plain)
     if asked.query is None or await turn.session.would_refuse(plain):
         return await _Run(turn, asked, NO_ESTIMATE, plain).go()
-    settings = settings_of(turn.session.target)
-    credential = await turn.gate.credentials.get(turn.session.identity, turn.session.target)
-    account = credential.user or ("" if credential.secret is None else _digest(credential.secret.reveal()))
-    estimates = estimates_of(turn.gate.shared, turn.gate.warehouse)
-    estimate = await estimates.of(asked, analysis, settings, f"{turn.target_name} {account}", turn.upstream.ask)
+    estimate = await estimated(turn.gate, turn.session, turn.upstream, asked, analysis)
     if estimate.error is not None:
         return await _not_valid(turn, asked, data, *estimate.error)
     return await _Run(turn, asked, estimate, command_of(asked, analysis, estimate, turn.flow, data)).go()
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+async def estimated(gate: Gate, session: Session, upstream: Upstream, asked: Asked, analysis: Analysis) -> Estimate:
+    """Return what the target tells of a query, to the account that it will run as."""
+    credential = await gate.credentials.get(session.identity, session.target)
+    secret = credential.secret.reveal() if credential.secret is not None else ""
+    account = credential.user or hashlib.sha256(secret.encode()).hexdigest()[:16]
+    estimates = estimates_of(gate.shared, gate.warehouse)
+    name = f"{session.target.name} {account}"
+    return await estimates.of(asked, analysis, settings_of(session.target), name, upstream.ask)
 
 
 async def _dry(turn: Turn, asked: Asked, command: Command) -> bool:

@@ -22,7 +22,7 @@ from protocols.bigquery.ownership import Failure, hidden, not_found, table_key
 from protocols.bigquery.pages import ERRORS_LIMIT, PAGE_LIMIT, mask_errors
 from protocols.bigquery.parameters import forwarded
 from protocols.bigquery.requests import Asked
-from protocols.bigquery.results import result_of, with_content
+from protocols.bigquery.results import job_name, result_of, with_content
 from protocols.bigquery.upstream import JSON, Upstream
 from proxy.core.errors import Refused, TapeError, TargetPeerError, UserPeerError
 from proxy.core.events import CellMask, Column, Command, RemarkFields, Result
@@ -220,7 +220,12 @@ class Turn:
         if permit is not None:
             shown = bytes(answer.shown)
             whole = len(shown) == answer.size_bytes
-            result = result_of(asked.method.name, response.status, shown, whole, answer.size_bytes, sent, self.flow)
+            job = job_name(asked.project, asked.location, asked.id("job")) if asked.id("job") else ""
+            kind = response.get("content-type") or ""
+            result = result_of(
+                asked.method.name, response.status, shown, whole, answer.size_bytes, sent, self.flow,
+                content_type=kind, job=job,
+            )  # fmt: skip
             self.session.result(permit, result if self.content is None else with_content(result, *self.content))
         await answer.flush()
         return framing.keep_alive and await self.connection.drop()

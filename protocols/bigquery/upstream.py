@@ -117,7 +117,7 @@ class Upstream:
         credential = await self._gate.credentials.get(session.identity, session.target)
         fields: Fields = (("Accept", JSON), ("Content-Type", JSON), *authorization(credential))
         wire = self._head(method, target, fields, len(body)) + body
-        session.mark("asks", f"{method} {safe_target(target)}")
+        session.mark("asks", f"{'dry run' if method == 'POST' else 'looks'}: {method} {safe_target(target)}")
         async with Links.of(self._gate.shared).link(session.target, credential, dial) as link:
             try:
                 response = await self._asked(link, method, wire)

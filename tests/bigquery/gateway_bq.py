@@ -118,7 +118,7 @@ class Gateway:
         issuer = Authority(self.folder, "gateway-ca")
         pair = issuer.issue("gateway", HOSTS)
         self.authority = issuer.ca_file
-        self._tls, _ = server_context(pair.certificate_file, pair.key_file, None, ("h2", "http/1.1"))
+        self._tls, _ = server_context(pair.certificate_file, pair.key_file, None, ("http/1.1", "h2"))
         assert self.credential.secret is not None
         self.canaries += [self.credential.secret.reveal().encode(), *(each.token.encode() for each in (ANA, BOB, MIA))]
 
@@ -187,6 +187,7 @@ class Gateway:
             accepting = group.create_task(
                 life.connections.accept(group, self._sock, LISTENER, _protocol(), lambda: life.gate)
             )
+            life.connections._group = group  # else background work that comes before any user has no place to run in
             background = _protocol().background
             beside = None if background is None else group.create_task(_beside(background(life.gate)))
             ready.set_result(None)
@@ -240,11 +241,16 @@ class Gateway:
                 self._records.append(record)
                 self._opened.notify_all()
 
-    def held(self, number: int = 0) -> Record:
-        """The approval of that number, from the start of the test on; waits until it is asked for."""
+    def held(self, number: int = 0, about: str = "") -> Record:
+        """The first approval from that number on whose text has this in it; waits until it is asked for."""
+
+        def found() -> Record | None:
+            return next((each for each in self._records[number:] if about in each.text), None)
+
         with self._opened:
-            assert self._opened.wait_for(lambda: len(self._records) > number, WAIT_SECONDS), "nobody was asked"
-            return self._records[number]
+            record = self._opened.wait_for(found, WAIT_SECONDS)
+            assert record is not None, "nobody was asked"
+            return record
 
     @property
     def asked(self) -> int:

@@ -26,11 +26,20 @@ from tests.peers.bigquery import TOKEN, UNIVERSE, BigQueryServer, Environment, N
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(90, func_only=True)]
 # By the user's own token, the Storage API cannot be reached: a gRPC call has no path that names a target.
 OWN_TOKEN = ("query", "query_and_wait", "load_file", "metadata", "dataframe", "wrong_token")
+# What differs by the universe domain, as in test_python_bq_peers.py; the rest is the same HTTP, and nightly.
+UNIVERSAL = ("query", "query_and_wait", "load_file", "dataframe", "dataframe_storage", "pandas_gbq", "dbapi")
 WAYS = [
     *(("endpoint", each) for each in names_of(scenarios)),
     *(("token", each) for each in OWN_TOKEN),
     *(("universe", each) for each in names_of(scenarios) if each != "wrong_token"),
 ]
+CASES = [
+    pytest.param(
+        way, each, id=f"{way}-{each}",
+        marks=[pytest.mark.nightly] if way == "universe" and each not in UNIVERSAL else [],
+    )
+    for way, each in WAYS
+]  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -62,7 +71,7 @@ def ways(bq_environment: Environment, bq_gate: Gateway, gate_names: Names) -> It
         yield found
 
 
-@pytest.mark.parametrize(("way", "scenario"), WAYS, ids=[f"{way}-{scenario}" for way, scenario in WAYS])
+@pytest.mark.parametrize(("way", "scenario"), CASES)
 def test_through_the_gateway(
     ways: dict[str, Way], bq_gate: Gateway, bq_service: BigQueryServer, gate_names: Names, way: str, scenario: str
 ) -> None:
