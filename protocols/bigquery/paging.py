@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 from protocols.bigquery.lineage import lineage_of
@@ -25,7 +25,7 @@ from proxy.core.jobs import Entry
 from proxy.core.session import Permit
 
 # What tabledata.list reads, of which the columns are the table's own. Source: reference of Table.type.
-_OWN_COLUMNS = frozenset({"TABLE", "SNAPSHOT", "EXTERNAL", "CLONE"})
+OWN_COLUMNS: Final = frozenset({"TABLE", "SNAPSHOT", "EXTERNAL", "CLONE"})
 
 
 def stamps_of(asked: Asked) -> Stamps:
@@ -82,7 +82,7 @@ async def table_rows(turn: Turn, asked: Asked, permit: Permit, entry: Entry | No
     if entry is not None:
         lineage = await lineage_of(turn.gate.warehouse, entry.facts, schema)
     else:
-        if before.get("type") not in _OWN_COLUMNS:
+        if before.get("type") not in OWN_COLUMNS:
             raise Unreadable("masks apply, and this is no table with columns of its own; query it")
         lineage = of_table(asked.project, asked.id("dataset"), asked.id("table"), schema)
     names = asked.parameters.get("selectedFields")

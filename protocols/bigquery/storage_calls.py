@@ -29,10 +29,13 @@ from protocols.bigquery import storage_wire as wire
 from protocols.bigquery.facts import KEPT_SQL, KEPT_TABLE
 from protocols.bigquery.lineage import lineage_of
 from protocols.bigquery.ownership import hidden, stream_key, table_key
+from protocols.bigquery.paging import OWN_COLUMNS
+from protocols.bigquery.polling import decoded
 from protocols.bigquery.schema import Lineage, Schema, Unreadable, columns, of_table, unknown
 from protocols.bigquery.storage_arrow import ArrowRows
 from protocols.bigquery.storage_avro import AvroRows
 from protocols.bigquery.storage_dial import Channels, metadata
+from protocols.bigquery.upstream import Upstream
 from proxy.core.errors import GatecastError, Refused, TargetPeerError
 from proxy.core.events import CellMask, Chunk, Column, Command, Result, Rows
 from proxy.core.gate import Gate, Pending, Plan
@@ -209,12 +212,23 @@ class Call:
                 raise self._unknown(command, "Table", f"{asked.table[0]}:{'.'.join(asked.table[1:])}")
         permit = await self._decide(command, () if entry is None else entry.masks)
         self._no_oracle(asked, found, permit)
+        if permit.masks and not asked.hidden:
+            await self._own_columns(asked)
         routing = f"read_session.table={quote(asked.values['read_session']['table'], safe='')}"
         answer = await self._ask("CreateReadSession", permit, asked.wire(plain=bool(permit.masks)), routing)
         await self._note(asked, permit, entry, answer)
         streams = len(wire.decode(wire.READ_SESSION, answer, strict=False).get("streams", ()))
         await self._say(permit, answer)
         self._over("CreateReadSession", streams=streams)
+
+    async def _own_columns(self, asked: requests.Asked) -> None:
+        """See that the columns are the table's own: those of a materialized view are its tables', under other names."""
+        project, dataset, table = (quote(each, safe=":") for each in asked.table)
+        path = f"/bigquery/v2/projects/{project}/datasets/{dataset}/tables/{table}?fields=type&prettyPrint=false"
+        status, body = await Upstream(self._gate, self._session).ask("GET", path)
+        found = decoded(body) if status == 200 else None
+        if found is None or found.get("type") not in OWN_COLUMNS:
+            raise Unreadable("masks apply, and this is no table with columns of its own; query it")
 
     def _no_oracle(self, asked: requests.Asked, found: requests.Filter, permit: Permit) -> None:
         """Refuse a restriction that asks for what masks hide. Which columns it reads must be known."""

@@ -7,15 +7,22 @@ test_storage_wire.py holds against protobuf's rules and the peers' tests against
 from __future__ import annotations
 
 import contextlib
+import json
+import ssl
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
 
 from protocols.bigquery import storage_wire as wire
+from proxy.core.parties import Target
+from tests.peers.certificates import Authority
 
 SERVICE: Final = "/google.cloud.bigquery.storage.v1.BigQueryRead/"
 PROJECT: Final = "acme"
@@ -42,6 +49,8 @@ class Service:
     calls: list[Asked] = field(default_factory=list)
     come: threading.Condition = field(default_factory=threading.Condition)
     port: int = 0
+    kind: str = "TABLE"  # what its REST endpoint says that all tables are
+    rest: Target = field(default_factory=lambda: Target("none", "bigquery"))  # host, port and ca_file of that
     stop: Callable[[], object] = lambda: None
 
     def of(self, method: str) -> list[Asked]:
@@ -104,10 +113,49 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
 
 
 @contextlib.contextmanager
+def _rest(service: Service, folder: Path) -> Iterator[Target]:
+    """A REST endpoint that knows of all tables of what kind they are, and nothing else."""
+
+    class Tables(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.0"  # a connection for each question
+
+        def do_GET(self) -> None:
+            body = json.dumps({"type": service.kind}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    authority = Authority(folder)
+    pair = authority.issue("rest", ("127.0.0.1",))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate_file, pair.key_file)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Tables)
+    server.daemon_threads = True
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    running = threading.Thread(target=server.serve_forever, args=(0.05,))
+    running.start()
+    try:
+        yield Target("rest", "bigquery", "127.0.0.1", server.server_port, settings={"ca_file": str(authority.ca_file)})
+    finally:
+        server.shutdown()
+        server.server_close()
+        running.join()
+
+
+@contextlib.contextmanager
 def storage_service() -> Iterator[Service]:
     """Run one on a free port of loopback."""
     service = Service()
-    with ThreadPoolExecutor(16) as pool:
+    with (
+        ThreadPoolExecutor(16) as pool,
+        tempfile.TemporaryDirectory(prefix="gc-bq-") as folder,
+        _rest(service, Path(folder)) as service.rest,
+    ):
         server = grpc.server(pool, handlers=(_Handler(service),), options=UNLIMITED)
         service.port = server.add_insecure_port("127.0.0.1:0")
         server.start()

@@ -65,8 +65,8 @@ def gate(bq_loop: Loop, service: Service) -> Iterator[Gateway]:
 
 @contextlib.contextmanager
 def running_gateway(loop: Loop, service: Service, **more: Any) -> Iterator[Gateway]:
-    settings = {"storage": f"127.0.0.1:{service.port}", "storage_plain": True}
-    target = Target(TARGET, "bigquery", settings=settings, recording="written")
+    settings = {"storage": f"127.0.0.1:{service.port}", "storage_plain": True, **service.rest.settings}
+    target = Target(TARGET, "bigquery", service.rest.host, service.rest.port, settings=settings, recording="written")
     with tempfile.TemporaryDirectory(prefix="gc-bq-") as folder, gateway(loop, Path(folder), target, **more) as running:
         yield running
 
@@ -209,6 +209,15 @@ def test_what_cannot_be_masked_is_refused(bq_loop: Loop, service: Service, more:
         (told,) = gate.stories(ANA)
         assert not [each for each in told.flows.values() if b"p1@example.org" in each]
         assert told.results[-1]["error"]["code"] == "PERMISSION_DENIED"
+
+
+def test_a_materialized_view_is_not_read_under_masks(bq_loop: Loop, service: Service) -> None:
+    """Its columns are other tables', under names of which no mask knows."""
+    service.kind = "MATERIALIZED_VIEW"
+    with running_gateway(bq_loop, service, rule=masked) as gate, Client(gate) as client:
+        with refused(Code.PERMISSION_DENIED, "no table with columns of its own"):
+            client.create()
+        assert not service.of("CreateReadSession")
 
 
 def test_no_session_of_another_form_under_masks(bq_loop: Loop, service: Service) -> None:
