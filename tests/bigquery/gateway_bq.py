@@ -40,6 +40,7 @@ from proxy.core.gate import Gate
 from proxy.core.parties import Credential, Identity, Secret, Target
 from proxy.core.stream import Stream
 from proxy.core.verdict import Verdict
+from proxy.http.links import Links
 from proxy.http.sessions import sessions_of
 from proxy.masking.masker import Masking
 from proxy.store.approvals import Record
@@ -199,6 +200,8 @@ class Gateway:
             await life.connections.drain(0.0, asyncio.Event())
             if not life.killed:
                 life.approvals.close()
+        for _, pool in Links.of(life.gate.shared)._pools.values():  # in the product they end with the process
+            await pool.close_all()
 
     def _gate(self, jobs: JobStore, approvals: Approvals, recorder: SessionRecorder, residents: Connections) -> Gate:
         async def policy(identity: Identity, target: Target, command: Command) -> Verdict:
