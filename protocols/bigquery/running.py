@@ -229,7 +229,8 @@ class _Run:
             permit = _permit(deciding.result(), held.failure)
             check_format(self._asked, permit)
             if self._inserts:
-                await turn.jobs.settle(self._key, turn.owner, "sent", rule=permit.rule, masks=permit.masks)
+                changes = {"rule": permit.rule, "masks": permit.masks, "facts": _kept(entry, permit)}
+                await turn.jobs.settle(self._key, turn.owner, "sent", **changes)
             sent = True
             if any(each.kind in _CHANGING for each in (self._command, *self._command.parts)):
                 estimates_of(
@@ -343,7 +344,7 @@ class _Run:
         return await settle_insert(turn, asked, permit, self._entry_sent(entry, permit), response, answer)
 
     def _entry_sent(self, entry: Entry, permit: Permit) -> Entry:
-        return replace(entry, state="sent", rule=permit.rule, masks=permit.masks)
+        return replace(entry, state="sent", rule=permit.rule, masks=permit.masks, facts=_kept(entry, permit))
 
     async def _query_now(self, permit: Permit, entry: Entry) -> bool:
         turn, asked = self._turn, self._asked
@@ -385,6 +386,11 @@ class _Run:
         entries += named(found, entry)
         if entries:
             await self._turn.jobs.add(entries)
+
+
+def _kept(entry: Entry, permit: Permit) -> Mapping[str, Any]:
+    """What of a job's facts is kept: its text only where masks will ask where its columns come from."""
+    return entry.facts if permit.masks else {key: value for key, value in entry.facts.items() if key == CHOSEN}
 
 
 def _permit(decided: Permit | Exception, failure: BadRequest | None) -> Permit:
