@@ -39,7 +39,7 @@ from proxy.store.database import Database, StoreError
 
 DEFAULT_TIMEOUT_SECONDS: Final = 600.0
 TIMEOUT_LIMIT_SECONDS: Final = 7 * 86_400.0  # nobody remembers what was asked a week ago
-# A conversation of one stream waits for its command; the channels of an SSH connection wait apart (ansible has 5 forks),
+# A conversation of one stream waits for its command; the channels of an SSH connection wait apart (ansible: 5 forks),
 # and so do the jobs of one BigQuery session: dbt is run with up to 32 threads.
 SESSION_LIMIT: Final = 32
 # A person who has 50 things to decide for one agent decides nothing; one agent must not crowd out the others.
