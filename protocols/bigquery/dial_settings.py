@@ -9,6 +9,7 @@ Target.settings, all of them optional (proxy/bigquery_sections.py puts them in; 
 - "maximum_bytes_billed" (int): of one query; a caller may ask for less, never for more.
 - "price_per_tib" (float): of on-demand queries, for the estimate that rules see; USD as Google lists it.
 - "dry_run" ("always" | "never"): whether queries are looked at by the target before they are decided on.
+- "rewrite" ("off" | "where-exact"): whether masks are put into queries where tables are scanned (rewriting.py); "off".
 - "trusted_routines" (list of "project.dataset.name"): see proxy/core/warehouse.py.
 - "session_idle", "max_connections": as for Kubernetes.
 
@@ -54,6 +55,7 @@ class Settings:
     dry_run: bool
     trusted_routines: frozenset[str]
     ca_data: str = ""
+    rewrite: bool = False
 
 
 def read_settings(target: Target) -> Settings:
@@ -69,6 +71,9 @@ def read_settings(target: Target) -> Settings:
     dry_run = _text(target, "dry_run", "always")
     if dry_run not in ("always", "never"):
         raise ConfigError(f"target {target.name}: dry_run is always or never")
+    rewrite = _text(target, "rewrite", "off")
+    if rewrite not in ("off", "where-exact"):
+        raise ConfigError(f"target {target.name}: rewrite is off or where-exact")
     trusted = target.settings.get("trusted_routines", ())
     if not isinstance(trusted, tuple | list) or not all(
         isinstance(each, str) and each.count(".") >= 2 for each in trusted
@@ -90,6 +95,7 @@ def read_settings(target: Target) -> Settings:
         price_per_tib=float(_number(target, "price_per_tib", PRICE_PER_TIB, PRICE_LIMIT, least=0.0)),
         dry_run=dry_run == "always",
         trusted_routines=frozenset(trusted),
+        rewrite=rewrite == "where-exact",
     )
 
 

@@ -17,7 +17,7 @@ from proxy.core.residents import Nowhere, Residents
 from proxy.core.script import Script
 from proxy.core.statement import Statement
 from proxy.core.verdict import Deny, Hold, Mask, Verdict
-from proxy.core.warehouse import Analysis
+from proxy.core.warehouse import Analysis, Replacement, Rewritten, TableField
 from recorder.tape import Recorder
 
 Policy = Callable[[Identity, Target, Command], Awaitable[Verdict]]
@@ -153,6 +153,30 @@ class WarehouseReader(Protocol):
         """
 
 
+class WarehouseRewriter(Protocol):
+    """Rewrites a warehouse's SQL, in the same processes."""
+
+    async def rewrite(
+        self, text: str, project: str, dataset: str | None, scans: Mapping[str, tuple[Replacement, ...]]
+    ) -> Rewritten:
+        """Replace the scans of some tables ("project.dataset.table") in a text.
+
+        Never raises: what cannot be rewritten, or not in time, is left as it is.
+        """
+
+
+class ScanMasks(Protocol):
+    """The masks of a warehouse's columns as SQL, to stand where a table is scanned. All of it is pure."""
+
+    def covers(self, masks: tuple[Mask, ...], table: str) -> bool:
+        """Tell whether any column pattern may cover something of a table ("project.dataset.table")."""
+
+    def replacements(
+        self, masks: tuple[Mask, ...], table: str, fields: Sequence[TableField]
+    ) -> tuple[Replacement, ...] | None:
+        """Return what each column of a table is to be shown as; None where that changes nothing."""
+
+
 # Reads a command line of a POSIX shell; never raises: what it cannot read is opaque.
 ShellReader = Callable[[str], Script]
 
@@ -184,4 +208,6 @@ class Gate:
     residents: Residents = field(default_factory=Nowhere)
     jobs: Jobs | None = None
     warehouse: WarehouseReader | None = None
+    rewriter: WarehouseRewriter | None = None
+    scans: ScanMasks | None = None
     shared: dict[str, Any] = field(default_factory=dict)

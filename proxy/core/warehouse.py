@@ -1,9 +1,9 @@
 """What a text of BigQuery SQL does, as read from the text alone: values shared by the gate and the analysis.
 
-proxy/policy/bigquery.py makes these. A name is resolved as far as the text tells: against the project and dataset that
-the request gives (or ``SET @@dataset_id`` changes), never against what exists. What could not be told is opaque, and
-opaque never counts as a read. Column names are compared in lower case, as BigQuery does; names of datasets and tables
-are as written.
+proxy/policy/bigquery.py makes these; bigquery_rewrite.py those of rewritten texts. A name is resolved as far as the
+text tells: against the project and dataset that the request gives (or ``SET @@dataset_id`` changes), never against what
+exists. What could not be told is opaque, and opaque never counts as a read. Column names are compared in lower case, as
+BigQuery does; names of datasets and tables are as written.
 
 Left out, because text alone does not tell it: what a view or a routine reads; whether a name without a dataset is a
 temporary table that an earlier job of the same session made (``Statement.bare_tables`` lists such names); labels.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from proxy.core.events import Kind
 
@@ -241,6 +241,46 @@ class Analysis:
     @property
     def tables_written(self) -> tuple[TableName, ...]:
         return tuple(dict.fromkeys(table for statement in self.statements for table in statement.tables_written))
+
+
+# What an expression of a Replacement calls the row of the table that it stands in.
+SCANNED_ROW: Final = "gatecast_row"
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """One column of a table, as a scan of it is to show it. All columns are given, in the order of the table.
+
+    expression: SQL that names columns as fields of SCANNED_ROW; "" shows the column as it is.
+    """
+
+    column: str
+    expression: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A text whose scans of some tables were replaced. tables: full names of those; with none, text is as it came.
+
+    why: what was left as it is, and for which reason; "" where nothing was.
+    """
+
+    text: str
+    tables: tuple[str, ...] = ()
+    why: str = ""
+
+
+class TableField(Protocol):
+    """A field of a table's schema; see protocols/bigquery/schema.py, which makes them."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def fields(self) -> Sequence[TableField]: ...
 
 
 @dataclass(frozen=True, slots=True)

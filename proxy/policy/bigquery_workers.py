@@ -1,8 +1,10 @@
 """Reading strangers' SQL in processes of their own, so that hostile text costs its sender an error and nobody else.
 
+There are two requests: read() gives an Analysis, rewrite() puts masks where tables are scanned (bigquery_rewrite.py).
+
 Analysts keeps a few worker processes. Each reads one text at a time under limits of time, memory, files and depth; one
-that dies or is slow is killed and replaced, and its text is an opaque Analysis. What was read is kept by a hash of the
-text and its defaults; what a worker died of is not, as a loaded machine may have been the reason.
+that dies or is slow is killed and replaced, and its text is an opaque Analysis, or stays as it is. What was read is
+kept by a hash of the text and its defaults; what a worker died of is not, as a loaded machine may have been the reason.
 
 A worker is this Python with an empty environment, without secrets; it gets texts on stdin as JSON, and answers on
 stdout with a pickle, of which only the values of proxy/core/warehouse.py are accepted: a worker that a text took over
@@ -25,11 +27,12 @@ import pickle
 import struct
 import sys
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
 from proxy.core import warehouse
-from proxy.core.warehouse import Analysis, AnalysisLimits, unknown
+from proxy.core.warehouse import Analysis, AnalysisLimits, Replacement, Rewritten, unknown
 
 # The longest that a text may take. An IN list of 20,000 numbers takes 0.7 s (bigquery note 12); the rest is for a
 # machine under load.
@@ -54,12 +57,16 @@ CACHED_CHARACTERS_LIMIT: Final = 8 * 1024 * 1024
 _HEAD: Final = struct.Struct(">I")
 _READY: Final = b"ready"
 _VALUES: Final = frozenset({
-    "Analysis", "Statement", "Effect", "TableName", "Origin", "ResultColumn", "StarColumns", "Outputs",
+    "Analysis", "Statement", "Effect", "TableName", "Origin", "ResultColumn", "StarColumns", "Outputs", "Rewritten",
 })  # fmt: skip
 _MAIN: Final = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from proxy.policy.bigquery_workers import work; work(int(sys.argv[2]))"
 )
+_TOO_MANY: Final = "too many texts wait to be read"
+_TOO_SLOW: Final = "the text took too long or too much to be read"
+
+Answer = TypeVar("Answer", Analysis, Rewritten)
 
 
 class Analysts:
@@ -80,7 +87,7 @@ class Analysts:
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
         self._waiting = 0
-        self._kept: OrderedDict[bytes, Analysis] = OrderedDict()
+        self._kept: OrderedDict[bytes, Analysis | Rewritten] = OrderedDict()
         self._sizes: dict[bytes, int] = {}
         self._characters = 0
         self._closed = False
@@ -89,22 +96,43 @@ class Analysts:
         """Read a text; what cannot be read, or not in time, is an opaque Analysis. Never raises but when cancelled."""
         if len(text) > self._limits.text_bytes:
             return unknown(text, f"the text is longer than {self._limits.text_bytes} bytes")
-        key = _key(text, project, dataset)
-        found = self._kept.get(key)
-        if found is not None:
+        found = await self._answer(Analysis, text, project, dataset)
+        return unknown(text, found) if isinstance(found, str) else found
+
+    async def rewrite(
+        self, text: str, project: str, dataset: str | None, scans: Mapping[str, tuple[Replacement, ...]]
+    ) -> Rewritten:
+        """Replace the scans of some tables ("project.dataset.table") in a text; one that cannot be stays as it is.
+
+        Never raises but when cancelled.
+        """
+        if len(text) > self._limits.text_bytes:
+            return Rewritten(text, why=f"the text is longer than {self._limits.text_bytes} bytes")
+        given = {table: [(each.column, each.expression) for each in columns] for table, columns in scans.items()}
+        found = await self._answer(Rewritten, text, project, dataset, given)
+        return Rewritten(text, why=found) if isinstance(found, str) else found
+
+    async def _answer(
+        self, kind: type[Answer], text: str, project: str, dataset: str | None, scans: _Scans | None = None
+    ) -> Answer | str:
+        """What is kept, else what a worker says; or why there is nothing."""
+        key = _key(text, project, dataset, scans)
+        kept = self._kept.get(key)
+        if isinstance(kept, kind):
             self._kept.move_to_end(key)
-            return found
+            return kept
         if self._waiting >= WAITING_LIMIT:
-            return unknown(text, "too many texts wait to be read")
+            return _TOO_MANY
+        request = {"text": text, "project": project, "dataset": dataset, "scans": scans}
         self._waiting += 1
         try:
             async with self._places:
-                found = await self._ask(text, project, dataset)
+                found = await self._ask(kind, request)
         finally:
             self._waiting -= 1
         if found is None:
-            return unknown(text, "the text took too long or too much to be read")
-        self._keep(key, text, found)
+            return _TOO_SLOW
+        self._keep(key, len(text) if isinstance(found, Analysis) else len(text) + len(found.text), found)
         return found
 
     async def start(self) -> None:
@@ -124,11 +152,11 @@ class Analysts:
         """The process ids of the workers."""
         return tuple(worker.pid for worker in self._all)
 
-    async def _ask(self, text: str, project: str, dataset: str | None) -> Analysis | None:
+    async def _ask(self, kind: type[Answer], request: dict[str, Any]) -> Answer | None:
         if self._closed:
             return None
         limits = asdict(self._limits) | {"trusted_routines": sorted(self._limits.trusted_routines)}
-        request = {"text": text, "project": project, "dataset": dataset, "limits": limits}
+        request = {**request, "limits": limits}
         worker: _Worker | None = None
         done = False
         try:
@@ -136,6 +164,8 @@ class Analysts:
             async with asyncio.timeout(self._read_seconds):
                 answer = await worker.ask(json.dumps(request).encode())
             found = _unpickle(answer)
+            if not isinstance(found, kind):
+                raise pickle.UnpicklingError(f"the answer is no {kind.__name__}")
             done = True
             return found
         except Exception:  # fails closed: a worker that died, is slow or talks nonsense costs this text its reading
@@ -172,12 +202,12 @@ class Analysts:
         self._all.discard(worker)
         await worker.gone()
 
-    def _keep(self, key: bytes, text: str, analysis: Analysis) -> None:
-        if len(text) > CACHED_TEXT_LIMIT or key in self._kept:
+    def _keep(self, key: bytes, size: int, answer: Analysis | Rewritten) -> None:
+        if size > CACHED_TEXT_LIMIT or key in self._kept:
             return
-        self._kept[key] = analysis
-        self._sizes[key] = len(text)
-        self._characters += len(text)
+        self._kept[key] = answer
+        self._sizes[key] = size
+        self._characters += size
         while len(self._kept) > CACHED_TEXTS_LIMIT or self._characters > CACHED_CHARACTERS_LIMIT:
             oldest, _ = self._kept.popitem(last=False)
             self._characters -= self._sizes.pop(oldest)
@@ -237,15 +267,20 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is no part of an answer")
 
 
-def _unpickle(answer: bytes) -> Analysis:
+def _unpickle(answer: bytes) -> Analysis | Rewritten:
     found = _Unpickler(io.BytesIO(answer)).load()
-    if type(found) is not Analysis:
-        raise pickle.UnpicklingError("the answer is no Analysis")
-    return found
+    if type(found) not in (Analysis, Rewritten):
+        raise pickle.UnpicklingError("the answer is neither an Analysis nor a text")
+    made: Analysis | Rewritten = found
+    return made
 
 
-def _key(text: str, project: str, dataset: str | None) -> bytes:
-    digest = hashlib.sha256(json.dumps([project, dataset]).encode())
+# Table -> its columns, each with its expression: Replacement as JSON has it.
+_Scans = dict[str, list[tuple[str, str]]]
+
+
+def _key(text: str, project: str, dataset: str | None, scans: _Scans | None) -> bytes:
+    digest = hashlib.sha256(json.dumps([project, dataset, scans]).encode())
     digest.update(b"\0" + text.encode("utf-8", "surrogatepass"))
     return digest.digest()
 
@@ -254,7 +289,9 @@ def work(memory_bytes: int) -> None:
     """The life of a worker process: read texts from stdin until it ends."""
     import resource  # here and not above: only a worker limits itself
 
-    from proxy.policy.bigquery import analyse  # the parser is never imported into the gateway's own process
+    # The parser is never imported into the gateway's own process.
+    from proxy.policy.bigquery import analyse
+    from proxy.policy.bigquery_rewrite import rewrite
 
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -267,7 +304,13 @@ def work(memory_bytes: int) -> None:
         request = json.loads(stdin.read(_HEAD.unpack(head)[0]))
         given = request["limits"]
         given["trusted_routines"] = frozenset(given["trusted_routines"])
-        found = analyse(request["text"], request["project"], request["dataset"], AnalysisLimits(**given))
+        asked = (request["text"], request["project"], request["dataset"])
+        found: Analysis | Rewritten
+        if request["scans"] is None:
+            found = analyse(*asked, AnalysisLimits(**given))
+        else:
+            scans = {table: tuple(Replacement(*each) for each in given) for table, given in request["scans"].items()}
+            found = rewrite(*asked, scans, AnalysisLimits(**given))
         _say(stdout, pickle.dumps(found, protocol=5))
 
 
