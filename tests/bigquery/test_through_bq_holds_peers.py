@@ -73,6 +73,18 @@ def runs(service: BigQueryServer, asked: str) -> int:
     return sum(not (each.get("dryRun") or each.get("configuration", {}).get("dryRun")) for each in found)
 
 
+def pending(gate: Gateway, asked: str) -> str:
+    """The id of the job that waits, as its owner sees it in her list once it is written down."""
+    for _ in range(500):
+        listed = gate.ask("GET", f"/projects/{PROJECT}/jobs?projection=full&stateFilter=pending").json.get("jobs", [])
+        for each in listed:
+            if each["configuration"]["query"]["query"] == asked:
+                assert each["state"] == "PENDING"
+                name: str = each["jobReference"]["jobId"]
+                return name
+    raise AssertionError("it does not wait")
+
+
 def end(gate: Gateway, service: BigQueryServer, ending: Ending, asked: str, number: int) -> None:
     """Decide on the query that waits, once a human has been asked; before that it is nowhere else."""
     record = gate.held(number, asked)
@@ -83,11 +95,10 @@ def end(gate: Gateway, service: BigQueryServer, ending: Ending, asked: str, numb
         case "denied":
             gate.decide_elsewhere(record.id, False, WORDS)
         case "cancelled":
-            listed = gate.ask("GET", f"/projects/{PROJECT}/jobs?projection=full").json["jobs"]
-            (job,) = [each for each in listed if each["configuration"]["query"]["query"] == asked]
-            name = job["jobReference"]["jobId"]
+            name = pending(gate, asked)
             assert gate.ask("POST", f"/projects/{PROJECT}/jobs/{name}/cancel").code == 200
         case "restarted":
+            pending(gate, asked)
             before = gate.asked
             gate.restart(killed=True)
             again = gate.held(before, asked)

@@ -148,6 +148,7 @@ OPEN: Final[tuple[Gap, ...]] = (
         "https://cloud.google.com/bigquery/docs/estimate-costs",
     ),
     Gap("long-poll", "no job is ever PENDING or slow", f"{REST}/jobs/getQueryResults"),
+    Gap("selected-nested", "selectedFields of a nested field is an internal error", f"{REST}/tabledata/list"),
     Gap("rights", "every token may do everything", "https://cloud.google.com/bigquery/docs/access-control"),
     Gap(
         "parameters",
