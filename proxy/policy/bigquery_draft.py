@@ -283,6 +283,10 @@ class Draft:
         untrusted = any(not self._is_trusted(name) for name in self.routines)
         if outputs is not None and untrusted and not outputs.taint:
             outputs = Outputs(outputs.columns, outputs.stars, outputs.also, "a routine may read anything")
+        if self._keeps_variables():
+            outputs = outputs or Outputs()
+            outputs = Outputs(outputs.columns, outputs.stars, outputs.also, outputs.taint or "a variable is kept in it")
+            self.moves = True
         return Statement(
             self.word,
             verb,
@@ -303,6 +307,23 @@ class Draft:
             bool(self.whys),
             "; ".join(self.whys),
             self.declared,
+        )
+
+    def _keeps_variables(self) -> bool:
+        """Whether a definition or an export may hold values of variables: in its OPTIONS, in a column's DEFAULT.
+
+        What its query takes from them is told by the query's own columns.
+        """
+        if not any(effect.verb in ("define", "export", "grant") for effect in self.effects):
+            return False
+        if self.word.endswith("FUNCTION") or "PROCEDURE" in self.word:  # their own arguments are called variables too
+            return False
+        end = self.find("AS") if self.outputs is not None else None
+        tokens = self.tokens[:end]
+        return any(
+            (token.kind in ("word", "quoted") and token.text.strip("`").lower() in self.script.variables)
+            or (token.word == "@" and tokens[index - 1].word == "@")  # @@error.message
+            for index, token in enumerate(tokens)
         )
 
     def _is_trusted(self, name: str) -> bool:

@@ -134,16 +134,18 @@ class QueryReader:
         sides: list[Outputs] = []
         left: exp.Expr = node
         rights: list[exp.Expr] = []
+        named: set[bool] = set()
         while isinstance(left, exp.SetOperation):  # a long chain leans to the left
             if left is not node and left.args.get("with_") is not None:
                 break
             rights.append(left.expression)
+            named.add(bool(left.args.get("by_name")))
             self._rest(left, Scope(scope, ctes), {"this", "expression", "with_", "distinct", "by_name", "side", "kind",
                                                   "on"})  # fmt: skip
             left = left.this
         sides.append(self.query(left, scope, ctes))
         sides += [self.query(right, scope, ctes) for right in reversed(rights)]
-        return _merged(sides)
+        return _merged(sides) if named == {False} else _merged_by_name(sides, mixed=len(named) > 1)
 
     def _select(self, node: exp.Select, scope: Scope | None, ctes: Mapping[str, Outputs]) -> Outputs:
         if unknown := [key for key, value in node.args.items() if value and key not in _SELECT_PARTS]:
@@ -278,16 +280,20 @@ class QueryReader:
         also: list[Origin] = []
         taint = ""
         unnamed = 0
+        windows = [self.value(each, scope) for each in node.args.get("windows") or ()]
         for each in node.expressions:
             star = _star_of(each)
+            # OVER w: what the window is made of stands elsewhere, and says as much as it would here.
+            window = union(windows) if windows and each.find(exp.Window) is not None else NOTHING
             if star is not None:
                 found = self._star(each, star, scope)
                 columns += found.columns
                 stars += found.stars
-                also += found.also
-                taint = taint or found.taint
+                also += (*found.also, *window.origins)
+                taint = taint or found.taint or window.taint
                 continue
             value = self.value(each, scope)
+            value = union([value, window]) if window.origins or window.taint else value
             name = each.alias_or_name
             if not name or not _is_named(each):
                 name = f"f{unnamed}_"
@@ -455,8 +461,26 @@ def _fields_of(value: ResultColumn) -> Outputs:
     return Outputs(also=value.origins, taint=value.taint or "the fields of a value are not known")
 
 
+def _merged_by_name(sides: list[Outputs], *, mixed: bool) -> Outputs:
+    """BY NAME and CORRESPONDING: values of all sides that have a column of the name, whatever their places are.
+
+    mixed: some of a chain go by place. Then, and where a side's columns are not all known, each may hold all.
+    """
+    exact = not mixed and not any(side.stars or side.also or side.taint for side in sides)
+    rows: dict[str, list[ResultColumn]] = {}
+    for side in sides:
+        for column in side.columns:
+            rows.setdefault(column.name.lower(), []).append(column)
+    if exact:
+        merged = [(row[0].name, union(row, bare=True)) for row in rows.values()]
+        return Outputs(tuple(ResultColumn(name, v.origins, v.bare, v.taint, v.fields) for name, v in merged))
+    also = dict.fromkeys(origin for side in sides for origin in row_of(side).origins)
+    taint = next((side.taint for side in sides if side.taint), "")
+    return Outputs(sides[0].columns, sides[0].stars, tuple(also), taint)
+
+
 def _merged(sides: list[Outputs]) -> Outputs:
-    """UNION and its like: names of the first side, values of all, by place; by name only as far as all is known."""
+    """UNION and its like: names of the first side, values of all, by place; of all there is where it is not known."""
     first = sides[0]
     taint = next((side.taint for side in sides if side.taint), "")
     exact = all(not side.stars and not side.also and len(side.columns) == len(first.columns) for side in sides)
