@@ -143,6 +143,7 @@ class Gateway:
         log.info("stopped", connections=self.accepted)
 
     async def _serve(self, group: asyncio.TaskGroup, ready: Callable[[Gateway], None]) -> None:
+        self.connections.live_in(group)
         background = [group.create_task(work) for work in self._background()]
         accepting = [group.create_task(work) for work in self._accepting(group)]
         if await self._prepared():

@@ -166,7 +166,7 @@ class Connections:
         self._empty = asyncio.Event()
         self._empty.set()
         self._residents: list[Connection] = []  # not counted: they are no connections
-        self._group: asyncio.TaskGroup | None = None
+        self._group: asyncio.TaskGroup | None = None  # where all of them run
         self.stopping = asyncio.Event()
 
     def __len__(self) -> int:
@@ -241,9 +241,13 @@ class Connections:
         self._empty.clear()
         task.add_done_callback(partial(self._forget, number, sock))
 
+    def live_in(self, group: asyncio.TaskGroup) -> None:
+        """Say where connections and residents run, before the first of them: background work may come before users."""
+        self._group = group
+
     def start(self, protocol: str, listener: str, identity: Identity, work: Work) -> asyncio.Task[None]:
         """Run what outlives a connection; see proxy/core/residents.py. It is listed and ended as connections are."""
-        assert self._group is not None, "no connection has asked for it"
+        assert self._group is not None, "nothing runs here yet"
         task: asyncio.Task[None] = self._group.create_task(self._reside(work))
         resident = Connection(listener, protocol, "", self._clock(), task, subject=identity.subject, identity=identity)
         self._residents.append(resident)

@@ -27,6 +27,7 @@ from typing import Any, Final, Literal, Protocol, get_args
 
 from proxy.core.errors import TargetPeerError
 from proxy.core.events import Column
+from proxy.core.http.heads import BadRequest
 
 # Source: BigQuery quotas, "Maximum number of columns in a table, query result" and "Maximum nested record depth".
 FIELDS_LIMIT: Final = 10_000
@@ -229,10 +230,11 @@ def unknown(index: int, path: Path) -> None:
 
 
 def select(schema: Schema, names: Sequence[str]) -> Schema:
-    """Return the fields that ``selectedFields`` leaves of a table's rows ("id", "addr.zip"). Raises Unreadable.
+    """Return the fields that ``selectedFields`` leaves of a table's rows ("id", "addr.zip").
 
     Nothing says whether rows follow the request or the table where their orders differ, so such a selection is refused.
     A field and one below it, or a field twice, are refused as well; no names are all fields.
+    Raises BadRequest.
     """
     if not names:
         return schema
@@ -245,20 +247,22 @@ def _selected(fields: Schema, paths: list[list[str]]) -> Schema:
     for head, *rest in paths:
         place = places.get(head.lower())
         if place is None:
-            raise Unreadable("selectedFields names a field that the table does not have")
+            raise BadRequest(400, "selectedFields names a field that the table does not have")
         if not groups or groups[-1][0] != place:
             groups.append((place, []))
         groups[-1][1].append(rest)
     order = [place for place, _ in groups]
     if order != sorted(set(order)):
-        raise Unreadable("selectedFields names fields in another order than the table; masks need the table's order")
+        raise BadRequest(400, "gatecast: masks apply: name selectedFields in the order that they have in the table")
     found = []
     for place, below in groups:
         field = fields[place]
         if below == [[]]:
             found.append(field)
         elif [] in below or field.type != "RECORD":
-            raise Unreadable("selectedFields names a field twice, or something below a field that has nothing below")
+            raise BadRequest(
+                400, "selectedFields names a field twice, or something below a field that has nothing below"
+            )
         else:
             found.append(Field(field.name, field.type, field.mode, _selected(field.fields, below)))
     return tuple(found)

@@ -188,7 +188,7 @@ class Gateway:
             accepting = group.create_task(
                 life.connections.accept(group, self._sock, LISTENER, _protocol(), lambda: life.gate)
             )
-            life.connections._group = group  # else background work that comes before any user has no place to run in
+            life.connections.live_in(group)
             background = _protocol().background
             beside = None if background is None else group.create_task(_beside(background(life.gate)))
             ready.set_result(None)

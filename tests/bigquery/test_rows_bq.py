@@ -28,6 +28,7 @@ from protocols.bigquery.schema import (
 )
 from proxy.core import warehouse
 from proxy.core.events import NULL_CELL, CellMask, Column
+from proxy.core.http.heads import BadRequest
 from proxy.core.verdict import Mask
 from proxy.masking import masker
 from proxy.masking.cells import column_mask, detector_mask
@@ -381,7 +382,7 @@ def test_selected_fields_keep_the_order_of_the_table() -> None:
     ]
     for wrong in (["orders", "id"], ["id", "id"], ["addr", "addr.zip"], ["nope"], ["id.x"], ["addr.nope"], [""],
                   ["addr.city", "addr.zip"], ["addr.zip", "orders", "addr.city"]):  # fmt: skip
-        with pytest.raises(Unreadable):
+        with pytest.raises(BadRequest):
             select(NESTED, wrong)
 
 
