@@ -70,6 +70,9 @@ async def _taken(gate: Gate, entry: Entry) -> None:
         log.warning("held job ended", reason=str(error))
         reason = f"the gateway was restarted, and {error}"
         await gate.jobs.settle(entry.key, entry.owner, "denied", reason=reason)
+    except Exception as error:  # it stays held, and is anybody's again: a process that keeps what it took loses it
+        log.error("held jobs cannot be taken over", error=repr(error))
+        await gate.jobs.amend(entry.key, entry.owner, process="")
 
 
 async def _again(gate: Gate, session: Session, shared: Shared, entry: Entry, asked: Asked, log: Any) -> None:

@@ -208,8 +208,9 @@ class Sessions:
                 shared.end("the target was configured anew")
             self._make_room(key)
             ready: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
-            shared = self._open[key] = Shared(caller, target, gate, ready)
+            shared = Shared(caller, target, gate, ready)
             task = gate.residents.start(target.protocol, caller.listener, caller.identity, shared.work)
+            self._open[key] = shared  # not before it has begun: who finds one waits for it to be ready
             task.add_done_callback(partial(self._forget, key, shared))
         with shared.lease():
             yield shared, await asyncio.shield(shared.ready)
