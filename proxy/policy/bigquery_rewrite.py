@@ -53,6 +53,8 @@ _CONTROL: Final = frozenset({"IF", "ELSEIF", "CASE", "WHEN", "WHILE", "REPEAT", 
 # Columns that a table has and SELECT * does not. Source: "Querying partitioned tables", "Querying wildcard tables",
 # "External tables" (_FILE_NAME), "Work with change history".
 _PSEUDO: Final = ("_PARTITIONTIME", "_PARTITIONDATE", "_TABLE_SUFFIX", "_FILE_NAME", "_CHANGE_", "_ROW_TIMESTAMP")
+# Words of a statement in which no scan is replaced. Source: "VECTOR_SEARCH" takes the plainest of queries alone.
+_BARRING: Final = {"|>": "pipes", "VECTOR_SEARCH": "VECTOR_SEARCH takes a query of a table alone"}
 _PARTS: Final = {"this", "db", "catalog", "alias", "joins"}  # what a scan may have that a query in brackets may too
 _BRACKETS: Final = 7  # length of "SELECT ", which Draft.expression puts before an expression
 
@@ -89,7 +91,7 @@ class _Reader(QueryReader):
     found: _Found
     tokens: Sequence[Token]
     begin: int
-    piped: bool
+    barred: str
 
     def table(self, node: exp.Table, *, reads: bool = True) -> TableName:
         """The table that a node names; noted."""
@@ -106,8 +108,8 @@ class _Reader(QueryReader):
 
     def _scan(self, node: exp.Table, name: TableName) -> _Scan:
         """Where a scan stands. Raises Unreadable where it cannot be replaced."""
-        if self.piped:
-            raise Unreadable("pipes")
+        if self.barred:
+            raise Unreadable(self.barred)
         if not _is_item(node):
             raise Unreadable("the table is an argument")
         if strange := sorted(key for key, value in node.args.items() if value and key not in _PARTS):
@@ -173,7 +175,7 @@ class _Draft(Draft):
         Draft.__init__(self, script, tokens)
         reader = _Reader(script.names, script.variables, script.limits.trusted_routines)
         reader.found, reader.tokens, reader.begin = found, tokens, tokens[0].start
-        reader.piped = any(token.word == "|>" for token in tokens)
+        reader.barred = next((_BARRING[token.word] for token in tokens if token.word in _BARRING), "")
         self.reader: _Reader = reader
 
     def query(self, tokens: Sequence[Token]) -> Outputs | None:
@@ -201,9 +203,11 @@ def rewrite(
     try:
         found = _Found(frozenset(scans))
         tokens = _read(text, Names(project, dataset), limits, found)
-        after = _spliced(text, tokens, found, scans)
+        after = _spliced(text, tokens, found, scans, limits.text_bytes)
         if found.scans and not _same(before, analyse(after, project, dataset, limits)):
             return Rewritten(text, why="the rewritten text would not do the same")
+    except Unreadable as error:
+        return Rewritten(text, why=str(error))
     except Exception as error:  # fails closed: the text stays as it came, and is masked by its lineage
         return Rewritten(text, why=f"the text could not be rewritten ({type(error).__name__})")
     tables = tuple(dict.fromkeys(str(scan.table) for scan in found.scans.values()))
@@ -242,16 +246,14 @@ def _read(text: str, names: Names, limits: AnalysisLimits, found: _Found) -> lis
 
 
 def _read_piece(script: Script, tokens: list[Token], piece: Piece, found: _Found) -> None:
+    """Read a statement or a condition. What control flow makes of names is certain: else the text is opaque."""
     own = tokens[piece.first : piece.last]
     noted = _Found(found.wanted)
     draft = _Draft(script, own, noted)
-    outside = script.names.state
     if piece.word:
         draft.expression(own)
     else:
         READERS[draft.word](draft)
-    if piece.conditional:
-        script.names.restore(outside)
     for scan in noted.scans.values():
         if not piece.word and draft.word not in _ENTERED:
             found.leave(scan.table, f"{draft.word} is not entered")
@@ -261,26 +263,31 @@ def _read_piece(script: Script, tokens: list[Token], piece: Piece, found: _Found
     found.left |= noted.left
 
 
-def _spliced(text: str, tokens: Sequence[Token], found: _Found, scans: Mapping[str, tuple[Replacement, ...]]) -> str:
-    """The text with queries in place of the names of tables."""
+def _spliced(
+    text: str, tokens: Sequence[Token], found: _Found, scans: Mapping[str, tuple[Replacement, ...]], size_limit: int
+) -> str:
+    """The text with queries in place of the names of tables. Raises Unreadable where it would be too long."""
+    heads = {table: _head(scans[table]) for table in {str(scan.table) for scan in found.scans.values()}}
+    if sum(len(heads[str(scan.table)]) for scan in found.scans.values()) > size_limit:
+        raise Unreadable("the rewritten text would be too long")
     parts: list[str] = []
     at = 0
     for first in sorted(found.scans):
         scan = found.scans[first]
         start, end = tokens[scan.first].start, tokens[scan.last - 1].end
         alias = "" if scan.alias else f" AS {quoted(scan.table.table)}"
-        parts += (text[at:start], _query(text[start:end], scans[str(scan.table)]), alias)
+        parts += (text[at:start], heads[str(scan.table)], text[start:end], f" AS {SCANNED_ROW})", alias)
         at = end
     return "".join((*parts, text[at:]))
 
 
-def _query(name: str, columns: Sequence[Replacement]) -> str:
-    """A query of a table in brackets. name: as the text has it, comments between its parts included."""
+def _head(columns: Sequence[Replacement]) -> str:
+    """What comes before a table's name, as the text has it, comments between its parts included."""
     shown = (
         f"{each.expression} AS {quoted(each.column)}" if each.expression else f"{SCANNED_ROW}.{quoted(each.column)}"
         for each in columns
     )
-    return f"(SELECT {', '.join(shown)} FROM {name} AS {SCANNED_ROW})"  # noqa: S608  # quoted, and the text's own
+    return f"(SELECT {', '.join(shown)} FROM "  # noqa: S608  # quoted, and expressions of our own
 
 
 def quoted(name: str) -> str:

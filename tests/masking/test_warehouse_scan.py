@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocols.bigquery.schema import Schema, read_schema
@@ -153,7 +153,9 @@ def test_so_many_fields_and_no_more() -> None:
     assert replacements((mask(),), TABLE, ()) is None
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"])))
+@given(st.text(st.sampled_from("\\'\"`\n\r\0{}\u2028\U0001f600nux0") | st.characters(exclude_categories=["Cs"])))
+@example("\\")
+@example("\\' OR 1 = 1 --")
 def test_a_literal_says_its_text(text: str) -> None:
     (token,) = tokens_of(literal(text), 10, 10)
     assert token.kind == "string"

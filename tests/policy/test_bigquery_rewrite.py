@@ -61,6 +61,10 @@ def shown(outputs: Outputs) -> set[str]:
          "WITH users AS (SELECT * FROM {users} AS `users`) SELECT * FROM users"),
         ("WITH a AS (SELECT 1 FROM b), b AS (SELECT * FROM d.users) SELECT * FROM a, b",
          "WITH a AS (SELECT 1 FROM b), b AS (SELECT * FROM {d.users} AS `users`) SELECT * FROM a, b"),
+        ("WITH RECURSIVE r AS (SELECT id FROM users UNION ALL SELECT r.id + 1 FROM r JOIN d.users u ON u.id = r.id) "
+         "SELECT * FROM r",
+         "WITH RECURSIVE r AS (SELECT id FROM {users} AS `users` UNION ALL SELECT r.id + 1 FROM r "
+         "JOIN {d.users} u ON u.id = r.id) SELECT * FROM r"),
         ("SELECT (SELECT MAX(email) FROM users WHERE id = o.id) FROM d.o o",
          "SELECT (SELECT MAX(email) FROM {users} AS `users` WHERE id = o.id) FROM d.o o"),
         ("SELECT 1 FROM d.o WHERE EXISTS (SELECT 1 FROM d.users x WHERE x.id = o.id)",
@@ -100,6 +104,7 @@ def test_scans_are_replaced_and_nothing_else(text: str, expected: str) -> None:
         ("SELECT * FROM users PIVOT (COUNT(id) FOR email IN ('a'))", "only a table may have (pivots)"),
         ("FROM users |> SELECT email", "pipes"),
         ("SELECT * FROM (FROM users |> WHERE id = 1)", "pipes"),
+        ("SELECT * FROM VECTOR_SEARCH((SELECT * FROM users), 'v', (SELECT 1 AS v))", "VECTOR_SEARCH takes"),
         ("SELECT * FROM ML.PREDICT(MODEL d.m, TABLE d.users)", "the table is an argument"),
         ("SELECT d.users.email FROM d.users", "its full name"),
         ("SELECT p.d.users.email FROM p.d.users", "its full name"),
@@ -175,7 +180,7 @@ def test_filters_are_none_on_a_replaced_column() -> None:
 def test_a_name_that_cannot_be_quoted_leaves_the_text(name: str) -> None:
     scans = {USERS: (Replacement(name),)}
     assert rewrite("SELECT * FROM users", "p", "d", scans) == Rewritten(
-        "SELECT * FROM users", why="the text could not be rewritten (Unreadable)"
+        "SELECT * FROM users", why="a name cannot be quoted"
     )
 
 
@@ -195,6 +200,13 @@ def test_limits_hold_for_the_new_text_as_well() -> None:
     size = len(done(text).text)
     for most, tables in ((size, (USERS,)), (size - 1, ())):
         assert rewrite(text, "p", "d", SCANS, AnalysisLimits(text_bytes=most)).tables == tables
+
+
+def test_a_text_grows_so_far_and_no_further() -> None:
+    """Many scans of a wide table would be gigabytes before anybody counted."""
+    wide = tuple(Replacement(f"column_{n}", "'x'") for n in range(1_000))
+    text = "; ".join(["SELECT 1 FROM users"] * 1_900)
+    assert rewrite(text, "p", "d", {USERS: wide}) == Rewritten(text, why="the rewritten text would be too long")
 
 
 @pytest.mark.parametrize("name", FILES)
