@@ -241,8 +241,10 @@ def dying(service: Scripted, word: str) -> tuple[threading.Event, threading.Even
     return reached, on
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_an_approved_job_whose_process_dies_runs_at_most_once(place: BqPlace, service: Scripted, begun: bool) -> None:
+@pytest.mark.parametrize(("begun", "polls"), [(False, True), (True, True), (True, False)])
+def test_an_approved_job_whose_process_dies_runs_at_most_once(
+    place: BqPlace, service: Scripted, begun: bool, polls: bool
+) -> None:
     """It dies while the insert is on its way: whether it was begun tells the mark alone."""
     name = "dying1"
     reached, on = dying(service, TEXT.format(name))
@@ -258,14 +260,16 @@ def test_an_approved_job_whose_process_dies_runs_at_most_once(place: BqPlace, se
     service.scripts.clear()
     with place.serving("log-2") as gateway:
         api = Api(gateway)
-        # Its owner asks: by a poll, and by sending it once more, as clients do that got no answer.
-        answer = api.insert(name, TEXT.format(name))
-        assert answer.code in (200, 409), answer.body
-        if answer.code == 200:  # it was never begun, so it is another command: held again
-            assert not begun
+        # Its owner polls, or sends it once more, as clients do that got no answer.
+        if not begun:  # it is nobody's, so it is another command that waits
+            assert (api.get(f"/jobs/{name}").code, service.runs(name)) == (404, 0)
+            assert api.insert(name, TEXT.format(name)).json["status"]["state"] == "PENDING"
             runs_once(gateway, service, name)
+        elif polls:
+            assert api.state(name) == "DONE"
         else:
-            done(gateway, service, name)
+            assert api.insert(name, TEXT.format(name)).code == 409
+        done(gateway, service, name)
         assert [each for each, _ in service.ran].count(name) == 1
         (job,) = [each for each in service.jobs.values() if each["jobReference"]["jobId"] == name]
         assert job["configuration"]["labels"]
@@ -296,7 +300,7 @@ def test_an_insert_whose_process_died_is_found_by_its_mark(place: BqPlace, servi
     assert "labels" not in stranger["configuration"]
     with place.serving("log-2") as gateway:
         api = Api(gateway)
-        until(lambda: api.get(f"/jobs/{name}").code == 200, "job")
+        assert api.state(name) == "DONE"
         assert api.insert(name, text.format(name)).code == 409
         assert service.runs(name) == 1
         refused = api.insert(other, text.format(other))

@@ -237,9 +237,14 @@ async def settle_open(jobs: Jobs, entry: Entry, job: Mapping[str, Any]) -> None:
 
 
 async def look(upstream: Upstream, entry: Entry) -> dict[str, Any] | None:
-    """Return the job of an entry as the target has it, None where there is none that is ours."""
+    """Return the job of an entry as the target has it, None where there is none that is ours.
+
+    Raises TargetPeerError: also where the target does not tell.
+    """
     project, name = quote(entry.key.project, safe=":"), quote(entry.key.id)
     place = f"location={quote(entry.key.location)}&" if entry.key.location else ""
     status, body = await upstream.ask("GET", f"/bigquery/v2/projects/{project}/jobs/{name}?{place}prettyPrint=false")
+    if status not in (200, 404):
+        raise TargetPeerError(f"the target does not tell whether it has the job: {status}")
     found = decoded(body) if status == 200 else None
     return found if found is not None and ours(found, entry) else None

@@ -56,6 +56,7 @@ async def serve_job(turn: Turn, asked: Asked) -> bool:
     entry = await entry_of(turn, asked)
     command = poll_of(asked, f"{entry.key.project}:{entry.key.id}", turn.flow, taped(turn.head, b""), _verb(asked))
     permit = await turn.decide(command, entry.masks)
+    entry = await _sought(turn, entry)
     match asked.method.name:
         case "jobs.get":
             answer = holds.get_job(entry)
@@ -73,6 +74,25 @@ async def serve_job(turn: Turn, asked: Asked) -> bool:
             await turn.jobs.forget(entry.key, turn.owner)
         return done
     return await _of_target(turn, asked, permit, entry)
+
+
+async def _sought(turn: Turn, entry: Entry) -> Entry:
+    """Look for a job that has left and was not answered: its process has died, or could not write the answer down.
+
+    One that never came to the target is forgotten; clients send it again when they are told so. Raises Missing.
+    """
+    if entry.state != "sent":
+        return entry
+    from protocols.bigquery.held import look, settle_open  # which imports this module
+
+    job = await look(turn.upstream, entry)
+    if job is not None:
+        await settle_open(turn.jobs, entry, job)
+        return await turn.jobs.find(entry.key, turn.owner) or entry
+    if holds.unsure(entry):
+        await turn.jobs.forget(entry.key, turn.owner)
+        raise Missing(not_found("Job", entry.key.project, entry.key.id, entry.key.location))
+    return entry
 
 
 def _verb(asked: Asked) -> str:

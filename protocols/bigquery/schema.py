@@ -260,9 +260,7 @@ def _selected(fields: Schema, paths: list[list[str]]) -> Schema:
         if below == [[]]:
             found.append(field)
         elif [] in below or field.type != "RECORD":
-            raise BadRequest(
-                400, "selectedFields names a field twice, or something below one that has nothing below"
-            )
+            raise BadRequest(400, "selectedFields names a field twice, or something below one that has nothing below")
         else:
             found.append(Field(field.name, field.type, field.mode, _selected(field.fields, below)))
     return tuple(found)

@@ -21,7 +21,7 @@ from protocols.bigquery import holds
 from protocols.bigquery.bodies import write_object
 from protocols.bigquery.commands import command_of, poll_of, taped
 from protocols.bigquery.held import labels_of, settle_open
-from protocols.bigquery.ownership import Failure, job_key, marked, refusal, repeat, shown
+from protocols.bigquery.ownership import Failure, job_key, learned, marked, refusal, repeat, shown
 from protocols.bigquery.polling import decoded, encoded, masked_errors, tell
 from protocols.bigquery.requests import Asked
 from protocols.bigquery.running import NO_ESTIMATE, check_ids, settle_insert
@@ -162,6 +162,9 @@ async def _passed(turn: Turn, asked: Asked, permit: Permit, entry: Entry, length
 async def _settled(turn: Turn, asked: Asked, entry: Entry, job: dict[str, Any]) -> None:
     """The last piece has made the job: the target has it from now on."""
     place = str((job.get("jobReference") or {}).get("location") or "")
-    found = await turn.jobs.find(job_key(turn.target_name, asked.project, entry.parent, place), turn.owner)
+    key = job_key(turn.target_name, asked.project, entry.parent, place)
+    found = await turn.jobs.find(key, turn.owner)
     if found is not None and found.state == "sent":
         await settle_open(turn.jobs, found, job)
+    elif found is None:  # asked for after a restart, before the target had it
+        await turn.jobs.add([replace(entry, key=key, parent="", state="open", **learned(job))])

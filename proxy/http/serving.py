@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final, Protocol
 
-from proxy.core.errors import LoginRefused, TapeError, UserPeerError
+from proxy.core.errors import GatecastError, LoginRefused, PeerError, TapeError, UserPeerError
 from proxy.core.gate import Gate
 from proxy.core.http.heads import BadRequest, RequestHead
 from proxy.core.http.server import UserConnection
@@ -164,6 +164,16 @@ class Serving(ABC):
                     log.error("recording failed, the answer is kept back", error=str(error))
                     return await self.say(503, NOT_SHOWN, close=True)
                 raise
+            except (BadRequest, LoginRefused, PeerError):
+                raise
+            except GatecastError as error:  # of a store: who owns what, and what waits, cannot be written down
+                if running.said:
+                    raise Ended("its end could not be written down") from error
+                if running.passed:
+                    log.error("recording failed, the answer is kept back", error=str(error))
+                    return await self.say(503, NOT_SHOWN, close=True)
+                log.error("no tape, no answer", error=str(error))
+                return await self.say(503, NOT_SERVED, close=True)
 
     async def _watched(self, running: Running, work: Awaitable[bool], shared: Shared) -> bool:
         """Run an exchange; one whose user leaves, or whose session is ended, is over."""

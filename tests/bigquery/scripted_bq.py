@@ -72,6 +72,7 @@ class Scripted:
     ran: list[tuple[str, str]] = field(default_factory=list)
     uploads: dict[str, Any] = field(default_factory=dict)
     come: threading.Condition = field(default_factory=threading.Condition)
+    padding: str = ""  # of jobs, where their answers have to be large
     release: threading.Event = field(default_factory=threading.Event)  # lets go of who stalls
 
     def about(self, word: str) -> list[Asked]:
@@ -105,6 +106,8 @@ class Scripted:
             "configuration": configuration, "status": {"state": "DONE"},
             "statistics": {**_TIMES, "query": {"statementType": "SELECT", "totalBytesProcessed": "1024"}},
         }  # fmt: skip
+        if self.padding:
+            job["statistics"]["padding"] = self.padding
         with self.come:
             self.jobs[name] = job
             self.ran.append((name, text))
