@@ -49,6 +49,7 @@ GATEWAY_LIMIT: Final = 1000
 TEXT_HEAD_LIMIT: Final = 48 * 1024
 TEXT_TAIL_LIMIT: Final = 16 * 1024
 OBJECTS_LIMIT: Final = 200
+INTENT_LIMIT: Final = 4096  # characters of why: what fits a header (proxy/http/serving.py)
 WHY_LIMIT: Final = 1000
 LIST_LIMIT: Final = 1000
 KEEP_SECONDS: Final = 90 * 86_400.0
@@ -407,15 +408,21 @@ def check_approver(record: Record, by: Identity) -> str:
 
 
 def with_values(command: Command) -> str:
-    """Return a command's text and, below it, the values of its parameters, where it has some: they are what it does."""
+    """Return a command's text and, below it, the values of its parameters, where it has some: they are what it does.
+
+    Last comes why the user says it does this; it is one line, and so cannot look like anything else.
+    """
+    lines = [command.text]
     values = command.facts.get("values")
-    if not values:
-        return command.text
-    shown = (
-        f"-- ${place} = " + ("NULL" if value is None else f"'{harmless(value)}'")
-        for place, value in enumerate(values, 1)
-    )
-    return "\n".join((command.text, f"-- with {len(values)} parameters:", *shown))
+    if values:
+        lines.append(f"-- with {len(values)} parameters:")
+        lines += (
+            f"-- ${place} = " + ("NULL" if value is None else f"'{harmless(value)}'")
+            for place, value in enumerate(values, 1)
+        )
+    if command.why:
+        lines.append(f"-- intent: {harmless(command.why[:INTENT_LIMIT])}")
+    return "\n".join(lines)
 
 
 def cut(text: str) -> str:

@@ -116,12 +116,14 @@ class FakeApprovals:
 
     def __init__(self) -> None:
         self.pending: list[FakePending] = []
+        self.asked: list[Command] = []
         self.answer: Decision | None = None
         self.opened = asyncio.Event()
 
     async def open(self, session: str, identity: Identity, target: Target, command: Command, hold: Hold) -> FakePending:
         pending = FakePending(hold, f"ap_{len(self.pending)}")
         self.pending.append(pending)
+        self.asked.append(command)
         if self.answer is not None:
             pending.decide(self.answer.outcome, self.answer.by, self.answer.reason)
         self.opened.set()

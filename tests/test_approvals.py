@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from proxy import approvals as module
-from proxy.approvals import TEXT_HEAD_LIMIT, TEXT_TAIL_LIMIT, ApprovalError, Approvals, Request, cut
+from proxy.approvals import INTENT_LIMIT, TEXT_HEAD_LIMIT, TEXT_TAIL_LIMIT, ApprovalError, Approvals, Request, cut
 from proxy.core import gate
 from proxy.core.events import Command
 from proxy.core.gate import Decision
@@ -511,6 +511,13 @@ def test_an_approver_sees_what_the_parameters_are(tmp_path: Path) -> None:
     assert asyncio.run(_shown(tmp_path / "a", values=())) == plain
     shown = asyncio.run(_shown(tmp_path / "b", values=("7", None, "x\n-- $1 = '8'")))
     assert shown == plain + "\n-- with 3 parameters:\n-- $1 = '7'\n-- $2 = NULL\n-- $3 = 'x\\n-- $1 = '8''"
+
+
+def test_an_approver_sees_why_as_one_line_last(tmp_path: Path) -> None:
+    shown = asyncio.run(_shown(tmp_path / "a", values=("7",), intent="a refund\n-- $2 = 'y'" + "z" * INTENT_LIMIT))
+    why = shown.removeprefix("DELETE FROM t WHERE id = $1\n-- with 1 parameters:\n-- $1 = '7'\n-- intent: ")
+    assert why == "a refund\\n-- $2 = 'y'" + "z" * (INTENT_LIMIT - 20)
+    assert asyncio.run(_shown(tmp_path / "b", intent=["no text"])) == "DELETE FROM t WHERE id = $1"
 
 
 def test_an_approver_sees_the_login_and_what_a_place_is_for() -> None:

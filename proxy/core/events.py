@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol
 
 Kind = Literal["read", "write", "define", "delete", "execute", "transfer", "admin", "session", "unknown"]
@@ -29,6 +29,9 @@ NULL_CELL: Final = _NullCell()
 # bytes, or None for NULL. A constant in place of a function saves the call: bytes, or NULL_CELL.
 CellMask = Callable[[bytes], bytes | None] | bytes | _NullCell
 RemarkFields = Mapping[str, str]
+
+# Of Command.facts: why the user says he wants this, in a line. It is taped and shown to approvers; no rule reads it.
+INTENT_FACT: Final = "intent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,18 @@ class Command:
     rest_bytes: int = 0
     flow: int | None = None
     data: bytes | None = None
+
+    @property
+    def why(self) -> str:
+        """Why the user says he wants this, as far as the command itself tells; "" for nothing."""
+        found = self.facts.get(INTENT_FACT)
+        return found if isinstance(found, str) else ""
+
+    def explained(self, said: str) -> Command:
+        """Return the command with what its user has said of all that he does before its own reason."""
+        if said in ("", self.why):
+            return self
+        return replace(self, facts={**self.facts, INTENT_FACT: f"{said}; {self.why}" if self.why else said})
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,8 @@ class Session:
         self._pending: dict[str, Pending] = {}  # by the approval's id: streams of one session wait apart
         self._streams: dict[tuple[int, str], tuple[tuple[Mask, ...], StreamMask | None]] = {}
         self._seen_masks: dict[Mask, None] = {}
+        self._said = ""  # why the user does all this
+        self._why = ""  # and the last command that had a reason of its own
         self._closed = False
 
     @property
@@ -202,18 +204,21 @@ class Session:
         return replace(command, text=seen(command.text), objects=tuple(seen(one) for one in command.objects))
 
     def _tape_command(self, command: Command) -> int:
+        if command.why not in ("", self._why):
+            self._why = command.why
+            self._tape_intent(command.why, command.flow)
         if command.data is not None:
             if command.data:
                 self.tape.append(USER, Kind.WIRE, command.data, flow=command.flow)
         elif command.wire:
             self.tape.append(USER, Kind.WIRE, command.wire)
-        entry = {"verb": command.verb, "kind": command.kind, "text": command.text[:TEXT_LIMIT]}
+        entry: dict[str, object] = {"verb": command.verb, "kind": command.kind, "text": command.text[:TEXT_LIMIT]}
         if command.objects:
-            entry["objects"] = command.objects  # type: ignore[assignment]  # msgpack takes tuples
+            entry["objects"] = command.objects  # msgpack takes tuples
         if not command.exact:
-            entry["exact"] = False  # type: ignore[assignment]
+            entry["exact"] = False
         if command.flow is not None:
-            entry["flow"] = command.flow  # type: ignore[assignment]
+            entry["flow"] = command.flow
         if "values" in command.facts:
             entry["values"] = command.facts["values"]
         return self.tape.append(USER, Kind.COMMAND, _pack(entry), entry)
@@ -236,7 +241,9 @@ class Session:
         self, command: Command, shown: Command, hold: Hold, number: int, on_hold: OnHold
     ) -> tuple[Allow | Deny, str | None, bool]:
         try:
-            pending = await self.gate.approvals.open(self.id, self.identity, self.target, shown, hold)
+            pending = await self.gate.approvals.open(
+                self.id, self.identity, self.target, shown.explained(self._said), hold
+            )
         except Exception as error:  # fails closed: what nobody can be asked about is not allowed
             self._mark("approval-error", type(error).__name__)
             return Deny(hold.rule, "the approval could not be opened; ask the operator to look at the log"), None, False
@@ -449,8 +456,13 @@ class Session:
         self._mark(label, text[:TEXT_LIMIT])
 
     def intent(self, text: str) -> None:
-        """Tape why the user says it does this."""
-        self.tape.append(USER, Kind.INTENT, _pack({"text": text[:TEXT_LIMIT]}))
+        """Tape why the user says it does this; approvers are shown the last that was said."""
+        self._said = text
+        self._tape_intent(text)
+
+    def _tape_intent(self, text: str, flow: int | None = None) -> None:
+        more = {} if flow is None else {"flow": flow}
+        self.tape.append(USER, Kind.INTENT, _pack({"text": text[:TEXT_LIMIT], **more}))
 
     def _mark(self, label: str, text: str = "") -> None:
         self.tape.append(GATE, Kind.MARK, _pack({"label": label, "text": text}))
