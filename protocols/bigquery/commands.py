@@ -22,10 +22,11 @@ from typing import Any, Final
 from protocols.bigquery.effects import effects as doors_of
 from protocols.bigquery.estimates import Estimate, places
 from protocols.bigquery.facts import FACTS, WAREHOUSE
+from protocols.bigquery.intent import intent_of
 from protocols.bigquery.methods import KIND_OF
 from protocols.bigquery.parameters import safe_target
 from protocols.bigquery.requests import Asked
-from proxy.core.events import Command
+from proxy.core.events import INTENT_FACT, Command
 from proxy.core.http.heads import RequestHead, encode_request, without
 from proxy.core.warehouse import GRAVITY, UNRESOLVED, Analysis, Statement, TableName
 
@@ -190,7 +191,9 @@ def _facts(asked: Asked, analysis: Analysis, estimate: Estimate) -> dict[str, An
         "bq_maximum_bytes": (asked.query.maximum_bytes or 0) if asked.query is not None else 0,
     }
     values = _values(asked)
-    return facts | places(asked, analysis, estimate) | ({"values": values} if values else {})
+    said = intent_of(asked)
+    more = ({"values": values} if values else {}) | ({INTENT_FACT: said} if said else {})
+    return facts | places(asked, analysis, estimate) | more
 
 
 def _where(statements: Iterable[Statement]) -> str:
