@@ -25,7 +25,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -204,11 +204,22 @@ def listed(answer: Mapping[str, Any]) -> frozenset[str]:
 
 
 def own_list(
-    answer: Mapping[str, Any], owned: Collection[str], owner: Owner, before: Iterable[Mapping[str, Any]] = ()
+    answer: Mapping[str, Any], owned: Mapping[str, str], owner: Owner, before: Iterable[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Return a list of jobs with the owner's alone. before: jobs that the gate answers for, for the first page."""
-    own = [shown(job, owner) for job in _jobs(answer) if _map(job, "jobReference").get("jobId") in owned]
+    """Return a list of jobs with the owner's alone. owned: the ids that are the owner's, and where; "" is not known.
+
+    Elsewhere a job of the same id is somebody else's. before: jobs that the gate answers for, for the first page.
+    """
+    own = [shown(job, owner) for job in _jobs(answer) if _is_owned(_map(job, "jobReference"), owned)]
     return {**answer, "jobs": [*before, *own]}
+
+
+def _is_owned(reference: Mapping[str, Any], owned: Mapping[str, str]) -> bool:
+    name, place = reference.get("jobId"), reference.get("location")
+    if not isinstance(name, str) or name not in owned:
+        return False
+    known = owned[name]
+    return not known or not place or (isinstance(place, str) and place.casefold() == known.casefold())
 
 
 def shown(job: Mapping[str, Any], owner: Owner) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from protocols.bigquery.ownership import (
 )
 from protocols.bigquery.pages import mask_errors
 from protocols.bigquery.paging import masked_result
-from protocols.bigquery.requests import Asked
+from protocols.bigquery.requests import LOCATION, Asked
 from protocols.bigquery.turn import Missing, Turn
 from proxy.core.http.heads import ResponseHead
 from proxy.core.jobs import ENDED, Entry, Key
@@ -54,6 +54,7 @@ async def entry_of(turn: Turn, asked: Asked) -> Entry:
 async def serve_job(turn: Turn, asked: Asked) -> bool:
     """Serve jobs.get, getQueryResults, cancel or delete of one job. Raises Missing, Refused."""
     entry = await entry_of(turn, asked)
+    asked = _placed(asked, entry)
     command = poll_of(asked, f"{entry.key.project}:{entry.key.id}", turn.flow, taped(turn.head, b""), _verb(asked))
     permit = await turn.decide(command, entry.masks)
     entry = await _sought(turn, entry)
@@ -74,6 +75,15 @@ async def serve_job(turn: Turn, asked: Asked) -> bool:
             await turn.jobs.forget(entry.key, turn.owner)
         return done
     return await _of_target(turn, asked, permit, entry)
+
+
+def _placed(asked: Asked, entry: Entry) -> Asked:
+    """Name the job's place, where the request does not: elsewhere, a job of the same id may be somebody else's."""
+    if asked.location or not entry.key.location or not LOCATION.fullmatch(entry.key.location):
+        return asked
+    pairs = [pair for pair in asked.parameters.pairs if pair[0] != "location"]
+    parameters = replace(asked.parameters, pairs=(*pairs, ("location", entry.key.location)))
+    return replace(asked, parameters=parameters, location=entry.key.location)
 
 
 async def _sought(turn: Turn, entry: Entry) -> Entry:
@@ -213,4 +223,5 @@ def decoded(body: bytes) -> dict[str, Any] | None:
 
 def encoded(value: Mapping[str, Any]) -> bytes:
     """Return a document as it is sent."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    # Half a surrogate pair, which some target may send, goes on as it came: as an escape.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")

@@ -165,8 +165,8 @@ class Jobs(Protocol):
     async def wait(self, key: Key, owner: Owner, seconds: float) -> Entry | None:
         """Return the entry as soon as it no longer waits for a human (in any process), or when the time is over."""
 
-    async def owned(self, owner: Owner, target: str, project: str, ids: Collection[str]) -> frozenset[str]:
-        """Tell which of these jobs are the owner's, for a list of jobs."""
+    async def owned(self, owner: Owner, target: str, project: str, ids: Collection[str]) -> Mapping[str, str]:
+        """Tell which of these jobs are the owner's, for a list of jobs, each with its location, "" where unknown."""
 
     async def waiting(self, owner: Owner, target: str, project: str) -> list[Entry]:
         """The owner's jobs that the target does not know (yet), the newest first, for a list of jobs."""

@@ -122,18 +122,18 @@ def update(
 
 def owned(
     owner: Owner, target: str, project: str, ids: list[str], now: float
-) -> Callable[[sqlite3.Connection], frozenset[str]]:
-    """Return which of some jobs are the owner's."""
+) -> Callable[[sqlite3.Connection], dict[str, str]]:
+    """Return which of some jobs are the owner's, each with its location."""
 
     whose = (owner.subject, owner.issuer, json.dumps(owner.agents))
 
-    def work(at: sqlite3.Connection) -> frozenset[str]:
+    def work(at: sqlite3.Connection) -> dict[str, str]:
         rows = at.execute(
-            "SELECT id FROM jobs WHERE target = ? AND kind = 'job' AND project = ? AND subject = ? AND issuer = ? "
-            "AND agents = ? AND expires > ? AND id IN (SELECT value FROM json_each(?))",
+            "SELECT id, location FROM jobs WHERE target = ? AND kind = 'job' AND project = ? AND subject = ? "
+            "AND issuer = ? AND agents = ? AND expires > ? AND id IN (SELECT value FROM json_each(?))",
             (target, project, *whose, now, json.dumps(ids)),
         )
-        return frozenset(row[0] for row in rows)
+        return {row["id"]: row["location"] for row in rows}
 
     return work
 

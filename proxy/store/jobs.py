@@ -240,7 +240,7 @@ class JobStore:
             if not wakes and self._wakes.get(names) is wakes:
                 del self._wakes[names]
 
-    async def owned(self, owner: Owner, target: str, project: str, ids: Collection[str]) -> frozenset[str]:
+    async def owned(self, owner: Owner, target: str, project: str, ids: Collection[str]) -> dict[str, str]:
         """See Jobs."""
         asked = [name for name in ids if Key(target, "job", project, name).sane]
         if len(asked) > LIST_LIMIT:
