@@ -25,9 +25,11 @@ from protocols.bigquery.facts import FACTS, WAREHOUSE
 from protocols.bigquery.intent import intent_of
 from protocols.bigquery.methods import KIND_OF
 from protocols.bigquery.parameters import safe_target
+from protocols.bigquery.queries import text as text_in
 from protocols.bigquery.requests import Asked
 from proxy.core.events import INTENT_FACT, Command
 from proxy.core.http.heads import RequestHead, encode_request, without
+from proxy.core.text import harmless
 from proxy.core.warehouse import GRAVITY, UNRESOLVED, Analysis, Statement, TableName
 
 VERBS: Final = frozenset(KIND_OF)
@@ -229,7 +231,8 @@ def text_of(asked: Asked) -> str:
             sources = ", ".join(asked.uris) or "an upload"
             return f"load {sources} into {asked.destination} ({asked.write})"
         case "copy":
-            return f"copy {', '.join(map(str, asked.sources))} to {asked.destination} ({asked.write})"
+            how = text_in(asked.configuration, "operationType") or "COPY"
+            return f"copy {', '.join(map(str, asked.sources))} to {asked.destination} ({asked.write}, {how})"
         case "extract":
             return f"extract {', '.join(map(str, asked.sources))} to {', '.join(asked.uris)}"
     line = f"{name} {asked.object}{asked.line.route.decorator}"
@@ -259,7 +262,10 @@ def _query_text(asked: Asked) -> str:
         notes.append(f"names are of {query.dataset}")
     notes += [f"reads {each.name}: {', '.join((*each.uris, each.connection))}" for each in query.tables]
     notes += [f"runs code: {each}" for each in query.code]
+    notes += [f"changes the schema: {each}" for each in query.schema_options]
     notes += [f"{key}: {value}" for key, value in query.properties.items()]
     if query.create_session:
         notes.append("begins a session")
-    return "\n".join([query.text, *(f"-- {note}" for note in notes)])
+    notes += [f"asks for {each}" for each in asked.special if each not in ("create_session", "service_account")]
+    # One line each, whatever a caller has put into a value: it may not read like SQL, or like another note.
+    return "\n".join([query.text, *(f"-- {harmless(note)}" for note in notes)])
