@@ -234,6 +234,17 @@ def _table(asked: Asked) -> Iterator[Effect]:
             yield Effect("export", (str(source),), "tableReplicationInfo", (asked.project,))
 
 
+def borrowed(asked: Asked) -> tuple[TableName, ...]:
+    """The tables whose rows a definition brings to another place without SQL; of a dataset its own name, all of it."""
+    body = asked.body or {}
+    found = []
+    if source := (body.get("tableReplicationInfo") or {}).get("sourceTable"):
+        found.append(table_name(source, asked.project))
+    if linked := (body.get("linkedDatasetSource") or {}).get("sourceDataset"):
+        found.append(TableName(text(linked, "projectId") or asked.project, text(linked, "datasetId"), "*"))
+    return tuple(found)
+
+
 def _retagged(asked: Asked) -> bool:
     """Tell whether tags, on which rights may depend, are set. bq patches with no tags at all: that changes none."""
     body = asked.body or {}

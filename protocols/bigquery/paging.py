@@ -11,6 +11,7 @@ Source: bigquery note 3, 6 and 9; reference of tabledata.list, jobs.getQueryResu
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
@@ -26,6 +27,9 @@ from proxy.core.session import Permit
 
 # What tabledata.list reads, of which the columns are the table's own. Source: reference of Table.type.
 OWN_COLUMNS: Final = frozenset({"TABLE", "SNAPSHOT", "EXTERNAL", "CLONE"})
+# What a table's id may end in where its rows are those of the table: a partition. An instant is of an older schema, and
+# $__PARTITIONS_SUMMARY__ is of another. Source: "Table decorators", "Managing partitioned tables".
+_PARTITION = re.compile(r"(?:\$(?:__NULL__|__UNPARTITIONED__|[0-9A-Za-z][0-9A-Za-z_]*))?")
 
 
 def stamps_of(asked: Asked) -> Stamps:
@@ -72,6 +76,8 @@ async def table_rows(turn: Turn, asked: Asked, permit: Permit, entry: Entry | No
     """Serve tabledata.list. entry: of a table that is its owner's alone."""
     if not permit.masks:
         return await turn.pass_on(asked, permit, safe=True)
+    if not _PARTITION.fullmatch(asked.line.route.decorator):
+        raise Unreadable("masks apply, and nobody knows which columns the table had at another time; query it")
     before = await _table(turn, asked)
     response, body = await turn.whole(asked, permit, b"", safe=True)
     if response.status != 200:
@@ -106,8 +112,8 @@ async def _table(turn: Turn, asked: Asked) -> dict[str, Any]:
     status, body = await turn.upstream.ask("GET", path)
     try:
         found = json.loads(body) if status == 200 else None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not isinstance(found.get("type"), str):
         raise Unreadable("masks apply, and the table's schema is not to be had")
     return {key: found.get(key) for key in ("schema", "type")}

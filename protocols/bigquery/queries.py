@@ -149,6 +149,7 @@ def _default_dataset(reference: dict[str, Any] | None, project: str) -> str:
     if reference is None:
         return ""
     owner = checked_id("project", text(reference, "projectId") or project)
+    reference["projectId"] = owner  # said, so that no other default (dataset_project_id) can be taken for it
     return f"{owner}.{checked_id('dataset', text(reference, 'datasetId'))}"
 
 

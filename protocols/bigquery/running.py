@@ -26,6 +26,7 @@ from protocols.bigquery.bodies import write_object
 from protocols.bigquery.commands import command_of, merged, poll_of, taped, texts_of
 from protocols.bigquery.dial import settings_of
 from protocols.bigquery.dial_settings import Settings
+from protocols.bigquery.effects import borrowed
 from protocols.bigquery.estimates import Estimate, billed, capped, estimates_of
 from protocols.bigquery.facts import KEPT_BEHIND, KEPT_DATASET, KEPT_PROJECT, KEPT_SQL
 from protocols.bigquery.held import Held, labels_of, look, settle_open
@@ -92,7 +93,7 @@ async def check_ids(turn: Turn, asked: Asked, analysis: Analysis) -> None:
         if not key.sane or await turn.jobs.find(key, turn.owner) is None:
             raise Missing(not_found("Session", asked.project, asked.query.session_id[:100]))
     names = [(each.project, each.dataset, each.table) for each in (*analysis.tables_read, *analysis.tables_written)]
-    names += [(each.project, each.dataset, each.table) for each in asked.sources]
+    names += [(each.project, each.dataset, each.table) for each in (*asked.sources, *borrowed(asked))]
     if asked.destination is not None:
         names.append((asked.destination.project, asked.destination.dataset, asked.destination.table))
     for project, dataset, table in dict.fromkeys(names):
@@ -134,6 +135,8 @@ async def _dry(turn: Turn, asked: Asked, command: Command) -> bool:
     """The caller's own dry run: nothing runs, and nothing is stored."""
     permit = await turn.decide(command)
     body = dict(asked.body or {})
+    if asked.request_id:
+        body["requestId"] = request_id(turn.owner, asked.request_id)
     response, answer = await turn.whole(asked, permit, write_object(body), safe=True)
     found = decoded(answer) if response.status == 200 else None
     if found is not None:
