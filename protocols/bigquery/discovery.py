@@ -13,6 +13,7 @@ Source: "Google API Discovery Service", RestDescription; bigquery note 2 and 3.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import unquote
@@ -25,6 +26,10 @@ _PATHS: Final = frozenset({"/$discovery/rest", "/discovery/v1/apis/bigquery/v2/r
 _ADDRESSES: Final = ("rootUrl", "mtlsRootUrl")
 _DROPPED: Final = frozenset({"endpoints", "icons", "batchPath", "etag"})
 _SERVICE_PATH: Final = "bigquery/v2/"
+# A method's path below the service's, or that of an upload: no address of its own, and no way up.
+_PATH: Final = re.compile(
+    r"/?(?:(?:resumable/)?upload/bigquery/v2/)?(?:projects|\{\+resource\}(?::[A-Za-z]+)?)(?:/(?!\.\.)[A-Za-z0-9_.+{}-]+(?::[A-Za-z]+)?)*"
+)
 
 
 def is_discovery(http: str, target: str) -> bool:
@@ -78,8 +83,15 @@ def _resource(resource: Any, depth: int) -> dict[str, Any]:
 
 
 def _is_served(method: Any) -> bool:
-    name = _mapping(method, "a method").get("id")
-    return isinstance(name, str) and name.removeprefix("bigquery.") in METHODS
+    """Tell whether a method is one of the gate's, at an address of the gate's: clients take whole addresses as such."""
+    found = _mapping(method, "a method")
+    name = found.get("id")
+    upload = _mapping(found.get("mediaUpload", {}), "mediaUpload")
+    uploads = _mapping(upload.get("protocols", {}), "the protocols of an upload").values()
+    paths = [found[key] for key in ("path", "flatPath") if key in found]
+    paths += [_mapping(each, "a protocol").get("path") for each in uploads]
+    plain = all(isinstance(path, str) and _PATH.fullmatch(path) for path in paths)
+    return isinstance(name, str) and name.removeprefix("bigquery.") in METHODS and plain
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:

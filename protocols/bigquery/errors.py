@@ -73,7 +73,8 @@ def document(code: int, reason: str, message: str) -> bytes:
         "status": _STATUSES.get(code, "INTERNAL" if code >= 500 else "INVALID_ARGUMENT"),
         "errors": [{"message": shown, "domain": "global", "reason": reason}],
     }
-    return json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    text = json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # a reason may be the target's, with half a surrogate pair
 
 
 def failure(code: int, message: str) -> bytes:

@@ -168,7 +168,7 @@ def _proto(value: dict[str, Any], remark: RemarkMask) -> dict[str, Any]:
         reasons = [each.get("reason") if isinstance(each, dict) else None for each in inner]
     message = value.get("message")
     if isinstance(message, str):
-        names_only = bool(reasons) and all(each in _NAMES_ONLY for each in reasons)
+        names_only = bool(reasons) and all(isinstance(each, str) and each in _NAMES_ONLY for each in reasons)
         found["message"] = message if names_only else _told(message, remark)
     if isinstance(inner, list):
         found["errors"] = _protos(inner, remark)

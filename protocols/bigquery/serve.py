@@ -171,7 +171,7 @@ class _Connection(Serving):
                 if not isinstance(document, dict):
                     raise ValueError("no document")
                 rewritten(document, "https://localhost")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise TargetPeerError("the target gives no discovery document") from error
             if len(kept) >= DISCOVERIES_LIMIT:
                 kept.clear()

@@ -103,7 +103,7 @@ async def _resumable(turn: Turn, asked: Asked, permit: Permit, entry: Entry, doc
         if response.status < 400:
             raise TargetPeerError("the target's answer names no address for the upload")
         return await turn.reply(asked, permit, response, answer, sent=len(document))
-    upload = next((value for name, value in parse_qsl(urlsplit(location).query) if name == "upload_id"), "")
+    upload = _upload_in(location)
     key = Key(turn.target_name, "upload", asked.project, upload)
     if not key.sane:
         raise TargetPeerError("the target's answer names no upload")
@@ -112,6 +112,14 @@ async def _resumable(turn: Turn, asked: Asked, permit: Permit, entry: Entry, doc
     path = _PATH.format(project=quote(asked.project, safe=":"))
     ours = f"{turn.root}{path}?uploadType=resumable&upload_id={quote(upload, safe='')}"
     return await turn.reply(asked, permit, response, answer, more=(("Location", ours),), sent=len(document))
+
+
+def _upload_in(location: str) -> str:
+    """The id of the upload that an address of the target's names, "" for none."""
+    try:
+        return next((value for name, value in parse_qsl(urlsplit(location).query) if name == "upload_id"), "")
+    except ValueError:  # no address
+        return ""
 
 
 def _target(asked: Asked, kind: str) -> str:
@@ -161,7 +169,8 @@ async def _passed(turn: Turn, asked: Asked, permit: Permit, entry: Entry, length
 
 async def _settled(turn: Turn, asked: Asked, entry: Entry, job: dict[str, Any]) -> None:
     """The last piece has made the job: the target has it from now on."""
-    place = str((job.get("jobReference") or {}).get("location") or "")
+    reference = job.get("jobReference")
+    place = str(reference.get("location") or "") if isinstance(reference, dict) else ""
     key = job_key(turn.target_name, asked.project, entry.parent, place)
     found = await turn.jobs.find(key, turn.owner)
     if found is not None and found.state == "sent":
