@@ -136,7 +136,8 @@ def test_the_question_is_the_callers_query_without_what_a_run_has() -> None:
     assert dry_run(asked) == {
         "jobReference": {"projectId": "p", "location": "EU"},
         "configuration": {"dryRun": True, "query": {
-            "query": "SELECT @a", "useLegacySql": False, "useQueryCache": False, "defaultDataset": {"datasetId": "d"},
+            "query": "SELECT @a", "useLegacySql": False, "useQueryCache": False,
+            "defaultDataset": {"projectId": "p", "datasetId": "d"},
             "destinationTable": tables("p.d.t")[0],
             "queryParameters": given,
         }},

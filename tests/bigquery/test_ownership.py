@@ -152,14 +152,14 @@ def test_a_list_shows_own_jobs_as_the_owners() -> None:
     answer = {"kind": "bigquery#jobList", "jobs": [job(), other, {}], "nextPageToken": "t"}
     assert ownership.listed(answer) == {"job-1", "job-2"}
     held = {"jobReference": {"jobId": "held"}}
-    own = ownership.own_list(answer, {"job-1"}, ALICE, [held])
+    own = ownership.own_list(answer, {"job-1": ""}, ALICE, [held])
     assert own["nextPageToken"] == "t" and own["jobs"][0] == held and len(own["jobs"]) == 2
     text = repr(own)
     assert "job-2" not in text and "sa.example" not in text and MARK_LABEL not in text
     assert own["jobs"][1]["user_email"] == ALICE.subject
     assert own["jobs"][1]["configuration"]["labels"] == {"team": "x"}
     assert "labels" not in ownership.shown({"configuration": {"labels": {MARK_LABEL: "m"}}}, ALICE)["configuration"]
-    assert ownership.own_list({}, set(), ALICE) == {"jobs": []}
+    assert ownership.own_list({}, {}, ALICE) == {"jobs": []}
 
 
 @pytest.mark.parametrize("location", ["", "EU", "eu"])
