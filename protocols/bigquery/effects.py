@@ -190,6 +190,8 @@ def _dataset(asked: Asked) -> Iterator[Effect]:
     for key in ("linkedDatasetSource", "externalDatasetReference", "externalCatalogDatasetOptions"):
         if body.get(key):
             yield Effect("export", objects, key, _places(body[key]))
+    if linked := borrowed(asked):
+        yield Effect("read_rows", tuple(map(str, linked)), "linkedDatasetSource")
 
 
 def _grantee(access: dict[str, Any]) -> str:

@@ -24,6 +24,15 @@ from proxy.policy.bigquery_lex import Unreadable
 
 _DOMAIN: Final = re.compile(r"^([A-Za-z0-9.-]+:[A-Za-z0-9-]+)\.(.+)$", re.DOTALL)
 _SCHEMA: Final = "INFORMATION_SCHEMA"
+# Views that a dataset has; all others are of a project or an organization, in the region that is named before them, or
+# in the US. Source: "Introduction to INFORMATION_SCHEMA", "Dataset qualifier" and "Region qualifier".
+_OF_DATASETS: Final = frozenset({
+    "COLUMNS", "COLUMN_FIELD_PATHS", "CONSTRAINT_COLUMN_USAGE", "KEY_COLUMN_USAGE", "MATERIALIZED_VIEWS", "PARAMETERS",
+    "PARTITIONS", "ROUTINES", "ROUTINE_OPTIONS", "SEARCH_INDEXES", "SEARCH_INDEX_COLUMNS",
+    "SEARCH_INDEX_COLUMN_OPTIONS", "SEARCH_INDEX_OPTIONS", "TABLES", "TABLE_CONSTRAINTS", "TABLE_OPTIONS",
+    "TABLE_SNAPSHOTS", "VECTOR_INDEXES", "VECTOR_INDEX_COLUMNS", "VECTOR_INDEX_OPTIONS", "VIEWS",
+})  # fmt: skip
+_REGION: Final = "region-us"
 # Longest name in all: project 30, dataset 1,024 and table 1,024 characters (BigQuery, "Quotas and limits", naming).
 NAME_LIMIT: Final = 4_096
 
@@ -117,6 +126,13 @@ class Names:
                 return TableName(project or segments[0], ".".join(first[:-1]), last)
 
     def _metadata(self, project: str, before: Sequence[str], view: str) -> TableName:
+        if view.split(".")[1:2] and view.split(".")[1] not in _OF_DATASETS and len(before) < 2:
+            # It tells of a whole project, whatever the default dataset is: others' jobs, all datasets.
+            if before and before[0].lower().startswith("region-"):
+                return TableName(project or self.project, before[0], view)
+            if before and (project or before[0] != self.project):
+                raise Unreadable(f"{view} has no dataset, and no region is named: it may be of another project")
+            return TableName(project or self.project, _REGION, view)
         match before:
             case []:
                 if self.unclear:

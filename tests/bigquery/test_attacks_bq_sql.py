@@ -13,14 +13,17 @@ import pytest
 from protocols.bigquery.commands import command_of, merged, texts_of
 from protocols.bigquery.estimates import Estimate
 from protocols.bigquery.lineage import _of_analysis
+from protocols.bigquery.methods import VERBS
 from protocols.bigquery.requests import Asked, read_request
 from protocols.bigquery.schema import columns, read_schema
 from proxy.core.events import Command
 from proxy.core.http.heads import RequestHead
-from proxy.core.verdict import Mask
+from proxy.core.parties import Identity, Target
+from proxy.core.verdict import Allow, Deny, Mask, Verdict
 from proxy.core.warehouse import Analysis
 from proxy.masking.masker import Masking
 from proxy.policy.bigquery import analyse
+from proxy.policy.rules import RuleSet, load_rules
 
 MASKS = (Mask("hide", ("acme.crm.people.email",)),)
 MASKING = Masking(b"k" * 32)
@@ -192,3 +195,63 @@ SELECT 1 /* /* */ AS y; SELECT email AS x FROM people -- */
 @pytest.mark.parametrize("text", RENAMED.strip().splitlines())
 def test_a_masked_column_under_another_name(text: str) -> None:
     assert hidden(text, ["x"]) == {"x"}
+
+
+# -- rules ----------------------------------------------------------------------------------------------
+
+OF_PROJECTS = """
+SELECT query FROM INFORMATION_SCHEMA.JOBS
+SELECT query FROM information_schema.Jobs_By_Project
+SELECT query FROM `INFORMATION_SCHEMA.JOBS`
+SELECT query FROM crm.INFORMATION_SCHEMA.JOBS
+SELECT query FROM acme.INFORMATION_SCHEMA.JOBS
+SELECT query FROM `acme.INFORMATION_SCHEMA`.JOBS
+SELECT query FROM `region-eu`.INFORMATION_SCHEMA.JOBS
+SELECT query FROM acme.`region-eu`.INFORMATION_SCHEMA.JOBS_BY_FOLDER
+SELECT * FROM INFORMATION_SCHEMA.SCHEMATA
+SELECT * FROM acme.INFORMATION_SCHEMA.SCHEMATA
+SELECT * FROM INFORMATION_SCHEMA.OBJECT_PRIVILEGES
+SELECT * FROM INFORMATION_SCHEMA.A_VIEW_OF_TOMORROW
+SET @@dataset_id = 'crm'; SELECT query FROM INFORMATION_SCHEMA.JOBS
+"""
+
+
+def rules(text: str) -> RuleSet:
+    lake = Target("lake", "bigquery", database="acme")
+    return load_rules("rules:\n" + text, "rules.yaml", [lake], verbs={"bigquery": VERBS}, detectors=())
+
+
+def judged(text: str, made: Command) -> type[Verdict]:
+    verdict = rules(text).judge(Identity("ana@acme.com"), Target("lake", "bigquery", database="acme"), made)
+    return type(verdict)
+
+
+@pytest.mark.parametrize("text", OF_PROJECTS.strip().splitlines())
+def test_metadata_of_a_project_is_not_that_of_the_default_dataset(text: str) -> None:
+    """INFORMATION_SCHEMA.JOBS shows everybody's SQL, with the values in it; a default dataset does not narrow it."""
+    made, _ = query(text)
+    own = '- {name: own, commands: {verbs: [read_rows, inspect, session], objects: ["acme.crm.*"]}, allow: true}\n'
+    assert judged(own, made) is Deny
+    but = '- {name: all, allow: true}\n- {name: but, commands: {objects: ["acme.hr.*"]}, deny: {reason: no}}\n'
+    assert judged(but, made) is Deny
+
+
+@pytest.mark.parametrize("view", ["TABLES", "COLUMNS", "PARTITIONS", "ROUTINES", "VIEWS"])
+@pytest.mark.parametrize("before", ["", "crm.", "acme.crm."])
+def test_metadata_of_a_dataset(view: str, before: str) -> None:
+    made, _ = query(f"SELECT * FROM {before}INFORMATION_SCHEMA.{view}")
+    own = '- {name: own, commands: {verbs: [inspect], objects: ["acme.crm.*"]}, allow: true}\n'
+    assert judged(own, made) is Allow
+
+
+def test_a_linked_dataset_reads_the_one_that_it_links_to() -> None:
+    """Its tables have the names of the new dataset; a rule for the old one would not speak of them."""
+    body = {
+        "datasetReference": {"datasetId": "mine"},
+        "linkedDatasetSource": {"sourceDataset": {"projectId": "acme", "datasetId": "hr"}},
+    }
+    made, _ = command(asked(body, "/bigquery/v2/projects/acme/datasets"))
+    but = '- {name: all, allow: true}\n- {name: but, commands: {objects: ["acme.hr.pay"]}, deny: {reason: no}}\n'
+    assert judged(but, made) is Deny
+    other = '- {name: all, allow: true}\n- {name: but, commands: {objects: ["acme.pr.*"]}, deny: {reason: no}}\n'
+    assert judged(other, made) is Allow

@@ -143,7 +143,7 @@ DOORS: list[tuple[str, str, Any, set[tuple[str, str]]]] = [
     ("PATCH", "/datasets/d/tables/t", {"resourceTags": None}, {("define", "home-1.d.t"), ("grant", "home-1.d.t")}),
     ("POST", "/datasets", {"datasetReference": {"datasetId": "n"}, "linkedDatasetSource": {"sourceDataset": {
         "projectId": "far-away", "datasetId": "x"}}},
-     {("define", "home-1.n.*"), ("export", "home-1.n.*")}),
+     {("define", "home-1.n.*"), ("read_rows", "far-away.x.*"), ("export", "home-1.n.*")}),
     ("POST", "/datasets", {"datasetReference": {"datasetId": "n"}, "externalDatasetReference": {"connection": "c"}},
      {("define", "home-1.n.*"), ("export", "home-1.n.*")}),
     # Tables
