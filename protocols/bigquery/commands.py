@@ -43,7 +43,8 @@ Effect = tuple[str, tuple[str, ...]]  # verb, objects
 def command_of(asked: Asked, analysis: Analysis, estimate: Estimate, flow: int, data: bytes) -> Command:
     """Return a request as a command; analysis: of all its SQL (merged). data: as it is taped."""
     found = _effects(asked, analysis)
-    facts = _facts(asked, analysis, estimate)
+    facts = _facts(asked, analysis)
+    facts |= _told(facts, asked, analysis, estimate)
     objects = tuple(dict.fromkeys(name for _, names in found for name in names))
     verb = max((verb for verb, _ in found), key=lambda each: _GRAVITY.get(each, len(_GRAVITY)), default="read_rows")
     whole = Command(
@@ -60,6 +61,13 @@ def command_of(asked: Asked, analysis: Analysis, estimate: Estimate, flow: int, 
         return whole
     parts = tuple(replace(whole, verb=each, kind=KIND_OF[each], objects=names, data=None) for each, names in found)
     return replace(whole, parts=parts)
+
+
+def with_estimate(command: Command, asked: Asked, analysis: Analysis, estimate: Estimate) -> Command:
+    """Return a command that was made without an estimate, with it: nothing but facts is another."""
+    facts = {**command.facts, **_told(command.facts, asked, analysis, estimate)}
+    parts = tuple(replace(each, facts=facts) for each in command.parts)
+    return replace(command, facts=facts, parts=parts)
 
 
 def texts_of(asked: Asked) -> tuple[tuple[str, str, str | None], ...]:
@@ -145,7 +153,8 @@ def name_of(table: TableName) -> str:
 # -- facts ----------------------------------------------------------------------------------------------
 
 
-def _facts(asked: Asked, analysis: Analysis, estimate: Estimate) -> dict[str, Any]:
+def _facts(asked: Asked, analysis: Analysis) -> dict[str, Any]:
+    """All that is known before the dry run."""
     statements = analysis.statements
     doors = doors_of(asked)
     read = _names(table for each in statements for table in each.tables_read)
@@ -154,28 +163,24 @@ def _facts(asked: Asked, analysis: Analysis, estimate: Estimate) -> dict[str, An
     written += tuple(name for door in doors if door.kind in ("write", "delete") for name in door.objects)
     where = _where(statements)
     opaque = analysis.opaque or any(each.opaque for each in statements)
-    why = analysis.why or next((each.why for each in statements if each.why), "") or estimate.opaque
+    why = analysis.why or next((each.why for each in statements if each.why), "")
     outside = (*(place for door in doors for place in door.outside), *(uri for each in statements for uri in each.uris))
     facts: dict[str, Any] = {
         **FACTS,
         WAREHOUSE: statements,
         "tables_read": tuple(dict.fromkeys(read)),
         "tables_written": tuple(dict.fromkeys(written)),
-        "beneath": estimate.beneath,
         "functions": tuple(dict.fromkeys(name for each in statements for name in each.functions)),
         "kinds": tuple(dict.fromkeys(effect.kind for each in statements for effect in each.effects)),
         "where": where,
         "where_missing": where in ("none", "always_true"),
         "multi": len(statements) > 1,
         "moves_data": any(each.moves_data for each in statements) or asked.destination is not None,
-        "opaque": opaque or bool(estimate.opaque),
+        "opaque": opaque,
         "why": why,
         "bq_method": asked.method.name,
         "bq_job": asked.job,
         "bq_project": asked.project,
-        "bq_bytes": estimate.bytes,
-        "bq_price": estimate.price,
-        "bq_dry_run": estimate.known,
         "bq_location": asked.location,
         "bq_destination": "" if asked.destination is None else str(asked.destination),
         "bq_write_disposition": asked.write,
@@ -187,7 +192,6 @@ def _facts(asked: Asked, analysis: Analysis, estimate: Estimate) -> dict[str, An
         "bq_labels": dict(asked.labels),
         "bq_special": asked.special,
         "bq_routines": tuple(dict.fromkeys(name for each in statements for name in each.routines)),
-        "bq_statement_type": estimate.statement_type,
         "bq_session": asked.query is not None and bool(asked.query.session_id),
         "bq_asks_dry_run": asked.dry_run,
         "bq_maximum_bytes": (asked.query.maximum_bytes or 0) if asked.query is not None else 0,
@@ -195,7 +199,21 @@ def _facts(asked: Asked, analysis: Analysis, estimate: Estimate) -> dict[str, An
     values = _values(asked)
     said = intent_of(asked)
     more = ({"values": values} if values else {}) | ({INTENT_FACT: said} if said else {})
-    return facts | places(asked, analysis, estimate) | more
+    return facts | more
+
+
+def _told(facts: Mapping[str, Any], asked: Asked, analysis: Analysis, estimate: Estimate) -> dict[str, Any]:
+    """What the dry run adds; facts: those before it, of which it changes some."""
+    return {
+        "beneath": estimate.beneath,
+        "opaque": facts["opaque"] or bool(estimate.opaque),
+        "why": facts["why"] or estimate.opaque,
+        "bq_bytes": estimate.bytes,
+        "bq_price": estimate.price,
+        "bq_dry_run": estimate.known,
+        "bq_statement_type": estimate.statement_type,
+        **places(asked, analysis, estimate),
+    }
 
 
 def _where(statements: Iterable[Statement]) -> str:

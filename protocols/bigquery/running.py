@@ -23,7 +23,7 @@ import msgspec
 
 from protocols.bigquery import errors, holds
 from protocols.bigquery.bodies import write_object
-from protocols.bigquery.commands import command_of, merged, poll_of, taped, texts_of
+from protocols.bigquery.commands import command_of, merged, poll_of, taped, texts_of, with_estimate
 from protocols.bigquery.dial import settings_of
 from protocols.bigquery.dial_settings import Settings
 from protocols.bigquery.effects import borrowed
@@ -118,7 +118,7 @@ async def serve_run(turn: Turn, asked: Asked) -> bool:
     estimate = await estimated(turn.gate, turn.session, turn.upstream, asked, analysis)
     if estimate.error is not None:
         return await _not_valid(turn, asked, data, *estimate.error)
-    return await _Run(turn, asked, estimate, command_of(asked, analysis, estimate, turn.flow, data)).go()
+    return await _Run(turn, asked, estimate, with_estimate(plain, asked, analysis, estimate)).go()
 
 
 async def estimated(gate: Gate, session: Session, upstream: Upstream, asked: Asked, analysis: Analysis) -> Estimate:

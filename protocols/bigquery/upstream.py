@@ -40,6 +40,7 @@ class Upstream:
     def __init__(self, gate: Gate, session: Session) -> None:
         self._gate = gate
         self._session = session
+        self._host = ""  # of the Host field, once it was asked for
         self.passed = False  # a permit's request is, to the target
 
     @contextlib.asynccontextmanager
@@ -138,7 +139,8 @@ class Upstream:
         return await link.connection.response(method)
 
     def _head(self, method: str, target: str, fields: Fields, length: int) -> bytes:
-        own: list[tuple[str, str]] = [("Host", host_of(settings_of(self._session.target)))]
+        self._host = self._host or host_of(settings_of(self._session.target))
+        own: list[tuple[str, str]] = [("Host", self._host)]
         if length or method in ("POST", "PUT", "PATCH"):
             own.append(("Content-Length", str(length)))
         return encode_request(method, target, (*own, *fields))
