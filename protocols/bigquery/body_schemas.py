@@ -31,6 +31,13 @@ from proxy.core.text import harmless
 
 _SHOWN_LIMIT: Final = 60  # characters of a key in a refusal; ours
 _INTEGER: Final = re.compile(r"-?[0-9]{1,20}")  # of 64 bits: 20 digits at most
+# Items of a list or a map. Source: "Quotas and limits": 10,000 columns, parameters, source URIs.
+ITEMS_LIMIT: Final = 10_000
+ITEMS_LIMITS: Final = {
+    "[InsertRow]": 50_000,  # "Quotas and limits", maximum rows of a request to tabledata.insertAll
+    "[TableReference]": 1_200,  # "Quotas and limits", maximum number of source tables of a copy job
+    "[QueryParameterValue]": 1_000_000,  # of an array: 10 MB of a request hold no more
+}
 
 _TEXT: Final = """
 Job = JobConfiguration: configuration | JobReference: jobReference | ~: etag id jobCreationReason kind
@@ -263,12 +270,19 @@ def _checked(kind: str, value: Any, where: str) -> Any:
     if kind == "*":
         return value
     if kind[0] == "[":
-        if not isinstance(value, list) or any(each is None for each in value):
+        if not isinstance(value, list):
+            raise BadRequest(400, f"{where} is no list")
+        limit = ITEMS_LIMITS.get(kind, ITEMS_LIMIT)
+        if len(value) > limit:
+            raise BadRequest(400, f"{where} has more than {limit} items")
+        if any(each is None for each in value):
             raise BadRequest(400, f"{where} is no list")
         return [_checked(kind[1:-1], each, where) for each in value]
     if kind[0] == "<":
         if not isinstance(value, dict):
             raise BadRequest(400, f"{where} is no object")
+        if len(value) > ITEMS_LIMIT:
+            raise BadRequest(400, f"{where} has more than {ITEMS_LIMIT} members")
         inner = kind[1:-1]
         return {key: None if each is None else _checked(inner, each, where) for key, each in value.items()}
     plain = _PLAIN.get(kind)

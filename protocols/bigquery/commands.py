@@ -192,7 +192,7 @@ def _facts(asked: Asked, analysis: Analysis) -> dict[str, Any]:
         "bq_labels": dict(asked.labels),
         "bq_special": asked.special,
         "bq_routines": tuple(dict.fromkeys(name for each in statements for name in each.routines)),
-        "bq_session": asked.query is not None and bool(asked.query.session_id),
+        "bq_session": bool(asked.session_id),
         "bq_asks_dry_run": asked.dry_run,
         "bq_maximum_bytes": (asked.query.maximum_bytes or 0) if asked.query is not None else 0,
     }

@@ -9,6 +9,7 @@ Nothing is decided here. Source: bigquery note 3, 4, 6 and 8.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from protocols.bigquery.parameters import safe_target
 from protocols.bigquery.polling import serve_job, serve_list
 from protocols.bigquery.requests import MULTIPART_LIMIT, Asked, Line, read_line, read_request
 from protocols.bigquery.running import NO_ESTIMATE, analysed, check_ids, serve_run
-from protocols.bigquery.turn import CUT, Missing, Turn
+from protocols.bigquery.turn import CUT, THREAD_BYTES, Missing, Turn
 from protocols.bigquery.uploads import serve_chunk, serve_upload
 from protocols.bigquery.upstream import Lost
 from proxy.core.errors import Refused, TargetPeerError
@@ -105,7 +106,9 @@ class Exchange:
             return await serve_chunk(turn, read_request(head, b""))
         body = await turn.connection.body(_LIMITS[line.form])
         turn.body = body
-        asked = read_request(head, body)
+        # Megabytes of small things take seconds to read, in which all other callers would wait.
+        big = len(body) > THREAD_BYTES or head.get("content-encoding") is not None
+        asked = await asyncio.to_thread(read_request, head, body) if big else read_request(head, body)
         if line.upload:
             return await serve_upload(turn, asked)
         name = asked.method.name

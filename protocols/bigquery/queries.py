@@ -87,7 +87,7 @@ def read_query(settings: dict[str, Any], project: str) -> Query:
             400, "gatecast: legacy SQL is not served; use GoogleSQL (bq: --nouse_legacy_sql), without #legacySQL"
         )
     settings["useLegacySql"] = False
-    properties = _properties(settings.get("connectionProperties") or [])
+    properties = read_properties(settings)
     names = properties.get("dataset_project_id") or project
     checked_id("project", names)
     return Query(
@@ -153,9 +153,10 @@ def _default_dataset(reference: dict[str, Any] | None, project: str) -> str:
     return f"{owner}.{checked_id('dataset', text(reference, 'datasetId'))}"
 
 
-def _properties(given: list[dict[str, Any]]) -> dict[str, str]:
+def read_properties(settings: dict[str, Any]) -> dict[str, str]:
+    """Read the connection properties of a query or a load. Raises BadRequest."""
     found: dict[str, str] = {}
-    for each in given:
+    for each in settings.get("connectionProperties") or []:
         key = text(each, "key")
         if key not in PROPERTIES:
             raise BadRequest(400, "gatecast: a connection property is not known here")

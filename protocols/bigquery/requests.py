@@ -34,7 +34,7 @@ from protocols.bigquery.bodies import (
 from protocols.bigquery.body_schemas import check
 from protocols.bigquery.methods import Method, Route, checked_id, is_batch, route
 from protocols.bigquery.parameters import Parameters, check_fields, http_method, read_parameters
-from protocols.bigquery.queries import Query, TableName, integer, read_query, table_name, text
+from protocols.bigquery.queries import Query, TableName, integer, read_properties, read_query, table_name, text
 from proxy.core.http.heads import BadRequest, RequestHead
 
 # Of a multipart upload that is read whole, in bytes: Python sends one up to 5 MB, all clients' larger ones stream. Ours
@@ -140,6 +140,13 @@ class Asked:
         """What the method is about, in three parts: "project.dataset.table", "*" where it names less."""
         name = self.id("table") or self.id("routine") or self.id("model")
         return ".".join((self.project or "*", self.id("dataset") or "*", name or "*"))
+
+    @property
+    def session_id(self) -> str:
+        """The session that a job runs in, "" for none."""
+        if self.query is not None:
+            return self.query.session_id
+        return read_properties(self.configuration).get("session_id", "") if self.job == "load" else ""
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -300,6 +307,8 @@ def _job(asked: Asked, ids: dict[str, str], body: dict[str, Any]) -> Asked:
     query = read_query(settings, project) if kind == "query" else None
     reference = settings.get("destinationTable")
     destination = None if reference is None else table_name(reference, project, decorated=True)
+    if kind == "load" and not set(read_properties(settings)) <= {"session_id"}:
+        raise BadRequest(400, "gatecast: a connection property is not known here")
     if kind in ("load", "copy") and destination is None:
         raise BadRequest(400, "the job has no destination")
     uris = settings.get("sourceUris" if kind == "load" else "destinationUris") or []

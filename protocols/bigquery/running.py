@@ -88,10 +88,10 @@ async def check_ids(turn: Turn, asked: Asked, analysis: Analysis) -> None:
     A table of a hidden dataset holds somebody's result. Who owns it may read it again by SQL, but not where masks apply
     to it: its columns are named like nothing that a mask could know.
     """
-    if asked.query is not None and asked.query.session_id:
-        key = Key(turn.target_name, "session", asked.project, asked.query.session_id)
+    if session := asked.session_id:
+        key = Key(turn.target_name, "session", asked.project, session)
         if not key.sane or await turn.jobs.find(key, turn.owner) is None:
-            raise Missing(not_found("Session", asked.project, asked.query.session_id[:100]))
+            raise Missing(not_found("Session", asked.project, session[:100]))
     names = [(each.project, each.dataset, each.table) for each in (*analysis.tables_read, *analysis.tables_written)]
     names += [(each.project, each.dataset, each.table) for each in (*asked.sources, *borrowed(asked))]
     if asked.destination is not None:

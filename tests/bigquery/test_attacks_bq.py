@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gzip
 import http.client
 import json
 import ssl
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from protocols.bigquery.discovery import rewritten
+from protocols.bigquery.commands import text_of
+from protocols.bigquery.requests import read_request
 from proxy.core.events import Command
 from proxy.core.parties import Identity
 from proxy.core.verdict import Allow, Mask, Verdict
 from tests.bigquery.gateway_bq import TARGET, Answer, Gateway, gateway
 from tests.bigquery.hostile_bq import JOBS, PROJECT, QUERIES, Heard, Hostile, Said, hostile, job_of, rows_of
 from tests.bigquery.people_bq import ANA, BOB, Loop
+from tests.bigquery.test_attacks_bq_sql import asked
 
 MASKS = (Mask("hide", ("acme.crm.people.email",)),)
 PEOPLE = f"/projects/{PROJECT}/datasets/crm/tables/people"
 UPLOAD = f"/bq/{TARGET}/upload/bigquery/v2"
-LOAD = {"configuration": {"load": {"destinationTable": {"projectId": PROJECT, "datasetId": "crm", "tableId": "t"}}}}
+LOAD: dict[str, Any] = {
+    "configuration": {"load": {"destinationTable": {"projectId": PROJECT, "datasetId": "crm", "tableId": "t"}}}
+}
 HALF = "\ud800"
 
 
@@ -153,6 +159,8 @@ DOORS: dict[str, dict[str, Any]] = {
     "default": {"query": {"query": "SELECT * FROM a", "defaultDataset": {"datasetId": "_of_ana"}}},
     "into": {"query": {"query": "SELECT 1 AS x", "destinationTable": {"datasetId": "_of_ana", "tableId": "a"}}},
     "session": {"query": {"query": "SELECT 1", "connectionProperties": [{"key": "session_id", "value": "of-ana"}]}},
+    "load": {"load": {"sourceUris": ["gs://b/o"], "destinationTable": {"datasetId": "crm", "tableId": "t"},
+                      "connectionProperties": [{"key": "session_id", "value": "of-ana"}]}},
     "script": {"query": {"query": "BEGIN IF TRUE THEN DROP TABLE _of_ana.a; END IF; END"}},
     "clone": {"query": {"query": "CREATE TABLE crm.t CLONE `acme._of_ana.a`"}},
     "metadata": {"query": {"query": "SELECT * FROM _of_ana.INFORMATION_SCHEMA.TABLES"}},
@@ -165,6 +173,35 @@ def test_a_door_to_the_result_of_another(gate: Gateway, bad: Hostile, door: str)
     answer = gate.ask("POST", JOBS, {"configuration": DOORS[door]}, who=BOB)
     assert answer.code == 404, answer.body
     assert not bad.heard, "the target has heard of it"
+
+
+@pytest.mark.parametrize("key", ["service_account", "dataset_project_id", "query_label", "Session_Id"])
+def test_a_load_in_the_name_of_another(gate: Gateway, bad: Hostile, key: str) -> None:
+    settings = {**LOAD["configuration"]["load"], "sourceUris": ["gs://b/o"],
+                "connectionProperties": [{"key": key, "value": "other"}]}  # fmt: skip
+    assert gate.ask("POST", JOBS, {"configuration": {"load": settings}}).code == 400 and not bad.heard
+
+
+# -- requests that cost more than they are worth -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("packed", "rows", "beside"), [(False, 1, False), (False, 30_000, True), (True, 1, True)])
+def test_large_bodies_are_read_beside_the_loop(
+    gate: Gateway, bad: Hostile, monkeypatch: pytest.MonkeyPatch, packed: bool, rows: int, beside: bool
+) -> None:
+    """Ten megabytes take seconds, in which nobody else would be served; packed, they come in few bytes."""
+    seen: list[str] = []
+
+    def reading(*given: Any) -> Any:
+        seen.append(threading.current_thread().name)
+        return read_request(*given)
+
+    monkeypatch.setattr("protocols.bigquery.exchange.read_request", reading)
+    body = json.dumps({"rows": [{"json": {}}] * rows}).encode()
+    headers = {"Content-Encoding": "gzip"} if packed else {}
+    answer = gate.ask("POST", f"{PEOPLE}/insertAll", gzip.compress(body) if packed else body, headers=headers)
+    assert answer.code == 200, answer.body
+    assert [name != "gateway" for name in seen] == [beside]
 
 
 # -- names that two readers may read differently ----------------------------------------------------------
@@ -185,9 +222,6 @@ def test_a_default_dataset_leaves_with_its_project(gate: Gateway, bad: Hostile) 
 
 
 def test_what_an_approver_reads_has_one_line_for_each_setting(gate: Gateway, bad: Hostile) -> None:
-    from protocols.bigquery.commands import text_of
-    from tests.bigquery.test_attacks_bq_sql import asked
-
     settings = {
         "query": "SELECT 1 AS x", "useLegacySql": False, "schemaUpdateOptions": ["ALLOW_FIELD_RELAXATION"],
         "destinationTable": {"projectId": PROJECT, "datasetId": "crm", "tableId": "t"},
@@ -405,41 +439,3 @@ def test_a_redirect_leads_nowhere(gate: Gateway, bad: Hostile, status: int) -> N
     bad.answer = lambda heard: (status, fields, {})
     answer = gate.ask("GET", PEOPLE)
     assert answer.code == status and "evil" not in str(answer.headers)
-
-
-# -- discovery ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("key", "path"),
-    [
-        ("path", "https://evil.example/projects"),
-        ("path", "//evil.example/projects"),
-        ("path", "projects/../../../steal"),
-        ("path", "projects/a//b"),
-        ("path", "steal"),
-        ("path", 3),
-        ("flatPath", "http://evil.example/"),
-        ("mediaUpload", {"protocols": {"simple": {"path": "https://evil.example/upload"}}}),
-        ("mediaUpload", {"protocols": {"resumable": {"path": "/steal/projects"}}}),
-        ("mediaUpload", {"protocols": {"resumable": {}}}),
-    ],
-)
-def test_a_method_whose_address_is_not_the_gates(key: str, path: Any) -> None:
-    """googleapiclient takes a path that is an address for one, and shows the user's token there."""
-    get = {"id": "bigquery.jobs.get", "path": "projects/{+projectId}/jobs/{+jobId}"}
-    good = {"resumable": {"path": "/resumable/upload/bigquery/v2/projects/{+projectId}/jobs"}}
-    methods = {
-        "get": {**get, key: path},
-        "list": {"id": "bigquery.jobs.list", "path": "projects/{+projectId}/jobs"},
-        "policy": {"id": "bigquery.tables.getIamPolicy", "path": "{+resource}:getIamPolicy"},
-        "insert": {
-            "id": "bigquery.jobs.insert",
-            "path": "projects/{+projectId}/jobs",
-            "mediaUpload": {"protocols": good},
-        },
-    }
-    document = {"name": "bigquery", "version": "v2", "resources": {"jobs": {"methods": methods}}}
-    found = rewritten(document, "https://gw.example")["resources"]["jobs"]["methods"]
-    assert sorted(found) == ["insert", "list", "policy"]
-    assert "evil" not in json.dumps(found)
