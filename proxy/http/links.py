@@ -74,6 +74,10 @@ class Links:
         link = Link(await pool.get(key, lambda: connect(dial, target, credential)), target, credential, dial)
         try:
             yield link
+        except BaseException:
+            if not link.connection.reusable:
+                link.connection.discard()  # a target that stalls would keep whoever leaves for the seconds of close()
+            raise
         finally:
             if link.connection.reusable and self._pools.get(target.name, (None, None))[1] is pool:
                 pool.give_back(key, link.connection)

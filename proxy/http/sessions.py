@@ -134,12 +134,15 @@ class Shared:
         log.info("session opened")
         try:
             async with self._group:
-                await self._until_idle()
+                try:
+                    await self._until_idle()
+                except asyncio.CancelledError as cancelled:
+                    # Before the group ends its works: what is held is told why.
+                    reason = f"terminated: {cancelled.args[0]}" if cancelled.args else "terminated by the administrator"
+                    self.end(reason)
+                    raise
                 for each in tuple(self._works):
                     each.cancel()
-        except asyncio.CancelledError as cancelled:
-            self.end(f"terminated: {cancelled.args[0]}" if cancelled.args else "terminated by the administrator")
-            raise
         finally:
             await asyncio.shield(self._close(session, log))
 

@@ -127,6 +127,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: _Server
+    disable_nagle_algorithm = True  # head and body are two writes
 
     def answer(self) -> None:
         """Note a request, and answer it."""
