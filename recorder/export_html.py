@@ -158,7 +158,8 @@ def _cast(source: Source, panel: _Panel) -> Iterator[str]:
     for record in source.records():
         at_ns = panel.end_ns = clock(record.t_ns)
         if record.kind == Kind.INTENT and len(panel.intents) < INTENTS_LIMIT:
-            panel.intents.append(str(fields(record.payload).get("text", ""))[:TEXT_LIMIT])
+            said = str(fields(record.payload).get("text", ""))[:TEXT_LIMIT]
+            panel.intents += [said] if said not in panel.intents else []
         panel.note(record, at_ns, steps.feed(record, source.commands_before_record(record)))
         for piece in narrator.feed(record):
             text = encoder.event(piece)

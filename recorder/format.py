@@ -94,8 +94,7 @@ DATA payload: n_records records, one after the other, each an array
                  partial true: there are more rows than count on this page, rpc str: the name of a call of the Storage
                  API; a flow of such a call has no messages of HTTP and its RESULT no status]; of an upload the keys of
                  a transfer, without path. An error's reason is Google's word for it, its code that or a number.
-     6 INTENT    text str: why the user says it does this, [flow int: of the next COMMAND of that flow, and of those
-                 after it until another is given]
+     6 INTENT    text str: why the user says it does this; [flow int: only the next COMMAND of that flow]
      7 RESIZE    an array [columns, rows] of character cells
      8 MARK      label str, text str: a remark of the gate
      9 MASKMAP   command int, fields array of [column name, column number from 0, rule]: what is masked in the

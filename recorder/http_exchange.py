@@ -41,6 +41,7 @@ class Exchange:
     text: str = ""
     objects: tuple[str, ...] = ()
     exact: bool = True
+    values: list[str] = field(default_factory=list)  # bind values, as SQL has them
     allowed_ns: int = 0
     held: bool = False
     stream: Stream = ""

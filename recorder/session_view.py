@@ -14,6 +14,7 @@ from recorder.export import wall_time
 from recorder.flows import flow_of, tells_of_file, whole
 from recorder.format import GATE, USER, Kind, Record, command_entry, fields, verdict_word
 from recorder.reader import TapeReader
+from recorder.transcript import value_text
 
 INTENTS_LIMIT: Final = 100  # ours: a session says why once or a few times
 LIST_LIMIT: Final = 256  # objects, masks, approvers of a command, ours
@@ -34,7 +35,8 @@ class View:
         self._wall0_ns = wall0_ns
         self._limit = limit
         self._commands: dict[int, dict[str, Any]] = {}
-        self._intents: list[str] = []
+        self._intents: dict[str, None] = {}
+        self._why: tuple[int | None, str] = (None, "")  # of the next command: its flow, and the intent
         self._held_ns: dict[int, int] = {}
         self._passed: dict[int | None, list[int]] = {}  # by flow: bytes from the user and to it, on the tape
         self._stated: dict[int, tuple[int, int]] = {}  # the same as their RESULTs say it, contents of files included
@@ -60,14 +62,12 @@ class View:
             case Kind.MASKMAP:
                 self._maskmap(fields(record.payload))
             case Kind.INTENT:
-                text = fields(record.payload).get("text")
-                if isinstance(text, str) and len(self._intents) < INTENTS_LIMIT:
-                    self._intents.append(text)
+                self._intent(fields(record.payload))
             case _:
                 pass
 
     def result(self) -> dict[str, Any]:
-        return {"intents": self._intents, "commands": list(self._commands.values())}
+        return {"intents": list(self._intents), "commands": list(self._commands.values())}
 
     def passed(self) -> tuple[int, int]:
         """How many bytes came from the user and went to it: what is on the tape, or what was said of it if more."""
@@ -83,12 +83,21 @@ class View:
         if record.channel != GATE:
             self._passed.setdefault(record.flow, [0, 0])[record.channel != USER] += len(record.payload)
 
+    def _intent(self, said: Mapping[str, Any]) -> None:
+        text = said.get("text")
+        if isinstance(text, str):
+            self._why = flow_of(said), text
+            if len(self._intents) < INTENTS_LIMIT:
+                self._intents[text] = None
+
     def _command(self, record: Record) -> None:
         self.count += 1
         if self.count > self._limit:
             return
         self.last_n = record.n
         said = fields(record.payload)
+        (of, why), self._why = self._why, (None, "")
+        values = said.get("values")
         n, t_ns, verb, kind, _, short = command_entry(record.n, record.t_ns, said)
         self._commands[n] = {
             "n": n, "t_ns": t_ns, "verb": verb, "kind": kind, "verdict": "", "text": short,
@@ -96,6 +105,8 @@ class View:
             "masked": [],
             "objects": _strings(said.get("objects")), "exact": said.get("exact") is not False, "approval": None,
             "tag": "", "rows": None, "size_bytes": None, "error": None, "flow": flow_of(said), "details": {},
+            "intent": why if of is not None and of == flow_of(said) else "",
+            "values": [value_text(value) for value in values[:LIST_LIMIT]] if isinstance(values, list) else [],
         }  # fmt: skip
 
     def _of(self, said: Mapping[str, Any]) -> dict[str, Any] | None:

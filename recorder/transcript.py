@@ -107,6 +107,7 @@ class Transcript:
         self._text = ""  # of the command shown last, what was bound to it, and what was said of it
         self._values: list[str] = []
         self._allowed: tuple[str, ...] | None = None
+        self._intent_shown = ""
         more = header.get("more")
         self._tty = isinstance(more, dict) and "tty" in more
         self._decoders = {channel: codecs.getincrementaldecoder("utf-8")("replace") for channel in (OUT, ERR)}
@@ -154,7 +155,7 @@ class Transcript:
                 case Kind.RESULT:
                     self._result(record, said)
                 case Kind.INTENT:
-                    self._line(record.t_ns, f"-- intent: {said.get('text', '')}", CYAN)
+                    self._intent(record.t_ns, str(said.get("text", "")), "flow" in said)
                 case Kind.MARK:
                     self._line(record.t_ns, f"-- {said.get('label', '')}: {said.get('text', '')}", DIM)
                     self._add(record.t_ns, "m", visible(str(said.get("label", ""))))
@@ -201,6 +202,12 @@ class Transcript:
         self._statement(record.t_ns, text, language, "".join(f"   ({remark})" for remark in remarks))
         if values:
             self._list(record.t_ns, "  values: ", values, DIM)
+
+    def _intent(self, t_ns: int, text: str, of_command: bool) -> None:
+        """Show why; where commands repeat it, once in a row."""
+        if not (of_command and text == self._intent_shown):
+            self._line(t_ns, f"-- intent: {text}", CYAN)
+        self._intent_shown = text
 
     def _step(self, t_ns: int, opened: Open, phase: Phase, values: list[str]) -> None:
         """A further step of the command that was shown last."""

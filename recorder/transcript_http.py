@@ -34,7 +34,7 @@ from recorder.flows import Find, Flow, flow_of, whole
 from recorder.format import ERR, OUT, USER, Record
 from recorder.http_exchange import EXCHANGES_LIMIT, Exchange, Polls, stream_of
 from recorder.http_view import EVENT_LIMIT, body_lines, event_lines, object_name, problem
-from recorder.transcript import OPEN_COMMANDS_LIMIT, Open, Transcript
+from recorder.transcript import OPEN_COMMANDS_LIMIT, Open, Transcript, value_text
 from recorder.wording import DIM, RED, duration, size
 
 # Exchanges that are looked up, of those that began before: measured, 20 ms each where the blocks are of full size.
@@ -202,6 +202,8 @@ class HttpTranscript(Transcript):
         flow.opened_by(record, said)
         exchange.opened_by(flow, f"Q{self.count}")
         exchange.exact = said.get("exact") is not False
+        values = said.get("values")
+        exchange.values = [value_text(value) for value in values] if isinstance(values, list) else []
         self._commands[record.n] = exchange
         # As a step of what is on the screen: the same rule is not named again and again.
         self._open[record.n] = Open(exchange.label, record.t_ns, folded=True)
@@ -241,6 +243,9 @@ class HttpTranscript(Transcript):
         self._add(t_ns, "o", self._newline.join(lines))
         self._line_of, self._line_cells, self._in_line = exchange.n, width(_SGR.sub("", lines[-1])), True
         self._speaker = (exchange.number, True)
+        if exchange.values:
+            self._settle(t_ns)
+            self._list(t_ns, "  values: ", exchange.values, DIM)
         if self._messages and exchange.early:
             self._settle(t_ns)
             self._show_message(t_ns, exchange, True, bytes(exchange.early))

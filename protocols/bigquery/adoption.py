@@ -86,7 +86,8 @@ async def _again(gate: Gate, session: Session, shared: Shared, entry: Entry, ask
             estimate = await estimated(gate, session, Upstream(gate, session), asked, analysis)
         data = taped(_head(entry), entry.request)
         command = command_of(asked, analysis, estimate, flow, data)
-        session.mark("held-job", f"{entry.key.id} was left by a process of before, in the state {entry.state}")
+        left = f"{entry.key.id} was left by a process of before, in the state {entry.state}"
+        session.mark("held-job", f"{left}; it was asked for in session {entry.session}")
         held = Held(gate, session, shared, entry, flow, entry.request, log, asked.job_timeout_ms)
         if entry.state == "approved":
             given = Given(entry.approval, entry.rule)

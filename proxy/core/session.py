@@ -116,7 +116,6 @@ class Session:
         self._streams: dict[tuple[int, str], tuple[tuple[Mask, ...], StreamMask | None]] = {}
         self._seen_masks: dict[Mask, None] = {}
         self._said = ""  # why the user does all this
-        self._why = ""  # and the last command that had a reason of its own
         self._closed = False
 
     @property
@@ -204,8 +203,7 @@ class Session:
         return replace(command, text=seen(command.text), objects=tuple(seen(one) for one in command.objects))
 
     def _tape_command(self, command: Command) -> int:
-        if command.why not in ("", self._why):
-            self._why = command.why
+        if command.why:
             self._tape_intent(command.why, command.flow)
         if command.data is not None:
             if command.data:

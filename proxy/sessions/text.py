@@ -14,6 +14,7 @@ from typing import Any, Final, TextIO
 from proxy.core.text import fields, labelled, table
 from recorder.escape import clip, visible, width
 from recorder.table import paint
+from recorder.warehouse_view import cost_words, job_words
 from recorder.wording import size
 
 _GREEN, _RED, _YELLOW, _DIM, _BOLD = "32", "31", "33", "2", "1"
@@ -236,6 +237,10 @@ def _command_lines(command: Mapping[str, Any], paper: Paper) -> list[str]:
     first = head + paper.paint(visible(verdict), _verdict_color(verdict)) + visible(rest).replace("\n", " ")
     lines = [first]
     indent = " " * 6
+    if command["values"]:
+        lines.append(paper.paint(indent + visible(f"values: {', '.join(command['values'])}"), _DIM))
+    if command["intent"]:
+        lines.append(paper.paint(indent + visible(f"intent: {command['intent']}").replace("\n", " "), _DIM))
     approval = command["approval"]
     if approval is not None:
         lines.append(paper.paint(indent + visible(_approval(approval)).replace("\n", " "), _YELLOW))
@@ -251,7 +256,7 @@ def _command_lines(command: Mapping[str, Any], paper: Paper) -> list[str]:
     elif command["tag"]:
         rows = command["rows"]
         count = f", rows: {rows}" if rows and not command["tag"].endswith(f" {rows}") else ""  # as SELECT 5 says it
-        passed = _transferred(command["details"])
+        passed = _transferred(command["details"]) + _job(command["details"])
         lines.append(paper.paint(indent + visible(f"{command['tag']}{count}{passed}").replace("\n", " "), _DIM))
     return lines
 
@@ -272,6 +277,13 @@ def _transferred(details: Mapping[str, Any]) -> str:
     digest = f", sha256 {details['sha256']}" if details.get("sha256") else ""
     part = ", not complete" if details.get("complete") is False else ""
     return f", {details['direction']} of {size(details['size'])}{digest}{part}"
+
+
+def _job(details: Mapping[str, Any]) -> str:
+    """Which job of BigQuery it was, and what that cost."""
+    if not isinstance(details.get("job"), str):
+        return ""
+    return ", ".join(("", job_words(details), cost_words(details))).rstrip(", ")
 
 
 def _masked(masked: Sequence[Mapping[str, str]]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Api:
         fields: str = "Content-Type: application/json\r\n",
         objects: tuple[str, ...] = ("payments/pods/*",),
         verdict: str = "allow",
+        values: Sequence[str | None] = (),
         **said: Any,
     ) -> tuple[int, int]:
         """A request, its COMMAND and verdict ("" for none yet); returns the flow and the COMMAND's number."""
@@ -49,6 +50,7 @@ class Api:
         for at in range(0, len(data), PAYLOAD_LIMIT):
             self.tape.append(USER, Kind.WIRE, data[at : at + PAYLOAD_LIMIT], flow=self.flow)
         entry = {"verb": verb, "kind": kind, "text": text, "objects": list(objects), "flow": self.flow}
+        entry |= {"values": list(values)} if values else {}
         n = self.tape.append(USER, Kind.COMMAND, pack(entry), entry)
         if verdict:
             self.verdict(n, verdict, **said)

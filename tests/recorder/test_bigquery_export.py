@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from proxy.sessions.text import Paper, show_text
 from recorder.cli import show
 from recorder.index import Index
 from recorder.index_query import Wanted, find_commands
+from recorder.tape import USER, Kind
+from tests.recorder.tapes import pack
 from tests.recorder.test_http_export import exported
 from tests.recorder.warehouse_tapes import (
     COST,
@@ -110,6 +113,36 @@ def test_show_has_what_a_job_says(tmp_path: Path) -> None:
     }  # fmt: skip
     (load,) = [command for command in commands if command["verb"] == "upload" and "job" in command["details"]]
     assert (load["details"]["sha256"], load["details"]["affected"]) == (SHA256, 812)
+
+
+def test_show_has_why_a_command_was_asked_for_and_with_what(tmp_path: Path) -> None:
+    def tell(api: Warehouse) -> None:
+        for text in ("SELECT 1", "SELECT 2"):
+            api.tape.append(USER, Kind.INTENT, pack({"text": "a report", "flow": api.flow + 1}))
+            api.reply(api.query(text, "jobs.query", values=["7"]), results("j"), "jobs.query")
+        api.reply(api.query("SELECT 3", "jobs.query"), results("k"), "jobs.query")
+        api.tape.append(USER, Kind.INTENT, pack({"text": "all of it"}))
+        api.query("SELECT 4", "jobs.query")
+
+    path = write(tmp_path, tell)
+    found = show(path)
+    assert found["intents"] == ["a report", "all of it"]
+    told = [(each["text"], each["intent"], each["values"]) for each in found["commands"]]
+    assert told == [
+        ("SELECT 1", "a report", ["'7'"]), ("SELECT 2", "a report", ["'7'"]), ("SELECT 3", "", []), ("SELECT 4", "", [])
+    ]  # fmt: skip
+    assert "<dd>a report; all of it</dd>" in exported(path, "html")
+
+
+def test_the_text_of_show_says_the_job_its_cost_and_why(tmp_path: Path) -> None:
+    def tell(api: Warehouse) -> None:
+        api.tape.append(USER, Kind.INTENT, pack({"text": "a\nreport", "flow": api.flow + 1}))
+        api.reply(api.query("SELECT 1", "jobs.query", values=["@x = 7"]), a_job("j"))
+
+    shown = show_text(show(write(tmp_path, tell)), Paper()).splitlines()
+    assert "      values: '@x = 7'" in shown
+    assert "      intent: a report" in shown
+    assert "      200 OK, job shop:EU.j  DONE, 1.2 GiB processed, 1.0 GiB billed, 340.0 ms slots" in shown
 
 
 # -- the index --------------------------------------------------------------------------------------------

@@ -65,6 +65,23 @@ def test_a_query_is_its_statement_its_job_its_rows_and_its_cost(tmp_path: Path) 
     assert len(shown) == 9 + 59 + 1
 
 
+def test_a_query_is_shown_with_why_and_its_parameters(tmp_path: Path) -> None:
+    def tell(api: Warehouse) -> None:
+        for number in range(3):
+            why = "a report" if number < 2 else "another"
+            api.tape.append(USER, Kind.INTENT, pack({"text": why, "flow": api.flow + 1}))
+            asked = api.query(method="jobs.query", values=[f"@low = {number}", None])
+            api.reply(asked, results(f"job_{number}"), "jobs.query")
+
+    shown = lines(tmp_path, tell)
+    assert [line for line in shown if line.startswith(("-- intent", "  values"))] == [
+        "-- intent: a report", "  values: '@low = 0', NULL", "  values: '@low = 1', NULL",
+        "-- intent: another", "  values: '@low = 2', NULL",
+    ]  # fmt: skip
+    assert shown[1 : len(PROMPT) + 2] == [*PROMPT, "  values: '@low = 0', NULL"]
+    assert shown[len(PROMPT) + 3].startswith(f"  POST {QUERIES}?prettyPrint=false  200")
+
+
 def test_a_query_that_is_answered_at_once(tmp_path: Path) -> None:
     def tell(api: Warehouse) -> None:
         cost = {"totalBytesBilled": "0", "totalSlotMs": "12", "cacheHit": True}
@@ -383,7 +400,7 @@ def test_a_tape_may_say_anything(tmp_path: Path, said: dict[str, object]) -> Non
             for _ in range(2):
                 _, n = api.ask("", verb=verb, kind="session", objects=())
                 api.tape.append(GATE, Kind.RESULT, pack({"command": n, "error": {}, **said}))
-                api.tape.append(USER, Kind.COMMAND, pack({"verb": verb, "flow": api.flow}))
+                api.tape.append(USER, Kind.COMMAND, pack({"verb": verb, "flow": api.flow + 1}))
                 api.tape.append(GATE, Kind.RESULT, pack({"command": n + 3, "flow": api.flow, **said}))
 
     shown = lines(tmp_path, tell)
