@@ -50,6 +50,7 @@ from proxy.core.gate import Gate
 from proxy.core.peers import Alone, Peers
 from proxy.kube_sections import BIGQUERY
 from proxy.logging import describe
+from proxy.masking.warehouse_scan import WarehouseScans
 from proxy.notify import notify, notify_reloading
 from proxy.policy.shell import read_shell
 from proxy.policy.sql import SqlReader
@@ -119,6 +120,8 @@ class Gateway:
             residents=self.connections,
             jobs=services.jobs,
             warehouse=services.warehouse,
+            rewriter=services.warehouse,
+            scans=WarehouseScans(),
             clock=time.time,
             shared={"peers": self.peers},
         )

@@ -18,7 +18,7 @@ from protocols.bigquery.sts import Seal
 from proxy.bigquery_sections import SERVICES, TargetBigQuery
 from proxy.config import Loaded
 from proxy.core.parties import Target
-from proxy.core.warehouse import Analysis, AnalysisLimits, unknown
+from proxy.core.warehouse import Analysis, AnalysisLimits, Replacement, Rewritten, unknown
 from proxy.credentials.gcp import GcpSource
 from proxy.credentials.static import Account, StaticCredential
 from proxy.kube_files import check_authority
@@ -40,6 +40,7 @@ def settings_of(loaded: Loaded, section: TargetBigQuery) -> dict[str, object]:
     settings: dict[str, object] = {
         "session_idle": section.session_idle,
         "dry_run": section.dry_run,
+        "rewrite": section.rewrite,
         "trusted_routines": section.trusted_routines,
         "storage_plain": section.storage_plain,
     }
@@ -139,6 +140,20 @@ class Warehouse:
         self._reading[analysts] += 1
         try:
             return await analysts.read(text, project, dataset)
+        finally:
+            self._reading[analysts] -= 1
+            await self._retire()
+
+    async def rewrite(
+        self, text: str, project: str, dataset: str | None, scans: Mapping[str, tuple[Replacement, ...]]
+    ) -> Rewritten:
+        """See proxy.core.gate.WarehouseRewriter."""
+        if self._closed:
+            return Rewritten(text, why="the gateway stops")
+        analysts = self._current()
+        self._reading[analysts] += 1
+        try:
+            return await analysts.rewrite(text, project, dataset, scans)
         finally:
             self._reading[analysts] -= 1
             await self._retire()

@@ -112,6 +112,8 @@ class TargetBigQuery(Section):
     """What one TiB costs, for estimates that rules and approvers see; 6.25 where it is not given."""
     dry_run: Literal["always", "never"] = "always"
     """Whether BigQuery is asked what a query would read, before it is decided on."""
+    rewrite: Literal["off", "where-exact"] = "off"
+    """Whether masks are put into queries where they scan a table, so that filters and copies meet masked values too."""
     trusted_routines: Annotated[Words, Field(max_length=ROUTINES_LIMIT)] = ()
     """Routines (project.dataset.name) that you vouch for: they read and change nothing but what they are given."""
     session_idle: Annotated[Duration, Field(le=SESSION_IDLE_LIMIT_SECONDS)] = SESSION_IDLE_SECONDS

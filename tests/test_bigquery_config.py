@@ -133,6 +133,7 @@ def test_a_target_with_everything(folder: Path) -> None:
       maximum_bytes_billed: 20GiB
       price_per_tib: 7.5
       dry_run: never
+      rewrite: where-exact
       trusted_routines: acme-prod.fn.clean
       session_idle: 90s
 """
@@ -146,6 +147,7 @@ def test_a_target_with_everything(folder: Path) -> None:
         "maximum_bytes_billed": 20 << 30,
         "price_per_tib": 7.5,
         "dry_run": "never",
+        "rewrite": "where-exact",
         "trusted_routines": ("acme-prod.fn.clean",),
         "session_idle": 90.0,
         "connect_timeout_seconds": 3.0,
@@ -154,6 +156,7 @@ def test_a_target_with_everything(folder: Path) -> None:
     settings = read_settings(target)
     assert (settings.storage_host, settings.storage_port, settings.storage_plain) == ("::1", 9060, True)
     assert not settings.dry_run
+    assert settings.rewrite
     assert settings.trusted_routines == {"acme-prod.fn.clean"}
     assert source.token_env == "TOKEN"
 

@@ -22,6 +22,7 @@ from protocols.bigquery.paging import table_rows
 from protocols.bigquery.parameters import safe_target
 from protocols.bigquery.polling import serve_job, serve_list
 from protocols.bigquery.requests import MULTIPART_LIMIT, Asked, Line, read_line, read_request
+from protocols.bigquery.rewriting import forget as forget_schemas
 from protocols.bigquery.running import NO_ESTIMATE, analysed, check_ids, serve_run
 from protocols.bigquery.turn import CUT, THREAD_BYTES, Missing, Turn
 from protocols.bigquery.uploads import serve_chunk, serve_upload
@@ -140,6 +141,7 @@ class Exchange:
         finally:
             if name.startswith(_DEFINES) and line.method.http not in _SAFE:
                 estimates_of(turn.gate.shared, turn.gate.warehouse).forget()
+                forget_schemas(turn.gate.shared)
 
 
 def _unreached(error: TargetPeerError) -> bool:

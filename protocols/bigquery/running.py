@@ -48,6 +48,8 @@ from protocols.bigquery.pages import PAGE_LIMIT
 from protocols.bigquery.paging import masked_result
 from protocols.bigquery.polling import decoded, encoded, masked_errors, tell
 from protocols.bigquery.requests import Asked
+from protocols.bigquery.rewriting import forget as forget_schemas
+from protocols.bigquery.rewriting import rewritten
 from protocols.bigquery.turn import CUT, Missing, Turn, check_format
 from protocols.bigquery.upstream import Lost, Upstream
 from proxy.core.errors import TargetPeerError
@@ -113,6 +115,7 @@ async def serve_run(turn: Turn, asked: Asked) -> bool:
     plain = command_of(asked, analysis, NO_ESTIMATE, turn.flow, data)
     if asked.dry_run and asked.job == "query":
         return await _dry(turn, asked, plain)
+    asked, analysis, plain = await _rewritten(turn, asked, analysis, plain, data)
     if asked.query is None or await turn.session.would_refuse(plain):
         return await _Run(turn, asked, NO_ESTIMATE, plain).go()
     estimate = await estimated(turn.gate, turn.session, turn.upstream, asked, analysis)
@@ -121,14 +124,36 @@ async def serve_run(turn: Turn, asked: Asked) -> bool:
     return await _Run(turn, asked, estimate, with_estimate(plain, asked, analysis, estimate)).go()
 
 
+async def _rewritten(
+    turn: Turn, asked: Asked, analysis: Analysis, plain: Command, data: bytes
+) -> tuple[Asked, Analysis, Command]:
+    """The request with masks put in where it scans tables, or as it came. A guard is asked about what then runs."""
+    settings = settings_of(turn.session.target)
+    if asked.query is None or not settings.rewrite:
+        return asked, analysis, plain
+    masks = await turn.session.would_mask(plain)
+    if not masks:
+        return asked, analysis, plain
+    account = await account_of(turn.gate, turn.session)
+    found = await rewritten(turn.gate, asked, analysis, masks, turn.upstream.ask, settings=settings, account=account)
+    if found is None:
+        return asked, analysis, plain
+    turn.session.mark("rewritten", f"{', '.join(found[2].tables)}; it came as: {asked.query.text}")
+    return found[0], found[1], command_of(found[0], found[1], NO_ESTIMATE, turn.flow, data)
+
+
 async def estimated(gate: Gate, session: Session, upstream: Upstream, asked: Asked, analysis: Analysis) -> Estimate:
     """Return what the target tells of a query, to the account that it will run as."""
+    estimates = estimates_of(gate.shared, gate.warehouse)
+    name = await account_of(gate, session)
+    return await estimates.of(asked, analysis, settings_of(session.target), name, upstream.ask)
+
+
+async def account_of(gate: Gate, session: Session) -> str:
+    """Return whose eyes a session's target is seen with, and of which target."""
     credential = await gate.credentials.get(session.identity, session.target)
     secret = credential.secret.reveal() if credential.secret is not None else ""
-    account = credential.user or hashlib.sha256(secret.encode()).hexdigest()[:16]
-    estimates = estimates_of(gate.shared, gate.warehouse)
-    name = f"{session.target.name} {account}"
-    return await estimates.of(asked, analysis, settings_of(session.target), name, upstream.ask)
+    return f"{session.target.name} {credential.user or hashlib.sha256(secret.encode()).hexdigest()[:16]}"
 
 
 async def _dry(turn: Turn, asked: Asked, command: Command) -> bool:
@@ -236,9 +261,8 @@ class _Run:
                 await turn.jobs.settle(self._key, turn.owner, "sent", **changes)
             sent = True
             if any(each.kind in _CHANGING for each in (self._command, *self._command.parts)):
-                estimates_of(
-                    turn.gate.shared, turn.gate.warehouse
-                ).forget()  # names may mean something else from now on
+                estimates_of(turn.gate.shared, turn.gate.warehouse).forget()  # names may mean something else now
+                forget_schemas(turn.gate.shared)
             try:
                 return await (self._insert_now if self._inserts else self._query_now)(permit, entry)
             except CUT:

@@ -176,6 +176,16 @@ class Session:
         """
         return isinstance(await self._judge(command), Deny)
 
+    async def would_mask(self, command: Command) -> tuple[Mask, ...]:
+        """Return the masks that the rules put on a command, before any guard of theirs; () where they refuse it."""
+        if not self.gate.identities.valid(self.identity):
+            return ()
+        try:
+            verdict: Verdict = await self.gate.policy(self.identity, self.target, command)
+        except Exception:  # fails closed: nothing is changed, and decide() refuses
+            return ()
+        return () if isinstance(verdict, Deny) else verdict.masks
+
     def withdraw(self) -> bool:
         """Take back what is held now, if anything; each decide() raises Refused(withdrawn)."""
         for pending in tuple(self._pending.values()):

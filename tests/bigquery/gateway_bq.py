@@ -43,6 +43,7 @@ from proxy.core.verdict import Verdict
 from proxy.http.links import Links
 from proxy.http.sessions import sessions_of
 from proxy.masking.masker import Masking
+from proxy.masking.warehouse_scan import WarehouseScans
 from proxy.store.approvals import Record
 from proxy.store.database import Database
 from proxy.store.jobs import JobStore
@@ -226,6 +227,8 @@ class Gateway:
             "residents": residents,
             "jobs": jobs,
             "warehouse": self.loop.analysts,
+            "rewriter": self.loop.analysts,
+            "scans": WarehouseScans(),
         }
         return Gate(**{**services, **self.more})
 
