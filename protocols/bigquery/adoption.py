@@ -30,7 +30,8 @@ from proxy.core.gate import Gate
 from proxy.core.http.heads import RequestHead
 from proxy.core.jobs import Entry
 from proxy.core.parties import Identity
-from proxy.core.session import Given, Session
+from proxy.core.session import Session
+from proxy.core.verdict import Given
 from proxy.http.answers import outcome
 from proxy.http.sessions import Caller, Shared, sessions_of
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Literal, assert_never
 
 import msgpack
@@ -26,7 +26,7 @@ from proxy.core.errors import Refused, TapeError
 from proxy.core.events import Chunk, Command, Document, Event, Frame, Output, Remark, Resize, Result, Rows
 from proxy.core.gate import Gate, Pending, Plan, StreamMask
 from proxy.core.parties import Identity, Target
-from proxy.core.verdict import Allow, Deny, Hold, Mask, Verdict
+from proxy.core.verdict import Allow, Deny, Given, Hold, Mask, Verdict
 from recorder.format import PAYLOAD_LIMIT
 from recorder.tape import ERR, GATE, OUT, USER, Kind, Tape
 
@@ -87,18 +87,6 @@ class Input:
         self.flow = flow
         self.data = data
         self.wire = wire
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """An approval that was given to a process which is gone: its id, the rule that asked for it, and who gave it.
-
-    Whoever passes one has checked that the command is the one that was approved.
-    """
-
-    approval: str
-    rule: str
-    by: str = ""
 
 
 class Session:

@@ -60,6 +60,18 @@ class Deny:
 Verdict = Allow | Hold | Deny
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An approval that was given to a process which is gone: its id, the rule that asked for it, and who gave it.
+
+    Whoever passes one has checked that the command is the one that was approved.
+    """
+
+    approval: str
+    rule: str
+    by: str = ""
+
+
 def no_rule() -> Deny:
     """The verdict where nothing matched: promise 1."""
     return Deny(NO_RULE, "no rule allows this command")
