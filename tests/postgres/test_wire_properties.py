@@ -310,7 +310,7 @@ def test_memory_for_a_long_answer_is_a_few_times_its_size(read_bytes: int, maske
             wired.target(bytes(data[start : start + read_bytes]))
 
     if not masked:
-        wired.tape.append = lambda *_: 0  # type: ignore[method-assign]  # the fake one keeps everything
+        wired.tape.append = lambda *_, **__: 0  # type: ignore[method-assign]  # the fake one keeps everything
     assert _grown(feed) < 4 * size
 
 
