@@ -74,7 +74,11 @@ def works(gateway: BqGateway) -> bool:
 
 @pytest.mark.parametrize(
     ("kind", "recording", "workers"),
-    [("tmpfs", "durable", 1), ("ext4", "durable", 2), pytest.param("ext4", "written", 1, marks=pytest.mark.nightly)],
+    [
+        ("tmpfs", "durable", 1),
+        pytest.param("ext4", "durable", 2, marks=pytest.mark.nightly),
+        pytest.param("ext4", "written", 1, marks=pytest.mark.nightly),
+    ],
 )
 def test_requests_are_refused_and_with_room_it_serves_again(
     tmp_path: Path, service: Scripted, kind: str, recording: str, workers: int

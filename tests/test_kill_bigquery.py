@@ -26,6 +26,7 @@ from tests.peers.ssh import children
 from tests.ssh.running import until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(120)]
+NIGHTLY: Final = pytest.mark.nightly
 MODES: Final = [("durable", 1), ("durable", 2), ("written", 1)]
 WAYS: Final = ("insert", "query", "add", "anew")
 
@@ -136,12 +137,12 @@ def killed_often(place: BqPlace, recording: str, workers: int, times: int) -> No
     assert not list((place.folder / "state" / "tapes").rglob("*.gct.*"))  # nothing was set aside
 
 
-@pytest.mark.parametrize(("recording", "workers"), MODES)
+@pytest.mark.parametrize(("recording", "workers"), [("durable", 2), pytest.param("written", 1, marks=NIGHTLY)])
 def test_what_was_done_is_on_a_tape(place: BqPlace, recording: str, workers: int) -> None:
     killed_often(place, recording, workers, 1)
 
 
-@pytest.mark.nightly
+@NIGHTLY
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("recording", "workers"), MODES)
 def test_twenty_kills_of_queries(place: BqPlace, recording: str, workers: int) -> None:
@@ -190,7 +191,9 @@ def done(gateway: BqGateway, service: Scripted, name: str) -> None:
     api.close()
 
 
-@pytest.mark.parametrize(("how", "workers"), [("kill", 1), ("kill", 2), ("term", 1)])
+@pytest.mark.parametrize(
+    ("how", "workers"), [("kill", 1), pytest.param("kill", 2, marks=NIGHTLY), pytest.param("term", 1, marks=NIGHTLY)]
+)
 def test_what_is_held_waits_on_and_runs_exactly_once(place: BqPlace, service: Scripted, how: str, workers: int) -> None:
     place.configure(ALLOW_ALL + HOLDS, workers=workers)
     with place.serving() as gateway:
@@ -241,7 +244,7 @@ def dying(service: Scripted, word: str) -> tuple[threading.Event, threading.Even
     return reached, on
 
 
-@pytest.mark.parametrize(("begun", "polls"), [(False, True), (True, True), (True, False)])
+@pytest.mark.parametrize(("begun", "polls"), [(False, True), (True, True), pytest.param(True, False, marks=NIGHTLY)])
 def test_an_approved_job_whose_process_dies_runs_at_most_once(
     place: BqPlace, service: Scripted, begun: bool, polls: bool
 ) -> None:
