@@ -28,7 +28,7 @@ from typing import Final, Literal
 import structlog
 
 from proxy.core.errors import GatecastError
-from proxy.core.events import Command
+from proxy.core.events import ESTIMATE_FACT, Command
 from proxy.core.gate import Decision
 from proxy.core.parties import Identity, Target
 from proxy.core.text import harmless
@@ -36,6 +36,7 @@ from proxy.core.verdict import Hold
 from proxy.store import approvals as rows
 from proxy.store.approvals import Record, State
 from proxy.store.database import Database, StoreError
+from recorder.wording import size
 
 DEFAULT_TIMEOUT_SECONDS: Final = 600.0
 TIMEOUT_LIMIT_SECONDS: Final = 7 * 86_400.0  # nobody remembers what was asked a week ago
@@ -420,6 +421,9 @@ def with_values(command: Command) -> str:
             f"-- ${place} = " + ("NULL" if value is None else f"'{harmless(value)}'")
             for place, value in enumerate(values, 1)
         )
+    if ESTIMATE_FACT in command.facts:
+        amount, price = command.facts[ESTIMATE_FACT]
+        lines.append(f"-- estimate: {size(amount)}, price {price:.2f}")
     if command.why:
         lines.append(f"-- intent: {harmless(command.why[:INTENT_LIMIT])}")
     return "\n".join(lines)

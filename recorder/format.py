@@ -73,7 +73,8 @@ DATA payload: n_records records, one after the other, each an array
     kind  payload (maps; keys in brackets may be absent; unknown keys are ignored)
      1 WIRE      raw bytes as they passed, after masking; channel 0: made by the gate for the target
      2 COMMAND   verb str, kind str, text str, [objects array of str], [exact false: the text is a reconstruction],
-                 [values: the bind values], [flow int: see Flows]
+                 [values: the bind values], [flow int: see Flows], [estimate array [int, float]: the bytes that the
+                 target has said it will process, and what they cost]
      3 VERDICT   command int (number of the COMMAND), verdict "allow" | "deny", rule str, [reason str],
                  [masks array of rule names], [approval str: id of the approval that it waited for]
      4 APPROVAL  command int, id str, state "pending" | "approved" | "denied" | "expired" | "withdrawn",

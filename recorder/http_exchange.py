@@ -42,6 +42,7 @@ class Exchange:
     objects: tuple[str, ...] = ()
     exact: bool = True
     values: list[str] = field(default_factory=list)  # bind values, as SQL has them
+    estimate: str = ""  # what it was expected to cost, in words
     allowed_ns: int = 0
     held: bool = False
     stream: Stream = ""

@@ -15,6 +15,7 @@ from recorder.flows import flow_of, tells_of_file, whole
 from recorder.format import GATE, USER, Kind, Record, command_entry, fields, verdict_word
 from recorder.reader import TapeReader
 from recorder.transcript import value_text
+from recorder.warehouse_view import estimate_words
 
 INTENTS_LIMIT: Final = 100  # ours: a session says why once or a few times
 LIST_LIMIT: Final = 256  # objects, masks, approvers of a command, ours
@@ -105,6 +106,7 @@ class View:
             "masked": [],
             "objects": _strings(said.get("objects")), "exact": said.get("exact") is not False, "approval": None,
             "tag": "", "rows": None, "size_bytes": None, "error": None, "flow": flow_of(said), "details": {},
+            "estimate": estimate_words(said.get("estimate")),
             "intent": why if of is not None and of == flow_of(said) else "",
             "values": [value_text(value) for value in values[:LIST_LIMIT]] if isinstance(values, list) else [],
         }  # fmt: skip

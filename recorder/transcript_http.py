@@ -35,6 +35,7 @@ from recorder.format import ERR, OUT, USER, Record
 from recorder.http_exchange import EXCHANGES_LIMIT, Exchange, Polls, stream_of
 from recorder.http_view import EVENT_LIMIT, body_lines, event_lines, object_name, problem
 from recorder.transcript import OPEN_COMMANDS_LIMIT, Open, Transcript, value_text
+from recorder.warehouse_view import estimate_words
 from recorder.wording import DIM, RED, duration, size
 
 # Exchanges that are looked up, of those that began before: measured, 20 ms each where the blocks are of full size.
@@ -204,6 +205,7 @@ class HttpTranscript(Transcript):
         exchange.exact = said.get("exact") is not False
         values = said.get("values")
         exchange.values = [value_text(value) for value in values] if isinstance(values, list) else []
+        exchange.estimate = estimate_words(said.get("estimate"))
         self._commands[record.n] = exchange
         # As a step of what is on the screen: the same rule is not named again and again.
         self._open[record.n] = Open(exchange.label, record.t_ns, folded=True)
@@ -246,6 +248,8 @@ class HttpTranscript(Transcript):
         if exchange.values:
             self._settle(t_ns)
             self._list(t_ns, "  values: ", exchange.values, DIM)
+        if exchange.estimate:
+            self._line(t_ns, f"  {exchange.estimate}", DIM)
         if self._messages and exchange.early:
             self._settle(t_ns)
             self._show_message(t_ns, exchange, True, bytes(exchange.early))

@@ -75,6 +75,14 @@ def cost_words(said: Mapping[str, Any]) -> str:
     return ", ".join(notes)
 
 
+def estimate_words(value: object) -> str:
+    """What a COMMAND says that it will cost: "estimate: 1.1 GiB, price 0.01"; "" where it says nothing."""
+    match value:
+        case [int(amount), int(price) | float(price)] if amount >= 0:
+            return f"estimate: {size(amount)}, price {price:.2f}"
+    return ""
+
+
 def content_words(said: Mapping[str, Any], pieces: int = 1) -> str:
     """What was uploaded: "uploaded 12.3 MiB in 3 pieces  sha256 5c0e5c0e5c0e"; "" of what is no upload."""
     amount = whole(said.get("size"))

@@ -20,10 +20,10 @@ def duration(ns: int) -> str:
 
 
 def size(value: object) -> str:
-    """812 B, 3.4 KiB, 12.0 MiB; of what is no number 0 B."""
+    """812 B, 3.4 KiB, 12.0 MiB, 2.0 TiB; of what is no number 0 B."""
     left = float(value) if isinstance(value, int) else 0.0
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if left < 1024 or unit == "GiB":
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if left < 1024 or unit == "TiB":
             return f"{left:.0f} B" if unit == "B" else f"{left:.1f} {unit}"
         left /= 1024
     raise AssertionError

@@ -520,6 +520,11 @@ def test_an_approver_sees_why_as_one_line_last(tmp_path: Path) -> None:
     assert asyncio.run(_shown(tmp_path / "b", intent=["no text"])) == "DELETE FROM t WHERE id = $1"
 
 
+def test_an_approver_sees_what_it_will_cost(tmp_path: Path) -> None:
+    shown = asyncio.run(_shown(tmp_path, estimate=(2 << 40, 12.5), intent="a report"))
+    assert shown == "DELETE FROM t WHERE id = $1\n-- estimate: 2.0 TiB, price 12.50\n-- intent: a report"
+
+
 def test_an_approver_sees_the_login_and_what_a_place_is_for() -> None:
     from proxy.admin.commands import render_approval, render_approvals
     from proxy.admin.text import iso

@@ -27,7 +27,7 @@ from protocols.bigquery.methods import KIND_OF
 from protocols.bigquery.parameters import safe_target
 from protocols.bigquery.queries import text as text_in
 from protocols.bigquery.requests import Asked
-from proxy.core.events import INTENT_FACT, Command
+from proxy.core.events import ESTIMATE_FACT, INTENT_FACT, Command
 from proxy.core.http.heads import RequestHead, encode_request, without
 from proxy.core.text import harmless
 from proxy.core.warehouse import GRAVITY, UNRESOLVED, Analysis, Statement, TableName
@@ -213,6 +213,7 @@ def _told(facts: Mapping[str, Any], asked: Asked, analysis: Analysis, estimate: 
         "bq_dry_run": estimate.known,
         "bq_statement_type": estimate.statement_type,
         **places(asked, analysis, estimate),
+        **({ESTIMATE_FACT: (estimate.bytes, estimate.price)} if estimate.known else {}),
     }
 
 

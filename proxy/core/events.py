@@ -32,6 +32,8 @@ RemarkFields = Mapping[str, str]
 
 # Of Command.facts: why the user says he wants this, in a line. It is taped and shown to approvers; no rule reads it.
 INTENT_FACT: Final = "intent"
+# What the target says that it will process, in bytes, and what that costs: taped and shown to approvers as well.
+ESTIMATE_FACT: Final = "estimate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,11 @@ class Command:
         """Why the user says he wants this, as far as the command itself tells; "" for nothing."""
         found = self.facts.get(INTENT_FACT)
         return found if isinstance(found, str) else ""
+
+    @property
+    def taped_facts(self) -> dict[str, Any]:
+        """Facts that the tape has with the command: values, estimate."""
+        return {name: self.facts[name] for name in ("values", ESTIMATE_FACT) if name in self.facts}
 
     def explained(self, said: str) -> Command:
         """Return the command with what its user has said of all that he does before its own reason."""

@@ -215,8 +215,7 @@ class Session:
             entry["exact"] = False
         if command.flow is not None:
             entry["flow"] = command.flow
-        if "values" in command.facts:
-            entry["values"] = command.facts["values"]
+        entry |= command.taped_facts
         return self.tape.append(USER, Kind.COMMAND, _pack(entry), entry)
 
     async def _judge(self, command: Command) -> Allow | Hold | Deny:

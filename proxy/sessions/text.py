@@ -239,6 +239,8 @@ def _command_lines(command: Mapping[str, Any], paper: Paper) -> list[str]:
     indent = " " * 6
     if command["values"]:
         lines.append(paper.paint(indent + visible(f"values: {', '.join(command['values'])}"), _DIM))
+    if command["estimate"]:
+        lines.append(paper.paint(indent + visible(command["estimate"]), _DIM))
     if command["intent"]:
         lines.append(paper.paint(indent + visible(f"intent: {command['intent']}").replace("\n", " "), _DIM))
     approval = command["approval"]

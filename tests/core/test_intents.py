@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from proxy.core.events import INTENT_FACT, Command
+from proxy.core.events import ESTIMATE_FACT, INTENT_FACT, Command
 from proxy.core.gate import Pending
 from proxy.core.parties import Target
 from proxy.core.session import Session
@@ -74,5 +74,15 @@ def test_approvers_are_shown_what_the_session_is_for_and_what_the_command_is_for
         assert await ask("", SELECT) == "a report"
         assert await ask("ticket 7", bare) == "ticket 7"
         assert await ask("ticket 7", SELECT) == "ticket 7; a report"
+
+    asyncio.run(body())
+
+
+def test_what_the_target_expects_to_read_is_taped_with_the_command() -> None:
+    async def body() -> None:
+        session, tape, _ = opened(Allow("all", ()))
+        await session.decide(replace(SELECT, facts={ESTIMATE_FACT: (2 << 40, 12.5)}), nobody)
+        await session.decide(SELECT, nobody)
+        assert [entry.get("estimate") for entry in tape.of(Kind.COMMAND)] == [[2 << 40, 12.5], None]
 
     asyncio.run(body())

@@ -40,6 +40,7 @@ class Api:
         objects: tuple[str, ...] = ("payments/pods/*",),
         verdict: str = "allow",
         values: Sequence[str | None] = (),
+        estimate: Sequence[float] = (),
         **said: Any,
     ) -> tuple[int, int]:
         """A request, its COMMAND and verdict ("" for none yet); returns the flow and the COMMAND's number."""
@@ -50,7 +51,7 @@ class Api:
         for at in range(0, len(data), PAYLOAD_LIMIT):
             self.tape.append(USER, Kind.WIRE, data[at : at + PAYLOAD_LIMIT], flow=self.flow)
         entry = {"verb": verb, "kind": kind, "text": text, "objects": list(objects), "flow": self.flow}
-        entry |= {"values": list(values)} if values else {}
+        entry |= ({"values": list(values)} if values else {}) | ({"estimate": list(estimate)} if estimate else {})
         n = self.tape.append(USER, Kind.COMMAND, pack(entry), entry)
         if verdict:
             self.verdict(n, verdict, **said)

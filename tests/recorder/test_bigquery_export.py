@@ -137,10 +137,11 @@ def test_show_has_why_a_command_was_asked_for_and_with_what(tmp_path: Path) -> N
 def test_the_text_of_show_says_the_job_its_cost_and_why(tmp_path: Path) -> None:
     def tell(api: Warehouse) -> None:
         api.tape.append(USER, Kind.INTENT, pack({"text": "a\nreport", "flow": api.flow + 1}))
-        api.reply(api.query("SELECT 1", "jobs.query", values=["@x = 7"]), a_job("j"))
+        api.reply(api.query("SELECT 1", values=["@x = 7"], estimate=[1 << 40, 6.25]), a_job("j"))
 
     shown = show_text(show(write(tmp_path, tell)), Paper()).splitlines()
     assert "      values: '@x = 7'" in shown
+    assert "      estimate: 1.0 TiB, price 6.25" in shown
     assert "      intent: a report" in shown
     assert "      200 OK, job shop:EU.j  DONE, 1.2 GiB processed, 1.0 GiB billed, 340.0 ms slots" in shown
 

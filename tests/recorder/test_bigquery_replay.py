@@ -70,13 +70,14 @@ def test_a_query_is_shown_with_why_and_its_parameters(tmp_path: Path) -> None:
         for number in range(3):
             why = "a report" if number < 2 else "another"
             api.tape.append(USER, Kind.INTENT, pack({"text": why, "flow": api.flow + 1}))
-            asked = api.query(method="jobs.query", values=[f"@low = {number}", None])
+            estimate = (3 << 30, 0.018) if number == 2 else ()
+            asked = api.query(method="jobs.query", values=[f"@low = {number}", None], estimate=estimate)
             api.reply(asked, results(f"job_{number}"), "jobs.query")
 
     shown = lines(tmp_path, tell)
-    assert [line for line in shown if line.startswith(("-- intent", "  values"))] == [
+    assert [line for line in shown if line.startswith(("-- intent", "  values", "  estimate"))] == [
         "-- intent: a report", "  values: '@low = 0', NULL", "  values: '@low = 1', NULL",
-        "-- intent: another", "  values: '@low = 2', NULL",
+        "-- intent: another", "  values: '@low = 2', NULL", "  estimate: 3.0 GiB, price 0.02",
     ]  # fmt: skip
     assert shown[1 : len(PROMPT) + 2] == [*PROMPT, "  values: '@low = 0', NULL"]
     assert shown[len(PROMPT) + 3].startswith(f"  POST {QUERIES}?prettyPrint=false  200")
