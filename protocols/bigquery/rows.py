@@ -2,7 +2,9 @@
 
 How: a schema is compiled to the exact types of its rows, which msgspec decodes at the speed of C and without leave for
 anything else: an object with other keys, a row with more or fewer cells, a number or an object where a string belongs
-refuses the page. Then the masks walk by columns, not by rows: of one level of records all cells of one field are
+refuses the page. A column without a masked leaf is not taken apart: its cells stay the bytes that they are, in their
+place, which the number of cells in each row keeps; of the first FORM_ROWS_LIMIT rows they are taken apart as the others
+are. Then the masks walk by columns, not by rows: of one level of records all cells of one field are
 collected and replaced, then those of the next level below. A column of a RECORD without masked leaves is not walked.
 
 What a cell mask (proxy/core/events.CellMask) is given is the value's text; of BYTES it is the bytes behind the base64,
@@ -72,20 +74,34 @@ class _Node:
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
+    """whole: decodes rows with all that is in them; decode: with what is masked alone."""
+
+    whole: Callable[[Any], list[_Record]]
     decode: Callable[[Any], list[_Record]]
     nodes: tuple[_Node, ...]
     width: int
 
 
 @lru_cache(COMPILED_LIMIT)
-def _compile(schema: Schema) -> _Compiled:
+def _compile(schema: Schema, masked: frozenset[int]) -> _Compiled:
+    """masked: the columns, by their places, of which a leaf is masked."""
     nodes, width = _nodes(schema, 0)
-    return _Compiled(msgspec.json.Decoder(list[_record(schema)]).decode, nodes, width)  # type: ignore[misc]
+    whole, decode = (
+        msgspec.json.Decoder(list[_record(schema, places)]).decode  # type: ignore[misc]
+        for places in (None, masked)
+    )
+    return _Compiled(whole, decode, nodes, width)
 
 
-def _record(fields: Schema) -> Any:  # Any: a type
-    """The type of {"f": [...]}. The list is a structure of its own: faster than a tuple, and of an exact length."""
-    cells = [(f"c{place}", _cell(each)) for place, each in enumerate(fields)]
+def _record(fields: Schema, places: frozenset[int] | None = None) -> Any:  # Any: a type
+    """The type of {"f": [...]}. The list is a structure of its own: faster than a tuple, and of an exact length.
+
+    places: the cells that are taken apart; None: all.
+    """
+    cells = [
+        (f"c{place}", _cell(each) if places is None or place in places else msgspec.Raw)
+        for place, each in enumerate(fields)
+    ]
     values = msgspec.defstruct("Values", cells, array_like=True, **_STRICT)
     return msgspec.defstruct("Record", [("f", values)], **_STRICT)
 
@@ -116,17 +132,25 @@ def mask_rows(
 
     cells: one entry a leaf, in the order of schema.columns().
     """
-    compiled = _compile(schema)
+    compiled = _compile(schema, _masked(schema, cells))
     if len(cells) != compiled.width:
         raise Unreadable("the masks are those of another schema")
     try:
         rows = compiled.decode(data)
+        first = compiled.whole(_encode(rows[:FORM_ROWS_LIMIT]))
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         # The error's own text names places, never values; but a tool's wording is not ours to show.
         raise Unreadable("the rows of an answer are not those of its schema") from error
-    _check(rows[:FORM_ROWS_LIMIT], compiled.nodes, stamps)
+    _check(first, compiled.nodes, stamps)
     _walk(rows, compiled.nodes, cells, stamps)
     return _encode(rows)
+
+
+def _masked(schema: Schema, cells: Sequence[CellMask | None]) -> frozenset[int]:
+    nodes, _ = _nodes(schema, 0)
+    return frozenset(
+        place for place, node in enumerate(nodes) if any(each is not None for each in cells[node.first : node.last])
+    )
 
 
 def _walk(records: list[_Record], nodes: tuple[_Node, ...], cells: Sequence[CellMask | None], stamps: Stamps) -> None:

@@ -626,5 +626,7 @@ def test_garbage_is_refused_or_read(
 
 
 def test_compiled_schemas_are_kept_and_limited() -> None:
-    assert rows_module._compile(TWO) is rows_module._compile(schema(field("id", "INTEGER"), field("mail")))
+    assert rows_module._compile(TWO, frozenset()) is rows_module._compile(
+        schema(field("id", "INTEGER"), field("mail")), frozenset()
+    )
     assert rows_module._compile.cache_info().maxsize == rows_module.COMPILED_LIMIT
