@@ -92,7 +92,7 @@ class _Connection(Serving):
             return await self._exchange_token(head)
         if is_discovery(head.method, rest):
             return await self._discovery(head, prefix, hint)
-        identity, target = await caller_of(self.gate, bearer_of(head), hint)
+        identity, target = await caller_of(self.gate, bearer_of(head), hint, self.identify)
         log = self.log.bind(identity=identity.display, target=target.name)
         async with self.place(target) as free:
             if not free:

@@ -9,7 +9,7 @@ Source: bigquery note 2; RFC 6750 2.1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from protocols.bigquery.sts import Seal, looks_like_token
@@ -40,8 +40,13 @@ def bearer_of(head: RequestHead) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-async def caller_of(gate: Gate, token: str, hint: str | None) -> tuple[Identity, Target]:
-    """Return who calls, and the target that is meant; hint: the target that the path names. Raises LoginRefused."""
+async def caller_of(
+    gate: Gate, token: str, hint: str | None, identify: Callable[[str], Awaitable[Identity]] | None = None
+) -> tuple[Identity, Target]:
+    """Return who calls, and the target that is meant; hint: the target that the path names. Raises LoginRefused.
+
+    identify: of a connection that remembers whose proof it saw last (proxy/http/serving.Serving).
+    """
     if not token:
         raise LoginRefused("a token is needed", HINT)
     if looks_like_token(token):
@@ -52,7 +57,7 @@ async def caller_of(gate: Gate, token: str, hint: str | None) -> tuple[Identity,
         if hint not in (None, bearer.target):
             raise NoTarget("the access token is for another target")
         return bearer.identity, target_of(gate, bearer.target)
-    identity = await gate.identities.password("", token)
+    identity = await (gate.identities.password("", token) if identify is None else identify(token))
     name = hint or door_of(gate).get("target")
     if not isinstance(name, str) or not name:
         raise NoTarget("no target is named", "The address ends in /bq/<target>, or the token is exchanged for one.")

@@ -41,6 +41,7 @@ from proxy.http.sessions import Shared
 # Fields of the target's answers that users get. Location is rewritten where it comes (uploads.py).
 _BACK: Final = frozenset({"content-type", "etag", "date", "cache-control", "vary", "retry-after", "range", "expires"})
 _UNPACKED: Final = frozenset({"accept-encoding"})
+RESULT_BYTES: Final = 256 * 1024  # of an answer, read for its RESULT; a page's first rows are in it
 THREAD_BYTES: Final = 256 * 1024  # a page above it is masked in a thread: bigquery note 9
 
 
@@ -218,7 +219,7 @@ class Turn:
         self, asked: Asked, permit: Permit | None, response: ResponseHead, answer: Answer, framing: Framing, sent: int
     ) -> bool:
         if permit is not None:
-            shown = bytes(answer.shown)
+            shown = bytes(answer.shown[:RESULT_BYTES])
             whole = len(shown) == answer.size_bytes
             job = job_name(asked.project, asked.location, asked.id("job")) if asked.id("job") else ""
             kind = response.get("content-type") or ""
