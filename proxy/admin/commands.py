@@ -6,6 +6,7 @@ All raise AdminError.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from proxy.core.text import fields, harmless, iso, labelled, span, table
 
 JsonObject = dict[str, Any]
 _TIMES = ("created", "expires", "decided")
+_NOTHING = hashlib.sha256(b"").hexdigest()  # of a command whose protocol has no bytes of its own for it
 
 
 def approvals_list(
@@ -121,7 +123,7 @@ def render_approval(entry: Mapping[str, Any], now: float | None = None) -> str:
             ("asked at", entry["created"]),
             ("until", entry["expires"]),
             ("text SHA-256", entry["text_sha256"]),
-            ("wire SHA-256", entry["wire_sha256"]),
+            ("wire SHA-256", entry["wire_sha256"] if entry["wire_sha256"] != _NOTHING else ""),
             ("command", shown),
         )
     )
