@@ -137,7 +137,9 @@ def killed_often(place: BqPlace, recording: str, workers: int, times: int) -> No
     assert not list((place.folder / "state" / "tapes").rglob("*.gct.*"))  # nothing was set aside
 
 
-@pytest.mark.parametrize(("recording", "workers"), [("durable", 2), pytest.param("written", 1, marks=NIGHTLY)])
+@pytest.mark.parametrize(
+    ("recording", "workers"), [("durable", 1), *(pytest.param(*each, marks=NIGHTLY) for each in MODES[1:])]
+)
 def test_what_was_done_is_on_a_tape(place: BqPlace, recording: str, workers: int) -> None:
     killed_often(place, recording, workers, 1)
 
@@ -229,36 +231,42 @@ def test_what_is_held_waits_on_and_runs_exactly_once(place: BqPlace, service: Sc
     assert len([each for each in asked if each["kind"] != "session"]) == 2  # before, and after
 
 
-def dying(service: Scripted, word: str) -> tuple[threading.Event, threading.Event]:
-    """Have the insert with a word stand still before it begins: when it has come, and what lets it go on."""
+def dying(service: Scripted, word: str, begun: bool) -> tuple[threading.Event, threading.Event]:
+    """Leave the insert with a word without an answer: when it has come, and what ends its connection.
+
+    begun: the job has run by then.
+    """
     reached, on = threading.Event(), threading.Event()
 
     def stand(handler: Handler, asked: Asked) -> None:
         if asked.method != "POST" or not asked.path.endswith("/jobs"):
             return handler.served(asked)
+        value = json.loads(asked.body)
+        if begun:
+            service.begin(value["jobReference"]["jobId"], value, word)
         reached.set()
         on.wait(30)
-        return handler.served(asked)
+        return handler.die()
 
     service.scripts[word] = stand
     return reached, on
 
 
-@pytest.mark.parametrize(("begun", "polls"), [(False, True), (True, True), pytest.param(True, False, marks=NIGHTLY)])
+@pytest.mark.parametrize(
+    ("begun", "polls"),
+    [(True, True), pytest.param(False, True, marks=NIGHTLY), pytest.param(True, False, marks=NIGHTLY)],
+)
 def test_an_approved_job_whose_process_dies_runs_at_most_once(
     place: BqPlace, service: Scripted, begun: bool, polls: bool
 ) -> None:
     """It dies while the insert is on its way: whether it was begun tells the mark alone."""
     name = "dying1"
-    reached, on = dying(service, TEXT.format(name))
+    reached, on = dying(service, TEXT.format(name), begun)
     place.configure(ALLOW_ALL + HOLDS)
     with place.serving() as gateway:
         hold(gateway, name)
         gateway.approve(name)
         assert reached.wait(30)
-        if begun:
-            on.set()
-            until(lambda: service.runs(name), "run")
         kill(gateway)
     service.scripts.clear()
     with place.serving("log-2") as gateway:
@@ -289,12 +297,9 @@ def test_an_insert_whose_process_died_is_found_by_its_mark(place: BqPlace, servi
     with place.serving() as gateway:
         apis = [Api(gateway), Api(gateway)]
         for api, each in zip(apis, (name, other), strict=True):
-            reached, on = dying(service, text.format(each))
+            reached, _ = dying(service, text.format(each), each == name)
             api.send("POST", f"{V2}/jobs", job_of(each, text.format(each)))
             assert reached.wait(30)
-            if each == name:
-                on.set()
-                until(lambda: service.runs(name), "run")
         kill(gateway)
         for api in apis:
             api.close()
