@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocols.bigquery.commands import command_of, with_estimate
+from protocols.bigquery.estimates import Estimate
 from protocols.bigquery.intent import INTENT_LIMIT, TEXT_LIMIT, comments_of, intent_of, labels_text
-from protocols.bigquery.requests import read_request
+from protocols.bigquery.requests import Asked, read_request
+from proxy.core.events import ESTIMATE_FACT
 from proxy.core.http.heads import RequestHead
+from proxy.core.warehouse import Analysis
 
 CASES = [
     ("SELECT 1", ()),
@@ -106,5 +110,20 @@ def _job(sql: str, labels: dict[str, str]) -> str:
 
 
 def _asked(body: object) -> str:
+    return intent_of(_read(body))
+
+
+def _read(body: object) -> Asked:
     head = RequestHead("POST", "/bigquery/v2/projects/my-project/jobs", (("Content-Type", "application/json"),))
-    return intent_of(read_request(head, json.dumps(body).encode()))
+    return read_request(head, json.dumps(body).encode())
+
+
+def test_a_command_has_the_intent_and_the_estimate() -> None:
+    configuration = {"query": {"query": "-- why\nSELECT 1", "useLegacySql": False}, "labels": {"team": "crm"}}
+    asked = _read({"configuration": configuration})
+    plain = command_of(asked, Analysis(), Estimate(), 3, b"request")
+    assert (plain.why, plain.taped_facts) == ("why; labels team=crm", {})
+    told = with_estimate(plain, asked, Analysis(), Estimate(known=True, bytes=1 << 40, price=6.25))
+    assert (told.why, told.taped_facts) == (plain.why, {ESTIMATE_FACT: (1 << 40, 6.25)})
+    silent = command_of(_read({"configuration": {"query": {"query": "SELECT 1"}}}), Analysis(), Estimate(), 3, b"")
+    assert silent.why == ""
