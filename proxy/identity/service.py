@@ -40,7 +40,7 @@ USER_LOG_LIMIT: Final = 64  # characters of the user name in a log line; Postgre
 
 REFUSED_TEXT: Final = "the login was refused"
 SSH_HINT: Final = "use a key that is registered, or a certificate that holds"
-REFUSED_HINT: Final = "give a gateway token (gatecast token issue) or a token of your identity provider as the password"
+REFUSED_HINT: Final = "give a gateway token (gatecast token issue) or your identity provider's, as password or bearer"
 
 log = structlog.get_logger(__name__)
 
