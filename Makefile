@@ -24,7 +24,7 @@ help:
 	@echo 'make check    style, types, and the tests that need nothing else; under a minute'
 	@echo 'make test     everything, with real servers and clients'
 	@echo 'make nightly  long runs: millions of mutated messages, soaks'
-	@echo 'make bench    side by side with direct connections, pgbouncer and ssh -J'
+	@echo 'make bench    side by side with direct connections, pgbouncer, ssh -J and nginx'
 	@echo 'make lint     style and types only        make clean    remove what make made'
 
 $(STAMP): pyproject.toml
@@ -76,6 +76,7 @@ bench: peers $(STAMP)
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.bench_ssh
 	$(BIN)/python -m benchmarks.bench_kubernetes
+	$(BIN)/python -m benchmarks.bench_bigquery
 
 clean:
 	rm -rf $(VENV) $(PEERS)/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
