@@ -98,8 +98,8 @@ def _family(pid: int) -> list[int]:
     """A process, and all that it has started: workers of nginx, readers of SQL."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # a thread, or a child, has ended meanwhile
+            for child in (task / "children").read_text().split():
                 found += _family(int(child))
     return found
 
