@@ -116,7 +116,8 @@ async def serve_run(turn: Turn, asked: Asked) -> bool:
     if asked.dry_run and asked.job == "query":
         return await _dry(turn, asked, plain)
     asked, analysis, plain = await _rewritten(turn, asked, analysis, plain, data)
-    if asked.query is None or await turn.session.would_refuse(plain):
+    await turn.refuse_early(plain)
+    if asked.query is None:
         return await _Run(turn, asked, NO_ESTIMATE, plain).go()
     estimate = await estimated(turn.gate, turn.session, turn.upstream, asked, analysis)
     if estimate.error is not None:

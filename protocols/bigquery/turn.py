@@ -120,6 +120,15 @@ class Turn:
         finally:
             self._pending = None
 
+    async def refuse_early(self, command: Command) -> None:
+        """Refuse what is refused anyhow, before the registry or the target tells whether an id or a table is there.
+
+        Raises Refused, TapeError.
+        """
+        if await self.session.would_refuse(command):
+            await self.decide(command)
+            raise BadRequest(503, "gatecast: the rules changed a moment ago; send it again")
+
     async def _on_hold(self, pending: Pending) -> None:
         self.log.info("request held", approval=pending.id, rule=pending.hold.rule)
         self._pending = pending

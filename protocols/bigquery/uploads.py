@@ -48,14 +48,16 @@ async def serve_upload(turn: Turn, asked: Asked) -> bool:
         key, turn.owner, state="claimed", created=turn.gate.clock(), mark=secrets.token_hex(16),
         digest=holds.digest(turn.target_name, asked.project, asked.location, body), session=turn.session.id,
     )  # fmt: skip
+    data = taped(turn.head, asked.content if asked.media is None else turn.body)
+    command = command_of(asked, Analysis(), NO_ESTIMATE, turn.flow, data)
+    await turn.refuse_early(command)
     known = await turn.jobs.claim(entry)
     if known is not None:
         case = repeat(known, turn.owner, entry.digest)
         return await tell(turn, asked, None, refusal(case, asked.project, name, asked.location))
     sent = False
     try:
-        data = taped(turn.head, asked.content if asked.media is None else turn.body)
-        permit = await turn.decide(command_of(asked, Analysis(), NO_ESTIMATE, turn.flow, data))
+        permit = await turn.decide(command)
         entry = replace(entry, state="sent", rule=permit.rule, masks=permit.masks)
         await turn.jobs.settle(key, turn.owner, "sent", rule=permit.rule, masks=permit.masks)
         sent = True

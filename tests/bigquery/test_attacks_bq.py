@@ -20,7 +20,7 @@ from protocols.bigquery.commands import text_of
 from protocols.bigquery.requests import read_request
 from proxy.core.events import Command
 from proxy.core.parties import Identity
-from proxy.core.verdict import Allow, Mask, Verdict
+from proxy.core.verdict import Allow, Deny, Mask, Verdict
 from tests.bigquery.gateway_bq import TARGET, Answer, Gateway, gateway
 from tests.bigquery.hostile_bq import JOBS, PROJECT, QUERIES, Heard, Hostile, Said, hostile, job_of, rows_of
 from tests.bigquery.people_bq import ANA, BOB, Loop
@@ -98,6 +98,28 @@ def test_a_job_of_the_same_id_elsewhere(gate: Gateway, bad: Hostile, method: str
             assert [each.query.get("location") for each in bad.heard] == [["EU"]]
             break
     assert gate.ask(method, path.format(name) + ("&" if "?" in path else "?") + "location=US").code == 404
+
+
+@pytest.mark.parametrize("door", ["insert", "upload"])
+def test_who_is_denied_does_not_learn_whether_an_id_is_taken(bq_loop: Loop, bad: Hostile, door: str) -> None:
+    def rule(identity: Identity, command: Command) -> Verdict:
+        return Allow("ana") if identity.subject == ANA.identity.subject else Deny("not-bob", "no jobs for Bob")
+
+    with (
+        tempfile.TemporaryDirectory(prefix="gc-bq-") as folder,
+        gateway(bq_loop, Path(folder), bad.target(), rule) as gate,
+    ):
+        assert gate.ask("POST", JOBS, inserted("taken")).code == 200
+        bad.heard.clear()
+        told = []
+        for name in ("taken", "free-name"):
+            if door == "insert":
+                told.append(gate.ask("POST", JOBS, inserted(name), who=BOB))
+            else:
+                body = {**LOAD, "jobReference": {"projectId": PROJECT, "jobId": name}}
+                told.append(gate.ask("POST", JOBS + "?uploadType=resumable", body, who=BOB, prefix=UPLOAD))
+        assert {(each.code, each.body) for each in told} == {(403, told[0].body)}
+        assert not bad.heard
 
 
 def test_a_list_has_no_job_of_the_same_id_elsewhere(gate: Gateway, bad: Hostile) -> None:
