@@ -136,7 +136,8 @@ class Entry:
 
 
 class Jobs(Protocol):
-    """The registry. Every method that changes something returns when that is on the disk. All raise StoreError."""
+    """The registry. What a human has to do with is on the disk when a method returns; what else a power cut takes is
+    nobody's from then on, which fails closed. All raise StoreError."""
 
     async def claim(self, entry: Entry) -> Entry | None:
         """Take an id for a command that is about to be decided; None: it is ours now, state "claimed".

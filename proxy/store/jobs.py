@@ -130,7 +130,7 @@ class JobStore:
         return await self._database.run(rows.claim(new), durable=False)
 
     async def add(self, entries: Iterable[Entry]) -> None:
-        """See Jobs. Their state is "open"."""
+        """See Jobs. Their state is "open". Not yet flushed: what a power cut takes is nobody's."""
         now = self._clock()
         new = [
             replace(one, state="open", created=now, changed=now, expires=now + LIFE_SECONDS[one.key.kind])
@@ -142,7 +142,7 @@ class JobStore:
             rows.check(one)
         if new:
             await self._make_room(len(new))
-            await self._database.run(rows.add(new))
+            await self._database.run(rows.add(new), durable=False)
             for one in new:
                 self._drop(rows.names_of(one.key, one.owner))
 
@@ -167,8 +167,8 @@ class JobStore:
     async def settle(self, key: Key, owner: Owner, state: State, **changes: Any) -> Entry | None:
         """See Jobs. changes: fields of Entry. The request of what the target has is dropped: it is on the tape.
 
-        "sent" is not flushed: after a power cut the job counts as not sent, so what the target has of it is nobody's,
-        or an approved one is sent again under its id and found by its mark.
+        "sent" and "open" are not flushed: after a power cut the job counts as not sent, so what the target has of it is
+        nobody's, or an approved one is sent again under its id and found by its mark.
         """
         if state in ("held", "sent") and not {"rule", "masks"} <= set(changes):
             raise ValueError(f"a job is not {state} without rule and masks")
@@ -179,7 +179,7 @@ class JobStore:
         if state not in UNSETTLED:
             changes = {"process": "", **changes}
         expires = now + ENDED_SECONDS if state in ENDED else None
-        return await self._change(key, owner, state, was, expires, changes, durable=state != "sent")
+        return await self._change(key, owner, state, was, expires, changes, durable=state not in ("sent", "open"))
 
     async def amend(self, key: Key, owner: Owner, **changes: Any) -> Entry | None:
         """See Jobs."""
