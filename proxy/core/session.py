@@ -145,11 +145,11 @@ class Session:
                 verdict = Allow(verdict.rule, verdict.masks)
             else:
                 verdict, approval, withdrawn = await self._hold(command, shown, verdict, number, on_hold)
+        if masks and not isinstance(verdict, Deny):
+            verdict = replace(verdict, masks=tuple(dict.fromkeys((*masks, *verdict.masks))))
         self._tape_verdict(number, verdict, approval)
         if isinstance(verdict, Deny):
             raise Refused(verdict, approval, withdrawn)
-        if masks:
-            verdict = replace(verdict, masks=tuple(dict.fromkeys((*masks, *verdict.masks))))
         for mask in verdict.masks:
             self._seen_masks[mask] = None
         permit = Permit(_SEAL, self, command, verdict, number)
