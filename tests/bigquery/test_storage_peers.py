@@ -11,7 +11,7 @@ import pytest
 from proxy.core.events import Command
 from proxy.core.parties import Identity
 from proxy.core.verdict import Allow, Mask, Verdict
-from tests.bigquery import scenarios_bq_storage as scenarios
+from tests.bigquery import scenarios_bq_storage_read as scenarios
 from tests.bigquery.gateway_bq import Gateway, gateway, target_of
 from tests.bigquery.people_bq import Loop
 from tests.bigquery.running_bq import Worker, names_of, worker

@@ -163,6 +163,8 @@ class Layer:
         if len(rest) > 4 and rest[4].startswith("anon"):
             await self.jobs.materialise(rest[4])
         match request.method, rest:
+            case "GET", [_, "datasets", "synthetic", "tables", _]:  # of the Storage API alone: storage.py
+                return Answer(200, {"kind": "bigquery#table", "type": "TABLE"})
             case "GET", [project, "datasets", dataset, "tables", table]:
                 found = await self._estimator.table((project, dataset, table))
                 return await self._passed(rest, request) if found is None else Answer(200, found)
