@@ -102,7 +102,7 @@ async def _again(gate: Gate, session: Session, shared: Shared, entry: Entry, ask
         await held.follow(deciding)
     except Refused as refused:
         await gate.jobs.settle(entry.key, entry.owner, "denied", rule=refused.deny.rule, reason=refused.deny.reason)
-    except GatecastError as error:
+    except Exception as error:  # fails closed: the job is denied, and its session's other work goes on
         log.error("a held job cannot be followed", error=str(error))
         await gate.jobs.settle(entry.key, entry.owner, "denied", reason=f"after a restart of the gateway: {error}")
 

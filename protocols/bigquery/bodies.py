@@ -17,6 +17,7 @@ import json
 import math
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -124,6 +125,21 @@ def read_object(data: bytes) -> dict[str, Any]:
 def write_object(value: dict[str, Any]) -> bytes:
     """Write what was read: one spelling of it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def decoded(body: bytes) -> dict[str, Any] | None:
+    """Return an answer's object, None where it is none."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def encoded(value: Mapping[str, Any]) -> bytes:
+    """Return a document as it is sent."""
+    # Half a surrogate pair, which some target may send, goes on as it came: as an escape.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 def boundary_of(content_type: str | None) -> bytes:

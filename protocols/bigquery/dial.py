@@ -5,6 +5,7 @@ The Storage API is dialled by storage_dial.py, as gRPC makes its connections its
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 import structlog
@@ -17,6 +18,7 @@ from proxy.core.parties import Credential, Target
 from proxy.core.stream import Stream
 from proxy.http.dialing import Advice, connect
 
+FETCH_SECONDS: Final = 30.0  # for a discovery document, which the service has ready. Ours
 ADVICE: Final = Advice(
     private="bigquery.ca_file names another authority",
     public="it has no public one: bigquery.ca_file names the endpoint's own",
@@ -50,10 +52,13 @@ async def fetch(target: Target, path: str, limit: int) -> tuple[int, bytes]:
     """Return what everyone may read at the target, without a credential. Raises TargetPeerError."""
     connection = TargetConnection(await dial(target, Credential("")))
     try:
-        fields = (("Host", host_of(settings_of(target))), ("Accept", "application/json"))
-        connection.asking()
-        await connection.stream.write(encode_request("GET", path, fields))
-        response = await connection.response("GET")
-        return response.status, await connection.body(limit)
+        async with asyncio.timeout(FETCH_SECONDS):
+            fields = (("Host", host_of(settings_of(target))), ("Accept", "application/json"))
+            connection.asking()
+            await connection.stream.write(encode_request("GET", path, fields))
+            response = await connection.response("GET")
+            return response.status, await connection.body(limit)
+    except TimeoutError as error:
+        raise TargetPeerError(f"the target took longer than {FETCH_SECONDS:g} seconds to answer") from error
     finally:
         await connection.close()

@@ -13,21 +13,21 @@ Source: bigquery note 6 and 7.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote
 
 from protocols.bigquery import errors, holds
-from protocols.bigquery.bodies import write_object
+from protocols.bigquery.bodies import decoded, write_object
 from protocols.bigquery.estimates import label
 from protocols.bigquery.facts import KEPT_IDENTITY
 from protocols.bigquery.ownership import SESSION_LABEL, USER_LABEL, learned, named, ours
-from protocols.bigquery.pages import PAGE_LIMIT
-from protocols.bigquery.polling import decoded
+from protocols.bigquery.pages import PAGE_LIMIT, mask_errors
 from protocols.bigquery.results import result_of
-from protocols.bigquery.upstream import JSON, Upstream
-from proxy.core.errors import Refused, TargetPeerError
+from protocols.bigquery.upstream import ANSWER_SECONDS, JSON, LATE, Upstream
+from proxy.core.errors import GatecastError, Refused, TargetPeerError
 from proxy.core.gate import Gate, Pending
 from proxy.core.http.heads import BadRequest
 from proxy.core.jobs import REPLY_LIMIT, REQUEST_LIMIT, Entry, Jobs
@@ -112,11 +112,18 @@ class Held:
             await self._follow(deciding)
         except asyncio.CancelledError:
             if not self._gate.residents.stopping.is_set():
-                reason = f"its session has ended: {self._shared.reason}"
-                await asyncio.shield(self._jobs.settle(self._entry.key, self._entry.owner, "stopped", reason=reason))
+                await asyncio.shield(self._ended(f"its session has ended: {self._shared.reason}"))
             raise
-        except Exception as error:  # fails closed: what cannot be followed has not left, or is asked for again
+        except Exception as error:  # fails closed: what cannot be followed ends, or is looked for at the target
             self._log.error("a held job cannot be followed", error=str(error), job=self._entry.key.id)
+            await self._ended("it could not be followed by the gateway; send it again")
+
+    async def _ended(self, reason: str) -> None:
+        """Nobody looks after the job any more: it is stopped, or, where it may have left, unsure."""
+        key, owner = self._entry.key, self._entry.owner
+        with contextlib.suppress(GatecastError):  # a registry that fails: the next process takes the job over
+            if await self._jobs.settle(key, owner, "stopped", reason=reason) is None:
+                await self._jobs.amend(key, owner, process="")
 
     async def _follow(self, deciding: asyncio.Task[Permit | Exception]) -> None:
         entry = self._entry
@@ -195,12 +202,23 @@ async def send_approved(gate: Gate, session: Session, permit: Permit, entry: Ent
         session.mark("target-error", str(error))
         text = f"gatecast: the job was approved, and the target could not be reached: {error}"
         status, answer = 503, errors.failure(503, text)
-    session.result(permit, result_of("jobs.insert", status, answer, True, len(answer), len(request), flow))
     job = decoded(answer) if status == 200 else None
+    status, told = _told(gate, permit, status, answer)
+    session.result(permit, result_of("jobs.insert", status, told, True, len(told), len(request), flow))
     if job is None:
-        await jobs.settle(key, owner, "failed", reply_status=status, reply=answer[:REPLY_LIMIT])
+        await jobs.settle(key, owner, "failed", reply_status=status, reply=told[:REPLY_LIMIT])
     else:
         await settle_open(jobs, sent, job)
+
+
+def _told(gate: Gate, permit: Permit, status: int, answer: bytes) -> tuple[int, bytes]:
+    """The target's answer as the tape and its user may have it: what its errors quote goes through the masks."""
+    if not permit.masks or not answer.strip():
+        return status, answer
+    try:
+        return status, mask_errors(answer, lambda fields: gate.masker.remark(permit.masks, fields))
+    except TargetPeerError as error:
+        return 503, errors.failure(503, f"gatecast: {error}")
 
 
 async def _sent(upstream: Upstream, permit: Permit, entry: Entry, flow: int, body: bytes) -> tuple[int, bytes]:
@@ -209,11 +227,14 @@ async def _sent(upstream: Upstream, permit: Permit, entry: Entry, flow: int, bod
     fields = (("Accept", JSON), ("Content-Type", JSON))
     for attempt in range(ATTEMPTS):
         try:
-            async with upstream.send(permit, flow, "POST", path, fields, body, True) as (link, response):
+            async with (
+                asyncio.timeout(ANSWER_SECONDS),
+                upstream.send(permit, flow, "POST", path, fields, body, True) as (link, response),
+            ):
                 status, answer = response.status, await link.connection.body(PAGE_LIMIT)
-        except TargetPeerError:
+        except (TargetPeerError, TimeoutError) as error:
             if attempt == ATTEMPTS - 1:
-                raise
+                raise TargetPeerError(str(error) or LATE) from error
             await asyncio.sleep(PAUSE_SECONDS * 2**attempt)
             continue
         if status == 409:

@@ -10,14 +10,15 @@ Source: bigquery note 6 and 7; reference of jobs.get, getQueryResults, cancel, d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from protocols.bigquery import holds
+from protocols.bigquery.bodies import decoded, encoded
 from protocols.bigquery.commands import poll_of, taped
 from protocols.bigquery.errors import document
+from protocols.bigquery.held import look, settle_open
 from protocols.bigquery.holds import Kept, Reply
 from protocols.bigquery.ownership import (
     Failure,
@@ -93,8 +94,6 @@ async def _sought(turn: Turn, entry: Entry) -> Entry:
     """
     if entry.state != "sent":
         return entry
-    from protocols.bigquery.held import look, settle_open  # which imports this module
-
     job = await look(turn.upstream, entry)
     if job is not None:
         await settle_open(turn.jobs, entry, job)
@@ -210,18 +209,3 @@ def _as_listed(entry: Entry) -> dict[str, Any]:
 
 def _state(job: Mapping[str, Any]) -> str:
     return str(job.get("state", "")).lower()
-
-
-def decoded(body: bytes) -> dict[str, Any] | None:
-    """Return an answer's object, None where it is none."""
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def encoded(value: Mapping[str, Any]) -> bytes:
-    """Return a document as it is sent."""
-    # Half a surrogate pair, which some target may send, goes on as it came: as an escape.
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")

@@ -12,6 +12,7 @@ Source: bigquery note 5, 6, 7 and 11.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from protocols.bigquery import errors, holds
-from protocols.bigquery.bodies import write_object
+from protocols.bigquery.bodies import decoded, encoded, write_object
 from protocols.bigquery.commands import command_of, merged, poll_of, taped, texts_of, with_estimate
 from protocols.bigquery.dial import settings_of
 from protocols.bigquery.dial_settings import Settings
@@ -46,13 +47,13 @@ from protocols.bigquery.ownership import (
 )
 from protocols.bigquery.pages import PAGE_LIMIT
 from protocols.bigquery.paging import masked_result
-from protocols.bigquery.polling import decoded, encoded, masked_errors, tell
+from protocols.bigquery.polling import masked_errors, tell
 from protocols.bigquery.requests import Asked
 from protocols.bigquery.rewriting import forget as forget_schemas
 from protocols.bigquery.rewriting import rewritten
 from protocols.bigquery.turn import CUT, Missing, Turn, check_format
 from protocols.bigquery.upstream import Lost, Upstream
-from proxy.core.errors import TargetPeerError
+from proxy.core.errors import GatecastError, TargetPeerError
 from proxy.core.events import Command
 from proxy.core.gate import Gate
 from proxy.core.http.heads import BadRequest, ResponseHead
@@ -242,7 +243,7 @@ class _Run:
             turn.gate, turn.session, turn.shared, entry, turn.flow, request, turn.log, self._asked.job_timeout_ms
         )
         claimed = self._inserts
-        sent = False
+        sent = done = False
         try:
             deciding = turn.shared.spawn(outcome(turn.session.decide(self._command, held.on_hold)))
             try:
@@ -265,13 +266,15 @@ class _Run:
                 estimates_of(turn.gate.shared, turn.gate.warehouse).forget()  # names may mean something else now
                 forget_schemas(turn.gate.shared)
             try:
-                return await (self._insert_now if self._inserts else self._query_now)(permit, entry)
+                kept = await (self._insert_now if self._inserts else self._query_now)(permit, entry)
             except CUT:
                 turn.cut_short(permit)
                 raise
+            done = True
+            return kept
         finally:
-            if claimed and not sent:
-                await asyncio.shield(turn.jobs.forget(self._key, turn.owner))
+            if claimed and not done:
+                await asyncio.shield(left_behind(turn, self._key, sent))
 
     async def _known(self, entry: Entry) -> Entry | None:
         """The entry that has the id already; None where it is ours now."""
@@ -362,7 +365,7 @@ class _Run:
         try:
             response, answer = await turn.whole(asked, permit, body, safe=True)
         except Lost as error:
-            await turn.jobs.amend(self._key, turn.owner, process="")
+            await left_behind(turn, self._key, sent=True)
             turn.log.warning("target failed", error=str(error))
             turn.session.mark("target-error", str(error))
             return await turn.say(503, errors.unavailable(f"gatecast: {error}"))
@@ -426,6 +429,18 @@ def _permit(decided: Permit | Exception, failure: BadRequest | None) -> Permit:
     if isinstance(decided, Permit):
         return decided
     raise failure or decided
+
+
+async def left_behind(turn: Turn, key: Key, sent: bool) -> None:
+    """A request has ended before its job was settled: one that has not left is forgotten, one that may have is unsure.
+
+    Whoever asks for that looks for it at the target (polling.py), and does not wait for an answer that nobody awaits.
+    """
+    with contextlib.suppress(GatecastError):  # the registry's own failure is why it ends
+        if sent:
+            await turn.jobs.amend(key, turn.owner, process="")
+        else:
+            await turn.jobs.forget(key, turn.owner)
 
 
 async def settle_insert(

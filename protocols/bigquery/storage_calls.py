@@ -26,11 +26,11 @@ import grpc  # type: ignore[import-untyped, unused-ignore]
 
 from protocols.bigquery import storage_requests as requests
 from protocols.bigquery import storage_wire as wire
+from protocols.bigquery.bodies import decoded
 from protocols.bigquery.facts import KEPT_SQL, KEPT_TABLE
 from protocols.bigquery.lineage import lineage_of
 from protocols.bigquery.ownership import hidden, stream_key, table_key
 from protocols.bigquery.paging import OWN_COLUMNS
-from protocols.bigquery.polling import decoded
 from protocols.bigquery.schema import Lineage, Schema, Unreadable, columns, of_table, unknown
 from protocols.bigquery.storage_arrow import ArrowRows
 from protocols.bigquery.storage_avro import AvroRows

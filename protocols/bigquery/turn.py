@@ -23,7 +23,7 @@ from protocols.bigquery.pages import ERRORS_LIMIT, PAGE_LIMIT, mask_errors
 from protocols.bigquery.parameters import forwarded
 from protocols.bigquery.requests import Asked
 from protocols.bigquery.results import job_name, result_of, with_content
-from protocols.bigquery.upstream import JSON, Upstream
+from protocols.bigquery.upstream import JSON, Lost, Upstream
 from proxy.core.errors import Refused, TapeError, TargetPeerError, UserPeerError
 from proxy.core.events import CellMask, Column, Command, RemarkFields, Result
 from proxy.core.gate import Gate, Pending
@@ -180,7 +180,12 @@ class Turn:
         given = self.fields(permit, asked) if fields is None else fields
         place = target or asked.target()
         async with self.upstream.send(permit, self.flow, asked.method.http, place, given, body, safe) as (link, head):
-            return head, await link.connection.body(PAGE_LIMIT)
+            try:
+                return head, await link.connection.body(PAGE_LIMIT)
+            except TargetPeerError as error:
+                if asked.method.http == "GET":
+                    raise
+                raise Lost(str(error)) from error  # it may have been done, whatever is missing of the answer
 
     # -- towards the user -----------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ Source: bigquery note 3; "Upload data", resumable and multipart uploads; RFC 911
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 from dataclasses import replace
@@ -18,13 +19,13 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from protocols.bigquery import holds
-from protocols.bigquery.bodies import write_object
+from protocols.bigquery.bodies import decoded, encoded, write_object
 from protocols.bigquery.commands import command_of, poll_of, taped
 from protocols.bigquery.held import labels_of, settle_open
 from protocols.bigquery.ownership import Failure, job_key, learned, marked, refusal, repeat, shown
-from protocols.bigquery.polling import decoded, encoded, masked_errors, tell
+from protocols.bigquery.polling import masked_errors, tell
 from protocols.bigquery.requests import Asked
-from protocols.bigquery.running import NO_ESTIMATE, check_ids, settle_insert
+from protocols.bigquery.running import NO_ESTIMATE, check_ids, left_behind, settle_insert
 from protocols.bigquery.turn import CUT, Missing, Turn
 from protocols.bigquery.upstream import ANSWER_LIMIT, JSON
 from proxy.core.errors import TargetPeerError
@@ -55,23 +56,26 @@ async def serve_upload(turn: Turn, asked: Asked) -> bool:
     if known is not None:
         case = repeat(known, turn.owner, entry.digest)
         return await tell(turn, asked, None, refusal(case, asked.project, name, asked.location))
-    sent = False
+    sent = done = False
     try:
         permit = await turn.decide(command)
         entry = replace(entry, state="sent", rule=permit.rule, masks=permit.masks)
         await turn.jobs.settle(key, turn.owner, "sent", rule=permit.rule, masks=permit.masks)
         sent = True
+        document = write_object(marked(body, entry.mark, labels_of(turn.session)))
+        try:
+            if asked.media is not None:
+                kept = await _multipart(turn, asked, permit, entry, document, asked.media)
+            else:
+                kept = await _resumable(turn, asked, permit, entry, document)
+        except CUT:
+            turn.cut_short(permit)
+            raise
+        done = True
+        return kept
     finally:
-        if not sent:
-            await turn.jobs.forget(key, turn.owner)
-    document = write_object(marked(body, entry.mark, labels_of(turn.session)))
-    try:
-        if asked.media is not None:
-            return await _multipart(turn, asked, permit, entry, document, asked.media)
-        return await _resumable(turn, asked, permit, entry, document)
-    except CUT:
-        turn.cut_short(permit)
-        raise
+        if not done:
+            await asyncio.shield(left_behind(turn, key, sent))
 
 
 async def _multipart(

@@ -10,6 +10,7 @@ Source: bigquery note 3 and 11; RFC 9110 9.2.2.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Final
@@ -26,6 +27,9 @@ from proxy.http.dialing import authorization
 from proxy.http.links import Link, Links
 
 ANSWER_LIMIT: Final = 16 * 1024 * 1024  # of an answer to the gate itself; a schema of 10,000 columns has 4 MB
+# For an answer that no user waits for, or several do: a dry run of a large script takes some seconds. Ours
+ANSWER_SECONDS: Final = 60.0
+LATE: Final = f"the target took longer than {ANSWER_SECONDS:g} seconds to answer"
 NOT_LET_IN: Final = "the target did not accept the gateway's credential; its operator has to look after that"
 JSON: Final = "application/json"
 
@@ -119,17 +123,23 @@ class Upstream:
         fields: Fields = (("Accept", JSON), ("Content-Type", JSON), *authorization(credential))
         wire = self._head(method, target, fields, len(body)) + body
         session.mark("asks", f"{'dry run' if method == 'POST' else 'looks'}: {method} {safe_target(target)}")
-        async with Links.of(self._gate.shared).link(session.target, credential, dial) as link:
-            try:
-                response = await self._asked(link, method, wire)
-            except TargetPeerError:
-                if not (link.kept and link.connection.silent):
-                    raise
-                await link.anew()
-                response = await self._asked(link, method, wire)
-            if response.status == 401:
-                raise TargetPeerError(NOT_LET_IN)
-            return response.status, await link.connection.body(ANSWER_LIMIT)
+        try:
+            async with (
+                asyncio.timeout(ANSWER_SECONDS),
+                Links.of(self._gate.shared).link(session.target, credential, dial) as link,
+            ):
+                try:
+                    response = await self._asked(link, method, wire)
+                except TargetPeerError:
+                    if not (link.kept and link.connection.silent):
+                        raise
+                    await link.anew()
+                    response = await self._asked(link, method, wire)
+                if response.status == 401:
+                    raise TargetPeerError(NOT_LET_IN)
+                return response.status, await link.connection.body(ANSWER_LIMIT)
+        except TimeoutError as error:
+            raise TargetPeerError(LATE) from error
 
     async def _asked(self, link: Link, method: str, wire: bytes) -> ResponseHead:
         writer = TargetWriter(link.connection.stream, self._session)

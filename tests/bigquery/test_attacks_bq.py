@@ -20,10 +20,10 @@ from protocols.bigquery.commands import text_of
 from protocols.bigquery.requests import read_request
 from proxy.core.events import Command
 from proxy.core.parties import Identity
-from proxy.core.verdict import Allow, Deny, Mask, Verdict
+from proxy.core.verdict import Allow, Deny, Hold, Mask, Verdict
 from tests.bigquery.gateway_bq import TARGET, Answer, Gateway, gateway
 from tests.bigquery.hostile_bq import JOBS, PROJECT, QUERIES, Heard, Hostile, Said, hostile, job_of, rows_of
-from tests.bigquery.people_bq import ANA, BOB, Loop
+from tests.bigquery.people_bq import ANA, BOB, MIA, Loop
 from tests.bigquery.test_attacks_bq_sql import asked
 
 MASKS = (Mask("hide", ("acme.crm.people.email",)),)
@@ -120,6 +120,63 @@ def test_who_is_denied_does_not_learn_whether_an_id_is_taken(bq_loop: Loop, bad:
                 told.append(gate.ask("POST", JOBS + "?uploadType=resumable", body, who=BOB, prefix=UPLOAD))
         assert {(each.code, each.body) for each in told} == {(403, told[0].body)}
         assert not bad.heard
+
+
+@pytest.mark.parametrize("door", ["insert", "multipart"])
+def test_a_job_whose_answer_was_broken_is_looked_for(gate: Gateway, bad: Hostile, door: str) -> None:
+    """Nobody waits for an answer that nobody awaits: the job is there, or its id is free again."""
+    name = f"broken-{door}"
+    missing = {"error": {"code": 404, "message": "Not found", "errors": [{"reason": "notFound"}]}}
+
+    def broken(heard: Heard) -> Said:
+        if heard.method == "GET":
+            return 404, {}, missing
+        return None if heard.dry else (200, {"Transfer-Encoding": "chunked"}, b"nonsense")
+
+    def ask() -> Answer:
+        if door == "insert":
+            return gate.ask("POST", JOBS, inserted(name))
+        load = json.dumps({**LOAD, "jobReference": {"projectId": PROJECT, "jobId": name}})
+        body = f"--b\r\nContent-Type: application/json\r\n\r\n{load}\r\n--b\r\nContent-Type: */*\r\n\r\n1\r\n--b--\r\n"
+        headers = {"Content-Type": "multipart/related; boundary=b"}
+        return gate.ask("POST", JOBS + "?uploadType=multipart", body.encode(), headers=headers, prefix=UPLOAD)
+
+    bad.answer = broken
+    assert ask().code == 503
+    assert gate.ask("GET", f"{JOBS}/{name}").code == 404
+    bad.answer = lambda heard: None if door == "insert" else bad_job(name)
+    assert ask().code == 200
+
+
+def bad_job(name: str) -> Said:
+    """A job, whatever was asked."""
+    return 200, {}, {"jobReference": {"projectId": PROJECT, "jobId": name, "location": "US"}}
+
+
+def test_what_a_released_job_fails_of_is_masked_on_the_tape(bq_loop: Loop, bad: Hostile) -> None:
+    def rule(identity: Identity, command: Command) -> Verdict:
+        if command.kind == "session":
+            return Allow("rest")
+        return Hold("ask", (MIA.identity.subject,), 60.0, masks=MASKS)
+
+    error = {"message": "Bad value: ann@example.org", "reason": "invalidQuery"}
+
+    def failing(heard: Heard) -> Said:
+        if heard.method != "POST" or heard.dry:
+            return None
+        return 400, {}, {"error": {"code": 400, "message": error["message"], "errors": [error]}}
+
+    with (
+        tempfile.TemporaryDirectory(prefix="gc-bq-") as folder,
+        gateway(bq_loop, Path(folder), bad.target(), rule) as gate,
+    ):
+        gate.canaries.append(b"ann@example.org")  # on leaving, no tape and no log has it
+        bad.answer = failing
+        assert gate.ask("POST", JOBS, inserted("fails")).json["status"]["state"] == "PENDING"
+        gate.decide(gate.held().id)
+        answer = gate.ask("GET", f"{QUERIES}/fails?timeoutMs=20000")
+        assert (answer.code, answer.reason) == (400, "invalidQuery")
+        assert b"ann@example.org" not in answer.body
 
 
 def test_a_list_has_no_job_of_the_same_id_elsewhere(gate: Gateway, bad: Hostile) -> None:
