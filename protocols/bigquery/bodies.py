@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from proxy.core.decoded import has_half_pair, nested_beyond
 from proxy.core.http.heads import BadRequest
 
 # Bytes of an inflated JSON body. Source: "Quotas and limits", maximum request size of jobs.query, jobs.insert and
@@ -29,7 +30,6 @@ BODY_LIMIT: Final = 10 * 1024 * 1024
 DEPTH_LIMIT: Final = 200  # of objects and arrays; a schema has 15 levels, each in "fields": 30 and some; ours
 PART_HEAD_LIMIT: Final = 8192  # bytes of the fields of a part; clients send one or two; ours
 PREAMBLE_LIMIT: Final = 1024  # bytes before the first boundary; Python's e-mail package may write a line; ours
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # RFC 2046 5.1.1: 1 to 70 of these, no space at the end.
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _PARAMETER: Final = re.compile(r';\s*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)=(?:"([^"\\]*)"|([^\s;"]+))\s*')
@@ -116,9 +116,10 @@ def read_object(data: bytes) -> dict[str, Any]:
         raise BadRequest(400, "the body is no valid JSON") from error
     if not isinstance(value, dict):
         raise BadRequest(400, "the body is no object")
-    _check_depth(value)
-    if "\\ud" in text or "\\uD" in text:
-        _check_text(value)
+    if nested_beyond(value, DEPTH_LIMIT):
+        raise BadRequest(400, "the body is nested too deeply")
+    if ("\\ud" in text or "\\uD" in text) and has_half_pair(value):
+        raise BadRequest(400, "the body has half a surrogate pair")
     return value
 
 
@@ -265,32 +266,3 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise BadRequest(400, "the body has a number that is too large")
     return value
-
-
-def _check_depth(value: Any) -> None:
-    """Refuse what is nested too deeply for the walks that follow; level by level, so that depth costs nothing."""
-    level: list[Any] = [value]
-    for _ in range(DEPTH_LIMIT):
-        level = [
-            child
-            for each in level
-            for child in (each.values() if isinstance(each, dict) else each)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return
-    raise BadRequest(400, "the body is nested too deeply")
-
-
-def _check_text(value: Any) -> None:
-    """Refuse halves of surrogate pairs: the service reads each as U+FFFD, so that two keys would be one."""
-    if isinstance(value, str):
-        if _SURROGATE.search(value):
-            raise BadRequest(400, "the body has half a surrogate pair")
-    elif isinstance(value, dict):
-        for key, child in value.items():
-            _check_text(key)
-            _check_text(child)
-    elif isinstance(value, list):
-        for child in value:
-            _check_text(child)

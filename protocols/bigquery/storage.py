@@ -26,7 +26,6 @@ import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
-from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,13 +36,12 @@ from protocols.bigquery.storage_dial import CLOSE_SECONDS, Channels
 from protocols.bigquery.tokens import NoTarget, caller_of
 from proxy.core.errors import LoginRefused, TapeError
 from proxy.core.gate import Gate
-from proxy.core.parties import Identity, Target
-from proxy.core.peers import peers_of
 from proxy.core.session import Session
 from proxy.core.stream import Stream
 from proxy.http.answers import outcome
-from proxy.http.serving import INTENT_LIMIT
-from proxy.http.sessions import Caller, Shared, sessions_of
+from proxy.http.serving import INTENT_LIMIT, place_of
+from proxy.http.serving import caller_of as session_caller
+from proxy.http.sessions import Shared, sessions_of
 
 METHODS: Final = ("CreateReadSession", "ReadRows", "SplitReadStream")
 NO_WRITES: Final = (
@@ -60,8 +58,6 @@ TEXT_LIMIT: Final = 4096  # of an error's text: it travels in a header, of which
 PIECE_BYTES: Final = 256 * 1024  # what uvloop reads at once
 _PLACE: Final = "bigquery/storage"
 _WRITE: Final = re.compile(r"/google\.cloud\.bigquery\.storage\.v1(?:beta[12])?\.BigQueryWrite/[A-Za-z]{1,64}")
-_RUN: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")  # as proxy/http/serving.py
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", REQUEST_LIMIT), ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", METADATA_LIMIT), ("grpc.absolute_max_metadata_size", METADATA_LIMIT),
@@ -265,8 +261,8 @@ class _Server:
         headers = _headers(context)
         kind, _, token = headers.get("authorization", "").partition(" ")
         identity, target = await caller_of(gate, token.strip() if kind.lower() == "bearer" else "", None)
-        caller = _caller(connection, identity, headers)
-        async with _place(gate, target) as free:
+        caller = session_caller(gate, identity, connection.peer, headers.get)
+        async with place_of(gate, target) as free:
             if not free:
                 raise Failed(grpc.StatusCode.UNAVAILABLE, f'gatecast: too many connections to "{target.name}"')
             async with sessions_of(gate.shared).lease(caller, target, gate) as (shared, session):
@@ -335,21 +331,3 @@ def _headers(context: Any) -> dict[str, str]:
                 raise Failed(grpc.StatusCode.UNAUTHENTICATED, "gatecast: the call has two authorizations")
             found.setdefault(name, value)
     return found
-
-
-def _caller(connection: _Connection, identity: Identity, headers: dict[str, str]) -> Caller:
-    """Whose session a call belongs to; as proxy/http/serving.py finds it."""
-    run = headers.get("gatecast-run", "")
-    if not _RUN.fullmatch(run):
-        trace = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
-        run = trace[1] if trace is not None else ""
-    client = headers.get("user-agent", "")[:200]
-    return Caller(identity, run, connection.peer, client, str(connection.gate.settings.get("listener", "")))
-
-
-def _place(gate: Gate, target: Target) -> AbstractAsyncContextManager[bool]:
-    """One of the places of a target that is limited: for a call."""
-    limit = target.settings.get("max_connections")
-    if not isinstance(limit, int):
-        return nullcontext(True)
-    return peers_of(gate.shared).place(f"{target.protocol}/{target.name}", limit)

@@ -12,13 +12,13 @@ Source: k8s.io/apimachinery/pkg/runtime/serializer, sigs.k8s.io/yaml and sigs.k8
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from protocols.kubernetes import protobuf
 from protocols.kubernetes.yaml_reader import read_yaml
+from proxy.core.decoded import has_half_pair, nested_beyond
 from proxy.core.http.heads import BadRequest
 
 Form = Literal[
@@ -29,7 +29,7 @@ Form = Literal[
 Value = Any
 
 BODY_LIMIT: Final = 3 * 1024 * 1024  # bytes. Source: apiserver's MaxRequestBodyBytes
-DEPTH_LIMIT: Final = 200  # of objects and arrays within each other; a CRD's schema, the deepest, has some 60; ours
+DEPTH_LIMIT: Final = 200  # of objects, arrays and what is in the last; a CRD's schema, the deepest, has some 60; ours
 _FORMS: Final[Mapping[str, Form]] = {
     "": "json",  # as the server does
     "application/json": "json",
@@ -41,7 +41,6 @@ _FORMS: Final[Mapping[str, Form]] = {
     "application/apply-patch+yaml": "apply-patch",
 }
 PATCHES: Final[frozenset[Form]] = frozenset({"json-patch", "merge-patch", "strategic-merge-patch", "apply-patch"})
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +96,10 @@ def read_json(text: str) -> Value:
         raise BadRequest(400, "the body is nested too deeply") from error
     except ValueError as error:  # JSONDecodeError, and integers of thousands of digits
         raise BadRequest(400, "the body is no valid JSON") from error
-    _check_depth(value)
-    if "\\ud" in text or "\\uD" in text:
-        _check_text(value)
+    if nested_beyond(value, DEPTH_LIMIT - 1):
+        raise BadRequest(400, "the body is nested too deeply")
+    if ("\\ud" in text or "\\uD" in text) and has_half_pair(value):
+        raise BadRequest(400, "the body has half a surrogate pair")
     return value
 
 
@@ -141,7 +141,8 @@ def _read_text(form: Form, body: bytes) -> Value:
         raise BadRequest(400, "the body is not UTF-8") from error
     if form == "yaml" or (form == "apply-patch" and not _looks_like_json(text)):
         value = read_yaml(text, DEPTH_LIMIT)
-        _check_depth(value)  # aliases add to the depth that was read
+        if nested_beyond(value, DEPTH_LIMIT - 1):  # aliases add to the depth that was read
+            raise BadRequest(400, "the body is nested too deeply")
         return {} if value is None and form == "yaml" else value
     return read_json(text)
 
@@ -191,28 +192,3 @@ def _check_operations(value: Value) -> None:
             if pointer and not pointer.startswith("/"):
                 raise BadRequest(400, "a pointer of the JSON patch is malformed")
         member(operation, "value")
-
-
-def _check_depth(value: Value) -> None:
-    """Refuse what is nested too deeply for the walks that follow; level by level, so that depth costs nothing."""
-    level: list[Value] = [value]
-    for _ in range(DEPTH_LIMIT):
-        holders = [each for each in level if isinstance(each, dict | list)]
-        level = [child for each in holders for child in (each.values() if isinstance(each, dict) else each)]
-        if not level:
-            return
-    raise BadRequest(400, "the body is nested too deeply")
-
-
-def _check_text(value: Value) -> None:
-    """Refuse halves of surrogate pairs: Go reads each as U+FFFD, so that two keys would be one."""
-    if isinstance(value, str):
-        if _SURROGATE.search(value):
-            raise BadRequest(400, "the body has half a surrogate pair")
-    elif isinstance(value, dict):
-        for key, child in value.items():
-            _check_text(key)
-            _check_text(child)
-    elif isinstance(value, list):
-        for child in value:
-            _check_text(child)

@@ -77,6 +77,24 @@ async def serve_connection(user: Stream, log: Any, work: Awaitable[None]) -> Non
         await asyncio.shield(user.close())
 
 
+def place_of(gate: Gate, target: Target) -> AbstractAsyncContextManager[bool]:
+    """One of the places of a target that is limited."""
+    limit = target.settings.get("max_connections")
+    if not isinstance(limit, int):
+        return nullcontext(True)
+    return peers_of(gate.shared).place(f"{target.protocol}/{target.name}", limit)
+
+
+def caller_of(gate: Gate, identity: Identity, peer: str, field: Callable[[str], str | None]) -> Caller:
+    """Whose session a request belongs to, by its fields (names in lower case)."""
+    run = field("gatecast-run") or ""
+    if not _RUN.fullmatch(run):
+        trace = _TRACEPARENT.fullmatch(field("traceparent") or "")
+        run = trace[1] if trace is not None else ""
+    client = (field("user-agent") or "")[:200]
+    return Caller(identity, run, peer, client, str(gate.settings.get("listener", "")))
+
+
 class Serving(ABC):
     """The requests of one connection, past TLS."""
 
@@ -224,19 +242,11 @@ class Serving(ABC):
 
     def place(self, target: Target) -> AbstractAsyncContextManager[bool]:
         """One of the places of a target that is limited: for a request, as the next one may name another target."""
-        limit = target.settings.get("max_connections")
-        if not isinstance(limit, int):
-            return nullcontext(True)
-        return peers_of(self.gate.shared).place(f"{target.protocol}/{target.name}", limit)
+        return place_of(self.gate, target)
 
     def caller(self, head: RequestHead, identity: Identity) -> Caller:
         """Whose session a request belongs to."""
-        run = head.get("gatecast-run") or ""
-        if not _RUN.fullmatch(run):
-            trace = _TRACEPARENT.fullmatch(head.get("traceparent") or "")
-            run = trace[1] if trace is not None else ""
-        client = (head.get("user-agent") or "")[:200]
-        return Caller(identity, run, str(self.user.info("peer")), client, str(self.gate.settings.get("listener", "")))
+        return caller_of(self.gate, identity, str(self.user.info("peer")), head.get)
 
 
 def _end_now(limit: asyncio.Timeout) -> None:
