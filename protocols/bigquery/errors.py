@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from proxy.core.errors import Refused
 from proxy.core.text import harmless
@@ -115,11 +115,6 @@ def denial_text(refused: Refused, url: str = "") -> str:
     if refused.approval is not None:
         text += f" (approval {refused.approval}{' ' + url if url else ''})"
     return _shown(f"Access Denied: {text}")
-
-
-def error_proto(reason: str, message: str) -> dict[str, Any]:
-    """Return an ErrorProto: errorResult and the members of errors in a job's status. reason: accessDenied, stopped."""
-    return {"reason": reason, "message": _shown(message)}
 
 
 def unauthenticated(message: str) -> tuple[bytes, tuple[str, str]]:

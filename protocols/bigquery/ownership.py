@@ -86,11 +86,6 @@ def stream_key(target: str, name: str) -> Key | None:
     return None if job is None else job_key(target, job[1], job[3], job[2])
 
 
-def request_key(target: str, project: str, request: str, digest: str) -> Key:
-    """The key of a jobs.query with a requestId: requests are the same if their content is the same too."""
-    return Key(target, "request", project, f"{request}:{digest}")
-
-
 def request_id(owner: Owner, request: str) -> str:
     """The requestId that goes to the target in place of an owner's: 36 characters of ASCII at most."""
     text = json.dumps([owner.subject, owner.issuer, owner.agents, request])

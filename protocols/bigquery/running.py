@@ -64,7 +64,7 @@ from proxy.http.answers import outcome
 
 NO_ESTIMATE: Final = Estimate()
 _QUERY_MEMBERS: Final = (
-    "jobReference", "queryId", "schema", "sessionInfo", "location", "jobComplete",
+    "jobReference", "queryId", "schema", "sessionInfo", "location",
 )  # fmt: skip
 _CHANGING: Final = frozenset({"define", "delete", "admin", "execute", "unknown"})
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
