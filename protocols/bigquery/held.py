@@ -64,6 +64,7 @@ class Held:
         self._log = log
         self._pending: Pending | None = None
         self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # it is held, and written down
+        self.begun = False  # somebody is asked already: who leaves now leaves a held job behind
         self.failure: BadRequest | None = None  # why it cannot be
 
     @property
@@ -73,6 +74,7 @@ class Held:
 
     async def on_hold(self, pending: Pending) -> None:
         """Write the hold down: from now on polls are answered."""
+        self.begun = True
         self._log.info("request held", approval=pending.id, rule=pending.hold.rule)
         if len(self._request) > REQUEST_LIMIT:
             self.failure = BadRequest(413, f"gatecast: a request over {REQUEST_LIMIT} bytes cannot wait for a human")
@@ -126,7 +128,12 @@ class Held:
                 await self._jobs.amend(key, owner, process="")
 
     async def _follow(self, deciding: asyncio.Task[Permit | Exception]) -> None:
+        waits: set[asyncio.Future[Any]] = {deciding, self.told}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         entry = self._entry
+        if not self.told.done() and entry.state == "claimed":  # it could not be written down, and nobody is told why
+            await self._jobs.forget(entry.key, entry.owner)
+            return
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch())
             try:

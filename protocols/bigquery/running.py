@@ -250,7 +250,11 @@ class _Run:
                 waits: set[asyncio.Future[Any]] = {deciding, held.told}
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             except asyncio.CancelledError:
-                deciding.cancel()
+                if held.begun and not turn.shared.over.is_set():
+                    claimed = False
+                    turn.shared.spawn(held.follow(deciding))
+                else:
+                    deciding.cancel()
                 raise
             if held.told.done():
                 claimed = False  # it is the held job's now, even if it was decided at once
